@@ -1,0 +1,55 @@
+"""loopax: the training loop for JAX.
+
+Everything public is here; importing it is free, each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopax import data as data
+    from loopax.checkpoint import Checkpoints as Checkpoints
+    from loopax.checkpoint import CheckpointStore as CheckpointStore
+    from loopax.errors import LoopaxError as LoopaxError
+    from loopax.evaluation import Evaluation as Evaluation
+    from loopax.evaluation import evaluate as evaluate
+    from loopax.loop import Chunk as Chunk
+    from loopax.loop import Hook as Hook
+    from loopax.loop import Run as Run
+    from loopax.loop import fit as fit
+    from loopax.loop import steps as steps
+    from loopax.rundir import RunDir as RunDir
+    from loopax.state import TrainState as TrainState
+
+_HOMES = {
+    "fit": "loopax.loop",
+    "steps": "loopax.loop",
+    "evaluate": "loopax.evaluation",
+    "TrainState": "loopax.state",
+    "Evaluation": "loopax.evaluation",
+    "Hook": "loopax.loop",
+    "Checkpoints": "loopax.checkpoint",
+    "CheckpointStore": "loopax.checkpoint",
+    "Run": "loopax.loop",
+    "Chunk": "loopax.loop",
+    "RunDir": "loopax.rundir",
+    "LoopaxError": "loopax.errors",
+}
+_MODULES = ("data", "models", "recipes", "errors", "optim")
+
+__version__ = "0.1.0"
+__all__ = [*_HOMES, *_MODULES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"loopax.{name}")
+    raise AttributeError(f"module 'loopax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

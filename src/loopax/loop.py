@@ -1,0 +1,440 @@
+"""The loop: chunks of compiled steps, and what happens between them.
+
+Between two moments that the host cares about, the device runs alone. One turn of the loop is
+
+    take the next items -> dispatch a chunk -> read the chunk before -> evaluate, call hooks, save
+
+and its order is a contract. The rows of a chunk are read after the next chunk was dispatched, so
+that the device does not wait for the host. Where something is due, everything up to there is read
+first: a state is saved only after its losses were seen to be finite. Evaluations and hooks see the
+state as it is after their step and cannot change it. Saving comes last, so that all rows up to a
+checkpoint's step are written before it exists.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from loopax.account import Account, summary
+from loopax.checkpoint import Checkpoints, CheckpointStore
+from loopax.data.batches import Batches, as_batches
+from loopax.data.loader import Loader
+from loopax.errors import CheckpointError, ConfigError
+from loopax.evaluation import Evaluation, evaluator
+from loopax.program import Rows, TrainProgram, probe_program
+from loopax.progress import Silent, display
+from loopax.recorder import Recorder
+from loopax.rundir import RunDir, as_mapping
+from loopax.state import TrainState
+from loopax.step import LossFn
+from loopax.writers import JsonLines, Row, TensorBoard, read_json_lines, values_of
+
+CHUNK_SECONDS = 1.0
+CHUNK_STEPS_LIMIT = 1000
+P = ParamSpec("P")
+
+
+@dataclass
+class Run:
+    """A run as far as it has come.
+
+    Attributes:
+        state: the state after `step` steps. While the run goes on it belongs to the loop, which
+            gives its memory to the next chunk: a hook that keeps a part of it must copy it.
+        step: how many steps have been made.
+        history: every logged row in order, those from before a resumption too.
+        dir: the run directory, or None.
+        account: where the wall time went, when the run has ended.
+    """
+
+    state: TrainState
+    step: int = 0
+    history: list[Row] = field(default_factory=list)
+    dir: RunDir | None = None
+    account: dict[str, Any] = field(default_factory=dict)
+
+    def latest(self, source: str) -> Row:
+        """The newest row of a source (`train`, `hook`, or the name of evaluation data), or {}."""
+        rows = (row for row in reversed(self.history) if row["source"] == source)
+        return next(rows, {})
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Calls `function(run)` each time `every` steps have been made, and at the end.
+
+    It may draw, print, save or measure; numbers that it returns by name are logged. Whatever it
+    does, the trained parameters stay the same.
+    """
+
+    function: Callable[[Run], Mapping[str, float] | None]
+    every: int
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"hook.every is {self.every}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The steps from `start` up to `stop`, just dispatched; `run.state` comes after."""
+
+    run: Run
+    start: int
+    stop: int
+    names: tuple[str, ...]
+    rows: Rows
+
+    @property
+    def metrics(self) -> dict[str, Float[np.ndarray, " steps"]]:
+        """Every metric of each of these steps. Reading them waits for the device."""
+        rows = jax.device_get(self.rows)[: self.stop - self.start]
+        return dict(zip(self.names, rows.T, strict=True))
+
+
+def steps(
+    state: TrainState,
+    loss_fn: LossFn,
+    data: Any,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    run_dir: str | Path | None = None,
+    evaluation: Any = None,
+    hooks: Sequence[Hook] = (),
+    checkpoints: Checkpoints | None = None,
+    log_every: int = 100,
+    probe_every: int | None = 100,
+    chunk_steps: int | None = None,
+    progress: bool = True,
+    config: Any = None,
+) -> Generator[Chunk, None, Run]:
+    """As `fit`, for those who want to own the loop: yields each chunk when it was dispatched.
+
+    Everything that `fit` does is done here, between the chunks; `break` leaves it properly, with
+    the state saved. Arguments, errors and the run that is returned at the end are those of `fit`.
+    """
+    batches = as_batches(data)
+    total = _total_steps(steps, epochs, batches)
+    _check_counts(log_every=log_every, probe_every=probe_every, chunk_steps=chunk_steps)
+    account = Account()
+    # Each chunk reuses the memory of the state it is given; the caller's state must stay whole.
+    run = Run(jax.tree.map(jnp.copy, state))
+    with ExitStack() as resources:
+        store, tail = None, {}
+        if run_dir is not None:
+            run.dir = RunDir.create(run_dir)
+            run.dir.claim(as_mapping(config))
+            store = CheckpointStore(run.dir.checkpoints, checkpoints or Checkpoints())
+            resources.enter_context(store)
+            tail = _resume(run, store, batches)
+        shown = display(total, run.step) if progress else Silent()
+        resources.callback(shown.close)
+        if run.step >= total:
+            shown.say(f"{run_dir or 'the run'}: finished, {run.step:,} of {total:,} steps are done")
+            return run
+        if run.step:
+            shown.say(f"{run_dir}: continuing at step {run.step:,} of {total:,}")
+        recorder = Recorder(
+            run.history,
+            shown,
+            account,
+            log_every=log_every,
+            steps_per_epoch=batches.steps_per_epoch,
+        )
+        recorder.resume(tail)
+        _open_writers(run, recorder, batches, resources)
+        moments: list[_Moment | _Saving] = [
+            *_evaluations(run, evaluation, loss_fn, recorder, batches, account),
+            *(_Moment(_calling(hook, run, recorder), hook.every) for hook in hooks),
+        ]
+        if store is not None:
+            moments.append(_Saving(run, store, recorder, batches, checkpoints or Checkpoints()))
+        marks = [log_every, probe_every, *(moment.every for moment in moments)]
+        shortest = min(mark for mark in marks if mark)
+        capacity = chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
+        train = TrainProgram(loss_fn, batches, account)
+        probe = probe_program(loss_fn, batches, account)
+        feed = batches.feed(_key_words(run.state), run.step, capacity)
+        loader = resources.enter_context(Loader(feed))
+
+        def plan() -> int:
+            ends = [total, *((run.step // mark + 1) * mark for mark in marks if mark)]
+            limit = chunk_steps or min(capacity, recorder.chunk_limit(CHUNK_SECONDS))
+            return min(*(end - run.step for end in ends), limit)
+
+        loader.request(plan())
+        while run.step < total:
+            with account.section("data"):
+                items, count = loader.take()
+            with account.section("compute"), jax.transfer_guard("disallow"):
+                due = probe_every is not None and run.step % probe_every == 0
+                norms = probe(run.state, items) if due else None
+                run.state, rows = train(run.state, items)
+            start, run.step = run.step, run.step + count
+            loader.request(plan())
+            recorder.settle()
+            recorder.add(start, count, train.names, rows, norms)
+            if run.step == total:
+                recorder.finish(total)
+            for moment in moments:
+                if moment.is_due(run.step, total):
+                    recorder.settle()
+                    with account.section(moment.section):
+                        moment.act()
+            with account.section("hooks"):
+                yield Chunk(run, start, run.step, train.names, rows)
+        if store is not None:
+            with account.section("checkpoint"):
+                store.wait()
+        run.account = account.report()
+        if run.dir is not None:
+            run.dir.write_json("account.json", run.account)
+        shown.say(summary(run.account))
+    return run
+
+
+def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run]:
+    """`fit` is `steps` with nobody looking on."""
+
+    @functools.wraps(steps, assigned=("__module__", "__annotations__"))
+    def fit(*args: P.args, **kwargs: P.kwargs) -> Run:
+        """Trains `state` on `data` until `steps` or `epochs` are done, and returns the run.
+
+        Args:
+            state: where to begin; it is copied and stays usable.
+            loss_fn: `(params, batch, rngs) -> loss` or `-> (loss, metrics)`, a pure function; with
+                a fourth argument `mutable` it is also given the state's collections and returns
+                them as a third value. `rngs` holds the keys of this step by stream name.
+            data: `dataset.batches(n)`, or any iterable of batches.
+            steps: train until this many steps have been made in all, those of a resumed run
+                included.
+            epochs: the same as a whole number of passes over the data.
+            run_dir: where metrics, checkpoints and provenance go; a run found there is continued,
+                exactly. None keeps everything in memory.
+            evaluation: an `Evaluation`, or just its data: batches, or batches by name.
+            hooks: functions to call between chunks.
+            checkpoints: when to save and what to keep, in `run_dir`.
+            log_every: steps between logged rows; a row holds the means over these steps.
+            probe_every: steps between measurements of `grad_norm` and `update_norm`, each of
+                which costs about one more step. None leaves them out.
+            chunk_steps: steps in one dispatch; by default as many as take about a second. The
+                result does not depend on it.
+            progress: show the run on standard error.
+            config: a dataclass or a mapping to keep with the run; a run that was made with
+                another one is not continued.
+
+        Raises:
+            ConfigError: an argument cannot work, or the run was made with another `config`.
+            DataError: the data ended, or is not made of numbers.
+            NonFiniteError: the loss became NaN or infinite; it names the step.
+            CheckpointError: the checkpoint to continue from does not fit the state or the data.
+            RunDirError: the run directory cannot be used.
+        """
+        chunks = steps(*args, **kwargs)
+        while True:
+            try:
+                next(chunks)
+            except StopIteration as end:
+                return end.value
+
+    fit.__name__ = fit.__qualname__ = "fit"
+    return fit
+
+
+fit = _drained(steps)
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """Something to do each time `every` steps have been made, and at the end."""
+
+    act: Callable[[], None]
+    every: int | None
+    section: str = "hooks"
+
+    def is_due(self, step: int, total: int) -> bool:
+        return step == total or bool(self.every and step % self.every == 0)
+
+
+class _Saving:
+    """Saves by steps, by time, at each new best, and at the end."""
+
+    section = "checkpoint"
+
+    def __init__(
+        self,
+        run: Run,
+        store: CheckpointStore,
+        recorder: Recorder,
+        batches: Batches,
+        settings: Checkpoints,
+    ) -> None:
+        self.every = settings.every
+        self._run, self._store, self._recorder = run, store, recorder
+        self._identity, self._settings = dict(batches.identity), settings
+        self._saved_at = time.perf_counter()
+        self._best = math.inf
+        for row in run.history:
+            self._improves(row)
+
+    def is_due(self, step: int, total: int) -> bool:
+        improved = any(self._improves(row) for row in self._measured())
+        seconds = self._settings.seconds
+        return (
+            step == total
+            or improved
+            or bool(self.every and step % self.every == 0)
+            or (seconds is not None and time.perf_counter() - self._saved_at >= seconds)
+        )
+
+    def act(self) -> None:
+        meta = {
+            "format": 1,
+            "step": self._run.step,
+            "data": self._identity,
+            "tail": self._recorder.tail,
+        }
+        metrics = {
+            f"{row['source']}/{name}": value
+            for row in self._measured()
+            for name, value in values_of(row).items()
+        }
+        self._store.save(self._run.state, meta, metrics)
+        self._saved_at = time.perf_counter()
+
+    def _measured(self) -> list[Row]:
+        """The rows of this very step; they are the last ones of the history."""
+        rows = itertools.takewhile(
+            lambda row: row["step"] == self._run.step, reversed(self._run.history)
+        )
+        return [row for row in rows if row["source"] != "train"]
+
+    def _improves(self, row: Row) -> bool:
+        source, _, name = (self._settings.best or "/").rpartition("/")
+        value = row.get(name) if row["source"] == source else None
+        if not isinstance(value, float) or not math.isfinite(value):
+            return False
+        rank = value if self._settings.mode == "min" else -value
+        improved, self._best = rank < self._best, min(rank, self._best)
+        return improved
+
+
+def _evaluations(
+    run: Run,
+    evaluation: Any,
+    loss_fn: LossFn,
+    recorder: Recorder,
+    batches: Batches,
+    account: Account,
+) -> list[_Moment]:
+    """A moment for each part of the evaluation data."""
+    if evaluation is None:
+        return []
+    if not isinstance(evaluation, Evaluation):
+        evaluation = Evaluation(evaluation)
+
+    def measuring(name: str, data: Batches) -> Callable[[], None]:
+        measure = evaluator(evaluation.loss_fn or loss_fn, data, account)
+        return lambda: recorder.log(run.step, name, measure(run.state))
+
+    every = evaluation.every or batches.steps_per_epoch
+    return [
+        _Moment(measuring(name, data), every, "evaluation")
+        for name, data in evaluation.parts.items()
+    ]
+
+
+def _calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
+    def call() -> None:
+        values = hook.function(run)
+        if values:
+            recorder.log(run.step, "hook", {k: float(value) for k, value in values.items()})
+
+    return call
+
+
+def _resume(run: Run, store: CheckpointStore, batches: Batches) -> dict[str, Any]:
+    """Puts the newest checkpoint's state and rows into `run`; returns its unlogged rows.
+
+    Raises:
+        CheckpointError: it was made with other data, batches or seed.
+    """
+    if not store.steps or run.dir is None:
+        return {}
+    seed = _key_words(run.state)
+    run.state, meta = store.restore(run.state)
+    there = {**meta["data"], "seed": _key_words(run.state)}
+    here = {**batches.identity, "seed": seed}
+    for name in there.keys() | here.keys():
+        if there.get(name) != here.get(name):
+            raise CheckpointError(
+                f"{store.directory}: made with {name} {there.get(name)}, and now it is "
+                f"{here.get(name)}; give the same to continue, or name another run directory"
+            )
+    run.step, tail = int(meta["step"]), meta["tail"]
+    unfinished = len(tail["rows"])
+    run.history[:] = [
+        row
+        for row in run.dir.metrics
+        if row["step"] <= run.step
+        and not (unfinished and row["source"] == "train" and row["step"] == run.step)
+    ]
+    return dict(tail)
+
+
+def _open_writers(run: Run, recorder: Recorder, batches: Batches, resources: ExitStack) -> None:
+    """Notes this start in the run directory and opens its files at the step it begins with."""
+    if run.dir is None:
+        return
+    run.dir.note_start(run.step, _key_words(run.state), batches.identity)
+    timing = [row for row in read_json_lines(run.dir.timing_file) if row["step"] <= run.step]
+    lines = JsonLines(run.dir.metrics_file, kept=run.history)
+    board = TensorBoard(run.dir.tensorboard, run.step)
+    recorder.writers = [lines, board]
+    recorder.timing = [JsonLines(run.dir.timing_file, kept=timing), board]
+    for writer in {*recorder.writers, *recorder.timing}:
+        resources.callback(writer.close)
+
+
+def _total_steps(steps: int | None, epochs: int | None, batches: Batches) -> int:
+    """How many steps the run has in all.
+
+    Raises:
+        ConfigError: not exactly one of `steps` and `epochs` is a whole number of at least 1.
+    """
+    if (steps is None) == (epochs is None):
+        raise ConfigError("give either steps or epochs, and not both")
+    name, value = ("steps", steps) if epochs is None else ("epochs", epochs)
+    if isinstance(value, bool) or value is None or value != int(value) or value < 1:
+        advice = "; for a part of an epoch give steps" if name == "epochs" else ""
+        raise ConfigError(f"{name} is {value}; it must be a whole number of at least 1{advice}")
+    if epochs is None:
+        return int(value)
+    if batches.steps_per_epoch is None:
+        raise ConfigError("epochs needs data whose length is known, and this iterable has no len()")
+    return int(value) * batches.steps_per_epoch
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and (value != int(value) or value < 1):
+            raise ConfigError(f"{name} is {value}; it must be a whole number of at least 1")
+
+
+def _key_words(state: TrainState) -> list[int]:
+    """The words of the root key: the seed of the data's order, and a seed one can compare."""
+    return [int(word) for word in jax.device_get(jax.random.key_data(state.key)).ravel()]

@@ -1,0 +1,182 @@
+"""The compiled chunk: many steps in one dispatch, through one loop body whatever their number.
+
+A single step or a remainder runs through the same compiled body as a full chunk, because another
+program for the same mathematics need not give the same bits. The number of steps is a run-time
+value, so one compilation serves every length.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+from loopax.account import Account
+from loopax.data.batches import Batches, Items
+from loopax.errors import ConfigError
+from loopax.paths import PyTree, leaf_path
+from loopax.state import TrainState
+from loopax.step import LossFn, Metrics, eval_step, probe_step, train_step
+
+Rows = Float[Array, "capacity metrics"]
+
+
+class Program:
+    """A jitted function that notes each compilation and what had changed to make it necessary."""
+
+    def __init__(
+        self, name: str, function: Callable[..., Any], account: Account, *, donate: tuple[int, ...]
+    ) -> None:
+        self._name, self._account = name, account
+        self._signatures: list[dict[str, str]] = []
+
+        def traced(*args: Any) -> Any:
+            self._signatures.append(_signature(args))
+            return function(*args)
+
+        self._jitted = jax.jit(traced, donate_argnums=donate)
+
+    def __call__(self, *args: Any) -> Any:
+        seen, start = len(self._signatures), time.perf_counter()
+        result = self._jitted(*args)
+        if len(self._signatures) > seen:
+            reason = _difference(self._signatures[-2:])
+            self._account.compiled(self._name, reason, time.perf_counter() - start)
+        return result
+
+
+class TrainProgram:
+    """Runs chunks of training steps; `names` are the columns of the rows it returns."""
+
+    def __init__(self, loss_fn: LossFn, batches: Batches, account: Account) -> None:
+        self.names: tuple[str, ...] = ()
+        self._batches = batches
+        self._step = train_step(loss_fn)
+        self._program = Program("train", self._chunk, account, donate=(0,))
+
+    def __call__(self, state: TrainState, items: Items) -> tuple[TrainState, Rows]:
+        """The state after `items.length` steps, and their metrics, a row a step.
+
+        After a step with a non-finite loss the rest of the chunk is not run.
+        """
+        return self._program(state, self._batches.resident, items.stacked, items.length)
+
+    def _chunk(
+        self, state: TrainState, resident: PyTree, stacked: PyTree, count: Int32[Array, ""]
+    ) -> tuple[TrainState, Rows]:
+        def one(state: TrainState, index: Int32[Array, ""]) -> tuple[TrainState, Metrics]:
+            return self._step(state, _batch(self._batches, resident, stacked, index))
+
+        after, metrics = jax.eval_shape(one, state, jnp.int32(0))
+        _check_unchanged(state, after)
+        self.names = _columns(metrics)
+
+        def proceed(carry: Any) -> Any:
+            index, _, rows = carry
+            loss = rows[jnp.maximum(index - 1, 0), 0]
+            return (index < count) & ((index == 0) | jnp.isfinite(loss))
+
+        def body(carry: Any) -> Any:
+            index, state, rows = carry
+            state, metrics = one(state, index)
+            row = jnp.stack([metrics[name] for name in self.names]).astype(jnp.float32)
+            return index + 1, state, rows.at[index].set(row)
+
+        start = (jnp.int32(0), state, _empty_rows(stacked, len(self.names)))
+        _, state, rows = jax.lax.while_loop(proceed, body, start)
+        return state, rows
+
+
+class EvalProgram:
+    """Measures batches without training, many in a dispatch."""
+
+    def __init__(self, loss_fn: LossFn, batches: Batches, account: Account) -> None:
+        self.names: tuple[str, ...] = ()
+        self._batches = batches
+        self._step = eval_step(loss_fn)
+        self._program = Program("evaluate", self._chunk, account, donate=())
+
+    def __call__(self, state: TrainState, items: Items, first: Int32[Array, ""]) -> Rows:
+        """The metrics of `items`, a row a batch; `first` is the index of the first batch."""
+        return self._program(state, self._batches.resident, items.stacked, items.length, first)
+
+    def _chunk(
+        self,
+        state: TrainState,
+        resident: PyTree,
+        stacked: PyTree,
+        count: Int32[Array, ""],
+        first: Int32[Array, ""],
+    ) -> Rows:
+        def one(index: Int32[Array, ""]) -> Metrics:
+            batch = _batch(self._batches, resident, stacked, index)
+            return self._step(state, batch, first + index)
+
+        self.names = _columns(jax.eval_shape(one, jnp.int32(0)))
+
+        def body(index: Int32[Array, ""], rows: Rows) -> Rows:
+            metrics = one(index)
+            return rows.at[index].set(jnp.stack([metrics[name] for name in self.names]))
+
+        return jax.lax.fori_loop(0, count, body, _empty_rows(stacked, len(self.names)))
+
+
+def probe_program(loss_fn: LossFn, batches: Batches, account: Account) -> Callable[..., Metrics]:
+    """Measures the norms of the step that is about to be made with the first of the items."""
+    step = probe_step(loss_fn)
+
+    def probe(state: TrainState, resident: PyTree, stacked: PyTree) -> Metrics:
+        return step(state, _batch(batches, resident, stacked, jnp.int32(0)))
+
+    program = Program("probe", probe, account, donate=())
+    return lambda state, items: program(state, batches.resident, items.stacked)
+
+
+def _batch(batches: Batches, resident: PyTree, stacked: PyTree, index: Int32[Array, ""]) -> PyTree:
+    return batches.assemble(resident, jax.tree.map(lambda leaf: leaf[index], stacked))
+
+
+def _empty_rows(stacked: PyTree, columns: int) -> Rows:
+    capacity = jax.tree.leaves(stacked)[0].shape[0]
+    return jnp.full((capacity, columns), np.nan, jnp.float32)
+
+
+def _columns(metrics: Metrics) -> tuple[str, ...]:
+    """The loss first, where the loop looks whether it is finite; the others by name."""
+    return ("loss", *(name for name in sorted(metrics) if name != "loss"))
+
+
+def _check_unchanged(before: PyTree, after: PyTree) -> None:
+    """A loop can only carry a state whose structure, shapes and types a step leaves alone."""
+    old, new = _signature((before,)), _signature((after,))
+    for path in [*old, *(new.keys() - old.keys())]:
+        if old.get(path) != new.get(path):
+            raise ConfigError(
+                f"a step changed the state's {path} from {old.get(path, 'nothing')} to "
+                f"{new.get(path, 'nothing')}; shapes and types must stay as they were created"
+            )
+
+
+def _signature(args: tuple[Any, ...]) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(args)
+    return {
+        leaf_path(path).partition("/")[2] or "argument": f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _difference(signatures: list[dict[str, str]]) -> str:
+    if len(signatures) < 2:
+        return "first use"
+    old, new = signatures
+    changed = [
+        f"{path}: {old.get(path, 'absent')} -> {new.get(path, 'absent')}"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path)
+    ]
+    return "; ".join(changed[:3]) or "other devices or layouts"

@@ -1,0 +1,119 @@
+"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from loopax.writers import Row, values_of
+
+PLAIN_SECONDS = 5.0
+
+
+class Display(Protocol):
+    """Shows where a run is."""
+
+    def update(self, step: int, steps_per_s: float) -> None: ...
+
+    def row(self, row: Row) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def display(total: int, start: int, console: Console | None = None) -> Display:
+    """The display that suits where standard error goes."""
+    console = console or Console(stderr=True)
+    return Live(total, start, console) if console.is_terminal else Lines(total, console)
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, step: int, steps_per_s: float) -> None:
+        """Nothing."""
+
+    def row(self, row: Row) -> None:
+        """Nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Live:
+    """A bar with rate and time left, redrawn four times a second, and a line an evaluation."""
+
+    def __init__(self, total: int, start: int, console: Console) -> None:
+        self._bar = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[values]}"),
+            console=console,
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task("", total=total, completed=start, rate="", values="")
+        self._bar.start()
+
+    def update(self, step: int, steps_per_s: float) -> None:
+        self._bar.update(self._task, completed=step, rate=f"{steps_per_s:,.0f} steps/s")
+
+    def row(self, row: Row) -> None:
+        if row["source"] == "train":
+            self._bar.update(self._task, values=_short(row))
+        else:
+            self._bar.console.print(_line(row), highlight=False)
+
+    def say(self, message: str) -> None:
+        self._bar.console.print(message, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class Lines:
+    """Plain lines for logs and pipes: evaluations always, training every few seconds."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        self._total, self._console = total, console
+        self._rate = 0.0
+        self._last = -PLAIN_SECONDS
+
+    def update(self, step: int, steps_per_s: float) -> None:
+        self._rate = steps_per_s
+
+    def row(self, row: Row) -> None:
+        now = time.monotonic()
+        if row["source"] == "train":
+            if now - self._last < PLAIN_SECONDS:
+                return
+            self._last = now
+        rate = f"  {self._rate:,.0f} steps/s" if row["source"] == "train" and self._rate else ""
+        self.say(f"{_line(row, self._total)}{rate}")
+
+    def say(self, message: str) -> None:
+        self._console.print(message, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _line(row: Row, total: int | None = None) -> str:
+    step = f"{row['step']:,}" + (f"/{total:,}" if total else "")
+    return f"{row['source']:>5} step {step}  {_short(row)}"
+
+
+def _short(row: Row) -> str:
+    return "  ".join(f"{name} {_number(value)}" for name, value in values_of(row).items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

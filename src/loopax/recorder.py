@@ -1,0 +1,177 @@
+"""From the rows of compiled chunks to logged rows: read late, averaged, checked, handed on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from loopax.account import Account
+from loopax.errors import NonFiniteError
+from loopax.progress import Display
+from loopax.writers import Row, Writer
+
+FIRST_CHUNK_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A chunk that was dispatched and not yet read; `norms` were probed before its first step."""
+
+    start: int
+    count: int
+    names: Sequence[str]
+    rows: Array
+    norms: Mapping[str, Array] | None
+    dispatched: float
+
+
+class Recorder:
+    """Keeps the history of a run and passes each row to the writers and the display.
+
+    A row of source `train` holds the means over the `log_every` steps before it, whatever chunks
+    they came in, so equal runs write equal rows. Only the learning rate is that of the last step,
+    and norms are those of the step that was probed.
+    """
+
+    def __init__(
+        self,
+        history: list[Row],
+        display: Display,
+        account: Account,
+        *,
+        log_every: int,
+        steps_per_epoch: int | None,
+    ) -> None:
+        self.writers: list[Writer] = []
+        self.timing: list[Writer] = []
+        self._history, self._display, self._account = history, display, account
+        self._log_every, self._steps_per_epoch = log_every, steps_per_epoch
+        self._pending: Pending | None = None
+        self._names: list[str] = []
+        self._interval: list[np.ndarray] = []
+        self._norms: dict[str, float] = {}
+        self._ready_at = self._logged_at = time.perf_counter()
+        self._limit = FIRST_CHUNK_STEPS
+        account.device_is_busy = lambda: (
+            self._pending is not None and not self._pending.rows.is_ready()  # type: ignore[attr-defined]
+        )
+
+    @property
+    def tail(self) -> dict[str, Any]:
+        """What was read since the last logged row, for a checkpoint to keep."""
+        return {
+            "log_every": self._log_every,
+            "names": self._names,
+            "rows": [row.tolist() for row in self._interval],
+            "norms": self._norms,
+        }
+
+    def resume(self, tail: Mapping[str, Any]) -> None:
+        """Continues the interval in which a checkpoint was made."""
+        if tail and tail["log_every"] == self._log_every:
+            self._names, self._norms = list(tail["names"]), dict(tail["norms"])
+            self._interval = [np.asarray(row, np.float32) for row in tail["rows"]]
+
+    def chunk_limit(self, seconds: float) -> int:
+        """How many steps take about `seconds`, as far as is known."""
+        return max(1, int(self._limit * seconds))
+
+    def add(
+        self,
+        start: int,
+        count: int,
+        names: Sequence[str],
+        rows: Float[Array, "capacity metrics"],
+        norms: Mapping[str, Array] | None,
+    ) -> None:
+        """Takes over the rows of a chunk that was just dispatched."""
+        self._pending = Pending(start, count, names, rows, norms, time.perf_counter())
+
+    def settle(self) -> None:
+        """Reads the pending chunk, which waits for the device, and logs what became complete.
+
+        Raises:
+            NonFiniteError: the loss of one of its steps is NaN or infinite.
+        """
+        if self._pending is None:
+            return
+        chunk = self._pending
+        with self._account.section("compute"):
+            rows, norms = jax.device_get((chunk.rows, chunk.norms))
+        self._pending = None
+        self._account.reads += 1
+        self._note_pace(chunk)
+        self._names = list(chunk.names)
+        rows = rows[: chunk.count]
+        _check_finite(chunk, rows, self._interval)
+        self._norms |= {name: float(value) for name, value in (norms or {}).items()}
+        self._interval.extend(rows)
+        step = chunk.start + chunk.count
+        if step % self._log_every == 0:
+            self._log_interval(step)
+
+    def finish(self, step: int) -> None:
+        """Reads what is pending and logs the last, shorter interval."""
+        self.settle()
+        if self._interval:
+            interval, norms = self._interval, self._norms
+            self._log_interval(step)
+            # A checkpoint made here must know them: a longer run would go on with this interval.
+            self._interval, self._norms = interval, norms
+
+    def log(self, step: int, source: str, values: Mapping[str, float]) -> None:
+        """Adds one row of values measured at `step`."""
+        row: Row = {"step": step, "source": source}
+        if self._steps_per_epoch:
+            row["epoch"] = round(step / self._steps_per_epoch, 4)
+        row.update(values)
+        self._history.append(row)
+        self._display.row(row)
+        for writer in self.writers:
+            writer.write(row)
+
+    def _log_interval(self, step: int) -> None:
+        rows = np.stack(self._interval)
+        values = dict(zip(self._names, rows.mean(axis=0, dtype=np.float64).tolist(), strict=True))
+        if "learning_rate" in values:
+            values["learning_rate"] = float(rows[-1, self._names.index("learning_rate")])
+        now = time.perf_counter()
+        rate = len(rows) / (now - self._logged_at)
+        self._logged_at = now
+        self._display.update(step, rate)
+        self.log(step, "train", {"steps": len(rows), **values, **self._norms})
+        for writer in self.timing:
+            writer.write({"step": step, "source": "time", "steps_per_s": round(rate, 2)})
+        self._interval, self._norms = [], {}
+
+    def _note_pace(self, chunk: Pending) -> None:
+        """Lets the next chunks grow towards a second, at most fourfold at a time."""
+        now = time.perf_counter()
+        spent = now - max(self._ready_at, chunk.dispatched)
+        self._ready_at = now
+        self._limit = min(4 * max(self._limit, chunk.count), int(chunk.count / max(spent, 1e-9)))
+
+
+def _check_finite(chunk: Pending, rows: np.ndarray, before: Sequence[np.ndarray]) -> None:
+    bad = np.flatnonzero(~np.isfinite(rows[:, 0]))
+    if not bad.size:
+        return
+    first = int(bad[0])
+    step = chunk.start + first
+    values = dict(zip(chunk.names, rows[first].tolist(), strict=True))
+    metric = next((n for n, v in values.items() if n != "loss" and not np.isfinite(v)), "loss")
+    earlier = rows[first - 1, 0] if first else (before[-1][0] if len(before) else None)
+    last = "" if earlier is None else f"; the step before had {earlier:.6g}"
+    shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+    raise NonFiniteError(
+        f"the loss became {values['loss']} at step {step} ({shown}){last}; "
+        "try a lower learning rate or clipping, and look for division by zero or log of zero",
+        step=step,
+        metric=metric,
+    )

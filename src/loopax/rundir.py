@@ -1,0 +1,193 @@
+"""One run's directory: what it was, how it went, where its checkpoints lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from loopax.errors import ConfigError, RunDirError
+from loopax.writers import Row, read_json_lines
+
+PACKAGES = ("loopax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunDir:
+    """The files of one run.
+
+    `config.json` is the resolved configuration, `run.json` the provenance of each start,
+    `metrics.jsonl` every logged row, `timing.jsonl` the speed, `account.json` where the time went,
+    `checkpoints/` the states, `tensorboard/` the events, `pictures/` what hooks draw.
+
+    Raises:
+        RunDirError: the path is a file, or cannot be written, or the directory is not a run's.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path) -> RunDir:
+        """The directory at `path`, made if need be, and known to be writable."""
+        run = cls(path)
+        if run.path.is_dir() and any(run.path.iterdir()) and not run.config_file.exists():
+            raise RunDirError(
+                f"{run.path}: is not empty and holds no run (no config.json); name a new directory"
+            )
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            probe = run.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RunDirError(
+                f"{run.path}: cannot be written ({error.strerror}); name another run directory"
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """An existing run, to read from."""
+        run = cls(path)
+        if not run.config_file.is_file():
+            raise RunDirError(f"{run.path}: is not a run directory (it has no config.json)")
+        return run
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timing_file(self) -> Path:
+        return self.path / "timing.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @functools.cached_property
+    def pictures(self) -> Path:
+        """The folder for pictures, made when first asked for."""
+        folder = self.path / "pictures"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration the run was made with."""
+        return self.read_json("config.json")
+
+    @property
+    def metrics(self) -> list[Row]:
+        """Every logged row."""
+        return read_json_lines(self.metrics_file)
+
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Writes the configuration of a new run, or checks that of the run that is continued.
+
+        Raises:
+            ConfigError: the run was made with another configuration.
+        """
+        wanted = json.loads(json.dumps(config, default=str))
+        if self.config_file.exists():
+            differing = _differences(self.config, wanted)
+            if differing:
+                raise ConfigError(
+                    f"{self.path}: this run was made with {'; '.join(differing)}; "
+                    "name another run directory, or give the same settings to continue it"
+                )
+        else:
+            self.write_json("config.json", wanted)
+
+    def note_start(self, step: int, seed: Any, data: Mapping[str, Any]) -> None:
+        """Adds this start of the run, and where it begins, to the provenance in `run.json`."""
+        starts = self.read_json("run.json")["starts"] if (self.path / "run.json").exists() else []
+        starts.append({"step": step, **_provenance(), "key": seed, "data": dict(data)})
+        self.write_json("run.json", {"format": 1, "starts": starts})
+
+    def read_json(self, name: str) -> Any:
+        """The content of one JSON file of the run."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError) as error:
+            raise RunDirError(f"{self.path / name}: cannot be read as JSON: {error}") from error
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes one JSON file whole or not at all."""
+        partial = self.path / f"{name}.partial"
+        partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        partial.replace(self.path / name)
+
+
+def as_mapping(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values: from a dataclass, a mapping, or nothing."""
+    if config is None:
+        return {}
+    return dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)  # type: ignore[arg-type]
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(new.keys() - old.keys())]
+        return [
+            line
+            for key in keys
+            for line in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))
+        ]
+    return [] if old == new else [f"{name} = {old!r}, not {new!r}"]
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "platform": jax.default_backend(),
+        "visible_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "git": _git_revision(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> dict[str, Any] | None:
+    """The revision of the working directory's repository, when it is in one."""
+    try:
+        revision, status = (
+            subprocess.run(
+                ["git", *command], capture_output=True, text=True, timeout=5, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"revision": revision, "changed": bool(status)}

@@ -1,0 +1,137 @@
+"""From a plain loss function to pure steps: train, evaluate, probe.
+
+Only what trains is differentiated: frozen parameters reach the loss but no gradient of theirs is
+ever formed, so nothing chained in front of the optimiser can make the step pay for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from loopax.errors import ConfigError
+from loopax.paths import PyTree
+from loopax.randomness import Streams, stream
+from loopax.state import TrainState
+
+Batch = PyTree
+Metrics = dict[str, Float[Array, ""]]
+LossFn = Callable[..., Any]
+"""`(params, batch, rngs) -> loss` or `-> (loss, metrics)`.
+
+With a fourth argument named `mutable`, the loss is also given the state's collections and returns
+`(loss, metrics, mutable)`.
+"""
+
+
+def train_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The pure function that makes one update: state and batch to state and metrics."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        metrics, mutable, grads = _differentiate(loss_fn, state, batch)
+        state = state.apply_gradients(grads=grads, mutable=mutable)
+        rate = optax.tree_utils.tree_get(state.opt_state, "learning_rate")
+        if rate is not None and jnp.ndim(rate) == 0:
+            metrics["learning_rate"] = rate
+        return state.observe(metrics["loss"], metrics), metrics
+
+    return step
+
+
+def eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch, Array], Metrics]:
+    """The pure function that measures one batch, with the moving average where there is one.
+
+    Its noise depends on the seed and the batch's index only: two evaluations differ by the
+    parameters and by nothing else.
+    """
+
+    def step(state: TrainState, batch: Batch, index: Array) -> Metrics:
+        rngs = Streams(jax.random.fold_in(stream(state.key, "evaluation"), index))
+        return _call(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
+
+    return step
+
+
+def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
+    """The global norms of the gradient and of the update that the next step is about to make.
+
+    They are measured beside the training loop and not inside it: a norm keeps every gradient
+    alive until it is added up, which at small batches costs the loop a third of its speed.
+    """
+
+    def step(state: TrainState, batch: Batch) -> Metrics:
+        _, _, grads = _differentiate(loss_fn, state, batch)
+        updates, _ = state.tx.update(grads, state.opt_state, state.trainable)
+        return {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+
+    return step
+
+
+def _differentiate(
+    loss_fn: LossFn, state: TrainState, batch: Batch
+) -> tuple[Metrics, PyTree, PyTree]:
+    def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
+        params = state.with_trainable(trainable).params
+        metrics, mutable = _call(loss_fn, params, batch, state.rngs, state.mutable)
+        return metrics["loss"], (metrics, mutable)
+
+    grads, (metrics, mutable) = jax.grad(objective, has_aux=True)(state.trainable)
+    return metrics, mutable, grads
+
+
+def _call(
+    loss_fn: LossFn, params: PyTree, batch: Batch, rngs: Streams, mutable: PyTree
+) -> tuple[Metrics, PyTree]:
+    """Calls the user's loss and checks what comes back: all metrics, the loss among them."""
+    takes_mutable = "mutable" in inspect.signature(loss_fn).parameters
+    try:
+        result = loss_fn(params, batch, rngs, *([mutable] if takes_mutable else []))
+    except Exception as error:
+        module = _unbound_module(error)
+        if module is None:
+            raise
+        raise ConfigError(
+            f"the loss called the Flax module {module} itself; a module holds no parameters: "
+            "call model.apply(params, ...), or model.bind(params) first"
+        ) from error
+    parts = result if isinstance(result, tuple) else (result,)
+    wanted = (3,) if takes_mutable else (1, 2)
+    if len(parts) not in wanted or (len(parts) > 1 and not isinstance(parts[1], Mapping)):
+        form = "(loss, metrics, mutable)" if takes_mutable else "loss or (loss, metrics)"
+        raise ConfigError(f"the loss must return {form} with metrics a dict; it gave {result!r}")
+    metrics = {"loss": parts[0], **(parts[1] if len(parts) > 1 else {})}
+    if len(parts) > 1 and "loss" in parts[1]:
+        raise ConfigError("the metric 'loss' is the loss itself; give this one another name")
+    return (
+        {name: _scalar(name, value) for name, value in metrics.items()},
+        parts[2] if takes_mutable else mutable,
+    )
+
+
+def _scalar(name: str, value: Any) -> Float[Array, ""]:
+    if jnp.shape(value) != ():
+        raise ConfigError(
+            f"the metric {name!r} has shape {jnp.shape(value)}; the loss and its metrics are "
+            "scalars, for example means over the batch"
+        )
+    return jnp.asarray(value, jnp.float32)
+
+
+def _unbound_module(error: Exception) -> str | None:
+    """The class of the Flax module that was called without parameters, if that is what failed."""
+    if not isinstance(error, AttributeError) and "Unbound" not in type(error).__name__:
+        return None
+    frame = error.__traceback__
+    while frame is not None:
+        module = frame.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and module.scope is None:
+            return type(module).__name__
+        frame = frame.tb_next
+    return None
