@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from loopax.loop import Run as Run
     from loopax.loop import fit as fit
     from loopax.loop import steps as steps
+    from loopax.optimizer import Group as Group
+    from loopax.optimizer import Optimizer as Optimizer
+    from loopax.optimizer import Schedule as Schedule
     from loopax.rundir import RunDir as RunDir
     from loopax.state import TrainState as TrainState
 
@@ -28,6 +31,9 @@ _HOMES = {
     "steps": "loopax.loop",
     "evaluate": "loopax.evaluation",
     "TrainState": "loopax.state",
+    "Optimizer": "loopax.optimizer",
+    "Schedule": "loopax.optimizer",
+    "Group": "loopax.optimizer",
     "Evaluation": "loopax.evaluation",
     "Hook": "loopax.loop",
     "Checkpoints": "loopax.checkpoint",
@@ -37,7 +43,7 @@ _HOMES = {
     "RunDir": "loopax.rundir",
     "LoopaxError": "loopax.errors",
 }
-_MODULES = ("data", "models", "recipes", "errors", "optim")
+_MODULES = ("data", "models", "recipes", "errors")
 
 __version__ = "0.1.0"
 __all__ = [*_HOMES, *_MODULES, "__version__"]

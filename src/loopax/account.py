@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SECTIONS = ("compute", "compile", "data", "evaluation", "checkpoint", "hooks", "host")
+SECTIONS = ("setup", "compute", "compile", "data", "evaluation", "checkpoint", "hooks", "host")
 
 
 class Account:
@@ -15,7 +15,8 @@ class Account:
 
     Sections nest; time spent in an inner one is not counted in the outer. Host work and waiting
     for data that happen while the device is still busy cost nothing and count as compute; what is
-    left under `host` and `data` is time in which the device stood still.
+    left under `host` and `data` is time in which the device stood still. Until the loop begins,
+    time is `setup`.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class Account:
         self.reads = 0
         self.compilations: dict[str, list[str]] = {}
         self.device_is_busy: Callable[[], bool] = lambda: False
-        self._section = "host"
+        self._section = "setup"
         self._since = time.perf_counter()
 
     @contextmanager

@@ -142,12 +142,16 @@ class CheckpointStore:
         step = self.step_of(which)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         self._check_fits(step, target)
+        return self._restore(step, ocp.args.StandardRestore(target))
+
+    def read(self, which: str | int = "latest") -> tuple[dict[str, Any], Any]:
+        """A checkpoint as a plain tree of dictionaries, and its meta: no state is needed."""
+        return self._restore(self.step_of(which), ocp.args.StandardRestore())
+
+    def _restore(self, step: int, form: ocp.args.StandardRestore) -> tuple[Any, Any]:
         try:
             restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-                ),
+                step, args=ocp.args.Composite(state=form, meta=ocp.args.JsonRestore())
             )
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

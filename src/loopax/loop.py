@@ -176,6 +176,7 @@ def steps(
             limit = chunk_steps or min(capacity, recorder.chunk_limit(CHUNK_SECONDS))
             return min(*(end - run.step for end in ends), limit)
 
+        resources.enter_context(account.section("host"))
         loader.request(plan())
         while run.step < total:
             with account.section("data"):

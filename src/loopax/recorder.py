@@ -139,8 +139,9 @@ class Recorder:
     def _log_interval(self, step: int) -> None:
         rows = np.stack(self._interval)
         values = dict(zip(self._names, rows.mean(axis=0, dtype=np.float64).tolist(), strict=True))
-        if "learning_rate" in values:
-            values["learning_rate"] = float(rows[-1, self._names.index("learning_rate")])
+        for column, name in enumerate(self._names):
+            if name.startswith("learning_rate"):
+                values[name] = float(rows[-1, column])
         now = time.perf_counter()
         rate = len(rows) / (now - self._logged_at)
         self._logged_at = now

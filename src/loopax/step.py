@@ -37,9 +37,7 @@ def train_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], tuple[TrainStat
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics, mutable, grads = _differentiate(loss_fn, state, batch)
         state = state.apply_gradients(grads=grads, mutable=mutable)
-        rate = optax.tree_utils.tree_get(state.opt_state, "learning_rate")
-        if rate is not None and jnp.ndim(rate) == 0:
-            metrics["learning_rate"] = rate
+        metrics |= _learning_rates(state.opt_state)
         return state.observe(metrics["loss"], metrics), metrics
 
     return step
@@ -72,6 +70,24 @@ def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
         return {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
 
     return step
+
+
+def _learning_rates(opt_state: PyTree) -> Metrics:
+    """The rates that the optimiser's state shows: Optax's `inject_hyperparams`, or ours.
+
+    One of several groups is called `learning_rate/<label of the group>`.
+    """
+    found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    rates = {}
+    for path, rate in found:
+        labels = [
+            str(key.key)
+            for key in path
+            if isinstance(key, jax.tree_util.DictKey) and key.key not in ("learning_rate", "")
+        ]
+        if jnp.ndim(rate) == 0:
+            rates["/".join(["learning_rate", *labels])] = rate
+    return rates
 
 
 def _differentiate(

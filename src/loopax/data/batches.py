@@ -81,6 +81,8 @@ class DatasetBatches(Batches):
         ConfigError: the batch size is not between 1 and the number of examples.
     """
 
+    steps_per_epoch: int
+
     def __init__(
         self,
         dataset: Dataset,
@@ -168,7 +170,6 @@ class _DatasetFeed:
 
     def take(self, n: int) -> Items:
         batches, size = self._batches, self._batches.batch_size
-        assert batches.steps_per_epoch is not None
         epoch, first = divmod(self._step, batches.steps_per_epoch)
         order = self._order_of(epoch)
         full = len(order) // size

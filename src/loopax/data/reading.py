@@ -1,0 +1,81 @@
+"""Files that may be missing, damaged or lying: read within bounds, blamed in one line."""
+
+from __future__ import annotations
+
+import os
+import stat
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from loopax.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
+
+MAX_EXPANSION = 1032
+"""DEFLATE packs at most this many bytes into one, so gzip and zip files cannot hold more."""
+
+_BLOCK_BYTES = 2**20
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as a message can carry it: line breaks and undecodable bytes are escaped."""
+    text = os.fspath(path)
+    return text if text.isprintable() else repr(text)
+
+
+def fault(where: str | os.PathLike[str], what: str) -> DataError:
+    """The error that says what is wrong with the file, or the part of it, at `where`."""
+    return DataError(f"{shown(where)}: {what}")
+
+
+@contextmanager
+def blaming(where: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Turns whatever a parser raises into a `DataError` about `where`.
+
+    What parsers of zip, NPY and images raise on damaged bytes is open-ended: besides `OSError`
+    and `ValueError` also `SyntaxError`, `struct.error`, `RecursionError`, `MemoryError`, ...
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = textwrap.shorten(reason, 200) or type(error).__name__
+        raise fault(where, f"{what}: {reason}") from error
+
+
+@contextmanager
+def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The file at `path`, open for reading.
+
+    Raises:
+        DataError: it does not exist, is a folder or a device, or may not be read; or the body
+            raises anything else.
+    """
+    with blaming(path, "cannot be read"):
+        # Before opening, because to open a named pipe is to wait for somebody to write.
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise fault(path, "is a folder; it must be a file")
+        if not stat.S_ISREG(mode):
+            raise fault(path, "is a device or a pipe; it must be a file")
+        with Path(path).open("rb") as file:
+            yield file
+
+
+def size_of(file: BinaryIO) -> int:
+    """Bytes of an open file."""
+    return os.fstat(file.fileno()).st_size
+
+
+def read_up_to(stream: SupportsRead[bytes], count: int) -> bytearray:
+    """The next `count` bytes, fewer at the end; memory grows with what is there, not `count`."""
+    data = bytearray()
+    while block := stream.read(min(_BLOCK_BYTES, count - len(data))):
+        data += block
+    return data

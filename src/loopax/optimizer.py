@@ -1,0 +1,319 @@
+"""A typed description of an optimiser, turned into a plain Optax transformation.
+
+Nothing here is needed to train: `TrainState.create` takes any `optax.GradientTransformation`. The
+description is for configurations, because it can be saved, compared, and set from a command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from loopax.errors import ConfigError
+
+# Optax takes half a second to import, and a configuration must not: `--help` is instant.
+if TYPE_CHECKING:
+    import optax
+    from jaxtyping import Array, Float, Int32
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor on the learning rate as a function of the number of updates made.
+
+    `Schedule("cosine", warmup_steps=500)` is warm-up then decay. Schedules are joined with `then`:
+    `Schedule("constant", steps=1000, then=Schedule("constant", start=0.1))` is piecewise constant.
+
+    Attributes:
+        kind: how the factor goes from `start` to `end`; a constant stays at `start`.
+        start: the factor that it begins with.
+        end: the factor that it ends with, and keeps.
+        steps: how many updates it takes; None means until the end of the run.
+        warmup_steps: how many updates a linear warm-up from 0 to `start` takes before it.
+        then: what follows after `steps` updates.
+
+    Raises:
+        ConfigError: a value is out of range, or something follows a schedule without an end.
+    """
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    start: float = 1.0
+    end: float = 0.0
+    steps: int | None = None
+    warmup_steps: int = 0
+    then: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("constant", "linear", "cosine"):
+            raise ConfigError(
+                f"schedule.kind is {self.kind!r}; it must be constant, linear or cosine"
+            )
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"schedule.steps is {self.steps}; it must be at least 1")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must not be < 0")
+        if not (0 <= self.start < math.inf and 0 <= self.end < math.inf):
+            raise ConfigError(
+                f"schedule goes from {self.start} to {self.end}; factors are at least 0"
+            )
+        if self.then is not None and self.steps is None:
+            raise ConfigError("schedule.then follows a schedule without an end; give it steps")
+
+    def build(self, learning_rate: float, total_steps: int | None) -> optax.Schedule:
+        """The learning rate as a function of the update, for Optax.
+
+        Raises:
+            ConfigError: it lasts until the end of the run, and that is not known or not left.
+        """
+        import optax
+
+        steps = self.steps
+        if steps is None and self.kind != "constant":
+            if total_steps is None:
+                raise ConfigError(f"a {self.kind} schedule without steps needs total_steps")
+            steps = total_steps - self.warmup_steps
+            if steps < 1:
+                raise ConfigError(
+                    f"schedule.warmup_steps is {self.warmup_steps}, and the run has only "
+                    f"{total_steps} updates in all"
+                )
+        peak, last = learning_rate * self.start, learning_rate * self.end
+        parts: list[optax.Schedule] = []
+        ends: list[int] = []
+        if self.warmup_steps:
+            parts.append(optax.linear_schedule(0.0, peak, self.warmup_steps))
+            ends.append(self.warmup_steps)
+        if self.kind == "constant":
+            parts.append(optax.constant_schedule(peak))
+        elif self.kind == "linear":
+            parts.append(optax.linear_schedule(peak, last, steps))
+        else:
+            floor = last / peak if peak else 0.0
+            parts.append(optax.cosine_decay_schedule(peak, steps, alpha=floor))
+        if self.then is not None and steps is not None:
+            ends.append(self.warmup_steps + steps)
+            left = None if total_steps is None else total_steps - ends[-1]
+            parts.append(self.then.build(learning_rate, left))
+        return optax.join_schedules(parts, ends) if ends else parts[0]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that have an optimiser of their own.
+
+    Attributes:
+        params: path patterns, as in `loopax.paths.matches`; the first group that matches counts.
+        optimizer: how they train. Its `clip_norm` counts this group's gradients only.
+    """
+
+    params: tuple[str, ...]
+    optimizer: Optimizer
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An Optax optimiser and what goes around it.
+
+    Attributes:
+        name: any optimiser of Optax that takes a learning rate: adam, adamw, sgd, lion, ...
+        learning_rate: the rate that the schedule's factor multiplies.
+        schedule: how the rate changes during the run.
+        weight_decay: for optimisers that have one; None leaves Optax's default.
+        decay_vectors: decay biases and norm scales too (every parameter with a single axis).
+        arguments: any other argument of the optimiser, such as b1 or momentum.
+        clip_norm: scale the gradients down to this global norm when theirs is larger.
+        accumulate: batches whose gradients are averaged into one update; a mapping
+            `{0: 1, 1000: 4}` gives the number from that update on.
+        update_ema: smooth the updates with a moving average of this decay (`optax.ema`).
+        params_ema: keep a moving average of the parameters with this decay, to evaluate with.
+        freeze: path patterns of parameters that do not train and cost no backward pass.
+        groups: parameters with an optimiser of their own; the rest is trained as said here.
+
+    Raises:
+        ConfigError: there is no such optimiser or argument, or a value is out of range.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Schedule = Schedule()
+    weight_decay: float | None = None
+    decay_vectors: bool = True
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    clip_norm: float | None = None
+    accumulate: int | Mapping[int, int] = 1
+    update_ema: float | None = None
+    params_ema: float | None = None
+    freeze: tuple[str, ...] = ()
+    groups: tuple[Group, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm is {self.clip_norm}; it must be above 0")
+        for name in ("update_ema", "params_ema"):
+            decay = getattr(self, name)
+            if decay is not None and not 0 <= decay < 1:
+                raise ConfigError(f"{name} is {decay}; a decay is at least 0 and below 1")
+        plan = self.accumulation
+        if 0 not in plan or min(plan) < 0 or min(plan.values()) < 1:
+            raise ConfigError(
+                f"accumulate is {self.accumulate}; it must be at least 1, or begin at update 0"
+            )
+
+    @property
+    def accumulation(self) -> dict[int, int]:
+        """Batches per update, by the update from which on they count."""
+        many = self.accumulate
+        return dict(sorted(many.items())) if isinstance(many, Mapping) else {0: many}
+
+    def build(self, total_steps: int | None = None) -> optax.GradientTransformation:
+        """The Optax transformation. `total_steps` is the number of batches of the whole run.
+
+        What freezes and what is averaged is not part of a transformation: hand `freeze` and
+        `params_ema` to `TrainState.create(frozen=..., ema_decay=...)`.
+        """
+        import optax
+
+        plan = self.accumulation
+        updates = None if total_steps is None else _updates_in(total_steps, plan)
+        transformation = self._one(updates)
+        if self.groups:
+            transforms = {"": transformation}
+            for group in self.groups:
+                transforms[_label(group)] = group.optimizer.build(updates)
+            transformation = optax.multi_transform(transforms, self._labels)
+        if plan == {0: 1}:
+            return transformation
+        constant = plan[0] if len(plan) == 1 else None
+        every = constant or (lambda update: _from_plan(plan, update))
+        return optax.MultiSteps(transformation, every).gradient_transformation()
+
+    def _one(self, updates: int | None) -> optax.GradientTransformation:
+        """The chain without groups and accumulation."""
+        import optax
+
+        rate = self.schedule.build(self.learning_rate, updates)
+        links = [recorded_learning_rate(rate)]
+        if self.clip_norm is not None:
+            links.append(optax.clip_by_global_norm(self.clip_norm))
+        links.append(_factory(self.name)(learning_rate=rate, **self._checked_arguments()))
+        if self.update_ema is not None:
+            links.append(optax.ema(self.update_ema))
+        return optax.chain(*links)
+
+    def _checked_arguments(self) -> dict[str, Any]:
+        arguments = dict(self.arguments)
+        if self.weight_decay is not None:
+            arguments["weight_decay"] = self.weight_decay
+        if not self.decay_vectors:
+            arguments["mask"] = _matrices
+        known = inspect.signature(_factory(self.name)).parameters
+        for argument in arguments:
+            if argument not in known or argument == "learning_rate":
+                hint = "; adamw decays weights" if argument in ("weight_decay", "mask") else ""
+                raise ConfigError(
+                    f"optimizer {self.name!r} has no argument {argument!r}; it has "
+                    f"{', '.join(name for name in known if name != 'learning_rate')}{hint}"
+                )
+        return arguments
+
+    def _labels(self, params: Any) -> Any:
+        from loopax.paths import map_with_path, matches, path_mask
+
+        for group in self.groups:
+            path_mask(params, group.params, purpose="groups")
+        return map_with_path(
+            lambda path, _: next(
+                (_label(g) for g in self.groups if any(matches(path, p) for p in g.params)), ""
+            ),
+            params,
+        )
+
+
+# The state of an Optax transformation, which is a NamedTuple by custom.
+class RecordedLearningRate(NamedTuple):
+    """The learning rate of the latest update, where the loop finds it to log it."""
+
+    updates: Int32[Array, ""]
+    learning_rate: Float[Array, ""]
+
+
+def recorded_learning_rate(rate: optax.Schedule) -> optax.GradientTransformation:
+    """Changes no update; keeps the schedule's value in its state for the loop to log.
+
+    Chain it in front of a hand-made optimiser to see its learning rate among the metrics.
+    """
+    import jax.numpy as jnp
+    import optax
+
+    def init(params: Any) -> RecordedLearningRate:
+        del params
+        return RecordedLearningRate(jnp.zeros((), jnp.int32), jnp.asarray(rate(0), jnp.float32))
+
+    def update(
+        updates: Any, state: RecordedLearningRate, params: Any = None
+    ) -> tuple[Any, RecordedLearningRate]:
+        del params
+        now = jnp.asarray(rate(state.updates), jnp.float32)
+        return updates, RecordedLearningRate(state.updates + 1, now)
+
+    return optax.GradientTransformation(init, update)
+
+
+def optimizer_names() -> list[str]:
+    """Every optimiser that `Optimizer.name` can be."""
+    import optax
+
+    return sorted(
+        name
+        for name, value in vars(optax).items()
+        if inspect.isfunction(value) and "learning_rate" in inspect.signature(value).parameters
+    )
+
+
+def _factory(name: str) -> Any:
+    import optax
+
+    names = optimizer_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        raise ConfigError(
+            f"there is no optimizer {name!r} in Optax; "
+            f"{'did you mean ' + ' or '.join(near) if near else 'there are ' + ', '.join(names)}"
+        )
+    return getattr(optax, name)
+
+
+def _label(group: Group) -> str:
+    return ",".join(group.params)
+
+
+def _matrices(params: Any) -> Any:
+    import jax
+
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _from_plan(plan: Mapping[int, int], update: Any) -> Any:
+    import jax.numpy as jnp
+
+    every = jnp.asarray(plan[0], jnp.int32)
+    for first, many in plan.items():
+        every = jnp.where(update >= first, many, every)
+    return every
+
+
+def _updates_in(steps: int, plan: Mapping[int, int]) -> int:
+    """How many updates that many batches make."""
+    updates, left = 0, steps
+    for (first, every), following in zip(plan.items(), [*list(plan)[1:], math.inf], strict=True):
+        here = min(left // every, following - first)
+        updates, left = updates + int(here), left - int(here) * every
+    return max(updates, 1)

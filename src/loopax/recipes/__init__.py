@@ -1,0 +1,1 @@
+"""Whole trainings, made of loopax's public names only."""

@@ -1,0 +1,67 @@
+"""What a VAE run is made of. Importing this does not import JAX: the command line reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loopax import Optimizer, Schedule
+from loopax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """A class-conditional VAE and how it is trained."""
+
+    preset: Literal["wide", "article"] = "wide"
+    """wide: the best model for about the article's compute; article: the article to the letter."""
+    data: str = "mnist"
+    """mnist (bundled), or a path: IDX files, an .npz file, or a folder with a folder per class."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to bring a folder's images to, in pixels; needed if theirs differ."""
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images in a step."""
+    seed: int = 0xFFFF
+    """Of the initial parameters, the noise and the order of the images."""
+    latent: int = 32
+    """Numbers in a latent vector."""
+    widths: tuple[int, ...] = (512, 512)
+    """Dense layers of the encoder; the decoder has them in reverse."""
+    conditioning: Literal["sum", "every_layer"] = "every_layer"
+    """Where the class goes in: once in the decoder, or into every layer of both halves."""
+    output: Literal["relu", "sigmoid"] = "sigmoid"
+    """What keeps pixels in range."""
+    kl_weight: float = 0.5
+    """Weight of the KL divergence beside half the squared error: a decoder variance."""
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(learning_rate=1e-3, schedule=Schedule("cosine"))
+    )
+    """How the parameters are updated."""
+    log_every: int = 100
+    """Steps between logged rows."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "latent", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.widths or min(self.widths) < 1:
+            raise ConfigError(f"widths is {self.widths}; it must be one or more positive numbers")
+        if not self.kl_weight >= 0:
+            raise ConfigError(f"kl_weight is {self.kl_weight}; it must be at least 0")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
+
+
+PRESETS = {
+    "wide": VAEConfig(),
+    "article": VAEConfig(
+        preset="article",
+        batch_size=16,
+        widths=(256, 128, 64),
+        conditioning="sum",
+        output="relu",
+        optimizer=Optimizer(learning_rate=1e-4),
+    ),
+}

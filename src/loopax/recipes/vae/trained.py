@@ -1,0 +1,173 @@
+"""A trained VAE: to sample from, to reconstruct with, to draw and to measure."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float
+
+import loopax
+from loopax.data import Splits
+from loopax.errors import ConfigError, DataError
+from loopax.models.vae import VAE
+from loopax.recipes.vae import pictures
+
+SAMPLE_SEED = 1
+RESULTS = {
+    "loss": "objective: ½ squared error + weighted KL",
+    "sse_half": "½ squared error, summed over pixels, mean over images",
+    "kl_nats": "KL divergence to the prior, nats, mean over images",
+    "mse_per_pixel": "squared error per pixel, mean",
+}
+"""What `measure` gives, in words with units."""
+
+
+@dataclass(frozen=True)
+class TrainedVAE:
+    """A VAE with its parameters, the data it belongs to and its run directory."""
+
+    model: VAE
+    params: Any
+    data: Splits
+    dir: loopax.RunDir
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the labels."""
+        return self.data.train.class_names
+
+    def sample(
+        self, label: int | str, count: int = 1, *, seed: int = SAMPLE_SEED
+    ) -> Float[np.ndarray, "count height width channels"]:
+        """Images of one class, decoded from latents drawn from the standard normal, in [0, 1].
+
+        Raises:
+            ConfigError: there is no such class, or `count` is below 1.
+        """
+        if count < 1:
+            raise ConfigError(f"count is {count}; it must be at least 1")
+        labels = jnp.full(count, self.label_of(label))
+        latent = jax.random.normal(jax.random.key(seed), (count, self.model.latent))
+        return np.clip(self._decode(self.params, latent, labels), 0, 1)
+
+    def samples_by_class(
+        self, count: int, *, seed: int = SAMPLE_SEED
+    ) -> Float[np.ndarray, "classes count height width channels"]:
+        """A row of samples for each class."""
+        classes = len(self.class_names)
+        latent = jax.random.normal(jax.random.key(seed), (classes * count, self.model.latent))
+        labels = jnp.repeat(jnp.arange(classes), count)
+        images = np.clip(self._decode(self.params, latent, labels), 0, 1)
+        return images.reshape(classes, count, *images.shape[1:])
+
+    def reconstruct(
+        self, images: Float[np.ndarray, "n height width channels"], labels: np.ndarray
+    ) -> Float[np.ndarray, "n height width channels"]:
+        """Images through the encoder's mean and back, in [0, 1]."""
+        return np.clip(self._reconstruct(self.params, images, labels), 0, 1)
+
+    def label_of(self, label: int | str) -> int:
+        """The number of a class that is given by its number or its name."""
+        names = self.class_names
+        if str(label) in names:
+            return names.index(str(label))
+        if str(label).isdecimal() and int(label) < len(names):
+            return int(label)
+        raise ConfigError(f"there is no class {label!r}; there are {', '.join(names)}")
+
+    def save_reconstructions(self, path: Path, *, each: int = 5) -> None:
+        """Draws test images beside their reconstructions, `each` pairs a class."""
+        test = self.data.test
+        labels = test.columns["label"]
+        rows = []
+        for label in range(len(self.class_names)):
+            chosen = np.flatnonzero(labels == label)[:each]
+            if not len(chosen):
+                continue
+            chosen = np.resize(chosen, each)
+            images = as_floats(test.columns["image"][chosen])
+            pairs = np.stack([images, self.reconstruct(images, labels[chosen])], axis=1)
+            rows.append(pairs.reshape(-1, *images.shape[1:]))
+        pictures.save_grid(np.stack(rows), path)
+
+    def draw(self) -> None:
+        """Leaves samples, reconstructions and curves in the run directory."""
+        folder = self.dir.pictures
+        pictures.save_grid(self.samples_by_class(10), folder / "samples.png")
+        self.save_reconstructions(folder / "reconstructions.png")
+        pictures.save_curves(self.dir.metrics, folder / "curves.png")
+
+    def measure(self, eval_batch: int = 500) -> dict[str, dict[str, float]]:
+        """The final metrics of both splits over every image once; kept in `results.json`.
+
+        `mse_per_pixel` is twice `sse_half` over the number of pixels.
+        """
+        from loopax.recipes.vae.training import loss_function
+
+        config = self.dir.config
+        loss_fn = loss_function(self.model, config["kl_weight"])
+        state = loopax.TrainState.create(
+            params=self.params, tx=optax.identity(), seed=config["seed"]
+        )
+        results = {}
+        for name, dataset in self.data._asdict().items():
+            batches = dataset.batches(min(eval_batch, len(dataset)))
+            metrics = loopax.evaluate(state, loss_fn, batches)
+            metrics["mse_per_pixel"] = 2 * metrics["sse_half"] / math.prod(self.model.image_shape)
+            results[name] = metrics
+        self.dir.write_json("results.json", results)
+        return results
+
+    @property
+    def results_file(self) -> Path:
+        """Where `measure` leaves its table."""
+        return self.dir.path / "results.json"
+
+    @functools.cached_property
+    def _decode(self) -> Any:
+        return jax.jit(functools.partial(self.model.apply, method=self.model.decode))
+
+    @functools.cached_property
+    def _reconstruct(self) -> Any:
+        def through(params: Any, images: Any, labels: Any) -> Any:
+            mean, _ = self.model.apply(params, images, labels, method=self.model.encode)
+            return self.model.apply(params, mean, labels, method=self.model.decode)
+
+        return jax.jit(through)
+
+
+def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
+    """The VAE of a run, at its `latest` or `best` checkpoint or at that of a step.
+
+    Raises:
+        RunDirError: `run` is not the directory of a VAE run.
+        CheckpointError: there is no such checkpoint.
+        DataError: the data is not what the run was trained on.
+    """
+    from loopax.recipes.vae.training import build_model, read_data
+
+    directory = loopax.RunDir.open(run)
+    config = directory.config
+    if config.get("recipe") != "vae":
+        raise loopax.errors.RunDirError(
+            f"{run}: holds a run of {config.get('recipe', 'a program')}, not of the vae recipe"
+        )
+    with loopax.CheckpointStore(directory.checkpoints) as store:
+        tree, meta = store.read(checkpoint)
+    data = read_data(config["data"], config["image_size"])
+    if data.train.fingerprint != meta["data"]["data"]:
+        raise DataError(f"{config['data']}: its images are not those that {run} was trained on")
+    return TrainedVAE(build_model(config, data), tree["params"], data, directory)
+
+
+def as_floats(images: np.ndarray) -> Float[np.ndarray, ...]:
+    """Stored images as the model sees them."""
+    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images

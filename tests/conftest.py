@@ -1,0 +1,115 @@
+"""Small data, two small problems, and a way to compare whole states bit for bit."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import settings
+
+import loopax
+from loopax.data import Dataset
+
+# A shape that broadcasts by accident is a wrong loss that trains.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_legacy_prng_key", "error")
+settings.register_profile("loopax", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("loopax")
+
+
+class Classifier(nn.Module):
+    """An MLP with all the randomness a step can have: dropout and a noise stream of its own."""
+
+    @nn.compact
+    def __call__(self, image):
+        hidden = nn.relu(nn.Dense(8)(image.reshape(image.shape[0], -1)))
+        hidden = nn.Dropout(0.2, deterministic=False)(hidden)
+        hidden += 0.1 * jax.random.normal(self.make_rng("noise"), hidden.shape)
+        return nn.Dense(3)(hidden)
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """240 images of 4 x 4 pixels in three classes: 120 steps an epoch at batch size 2."""
+    rng = np.random.default_rng(0)
+    return Dataset(
+        {
+            "image": rng.integers(0, 256, (240, 4, 4, 1), np.uint8),
+            "label": rng.integers(0, 3, 240).astype(np.int32),
+        },
+        name="tiny",
+    )
+
+
+@pytest.fixture(scope="session")
+def model() -> Classifier:
+    return Classifier()
+
+
+@pytest.fixture(scope="session")
+def loss_fn(model: Classifier) -> Callable[..., Any]:
+    """The classifier's loss, with the accuracy as a metric."""
+
+    def loss(params, batch, rngs):
+        logits = model.apply(params, batch["image"], rngs=rngs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+
+    return loss
+
+
+@pytest.fixture(scope="session")
+def new_state(model: Classifier, dataset: Dataset) -> Callable[..., loopax.TrainState]:
+    """Makes the classifier's state at step 0."""
+
+    def create(tx=None, **options):
+        return loopax.TrainState.create(model, dataset, tx or optax.adam(1e-2), **options)
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def line_loss() -> Callable[..., Any]:
+    """Linear regression of the label on the pixels: no randomness, and quick to compile."""
+
+    def loss(params, batch, rngs):
+        del rngs
+        pixels = batch["image"].reshape(batch["image"].shape[0], -1)
+        errors = pixels @ params["weights"] + params["bias"] - batch["label"]
+        return jnp.square(errors).mean(), {"error": jnp.abs(errors).mean()}
+
+    return loss
+
+
+@pytest.fixture(scope="session")
+def line_state() -> Callable[..., loopax.TrainState]:
+    """Makes the regression's state at step 0."""
+
+    def create(tx=None, cls=loopax.TrainState, **options):
+        params = {"weights": jnp.linspace(-1.0, 1.0, 16), "bias": jnp.zeros((1,))}
+        return cls.create(params=params, tx=tx or optax.adam(1e-2), **options)
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def bits() -> Callable[[Any], dict[str, str]]:
+    """Type, shape and a digest of the bytes of every leaf by path; equal means bit for bit."""
+
+    def of(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        digest = hashlib.sha256(array.tobytes()).hexdigest()[:16]
+        return f"{array.dtype}{list(array.shape)} {digest}"
+
+    def bits(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): of(leaf) for path, leaf in leaves}
+
+    return bits

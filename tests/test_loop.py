@@ -1,0 +1,904 @@
+"""What `fit` and `steps` promise: exact, resumable, honest, and in nobody's way."""
+
+import dataclasses
+import json
+import math
+import random
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import loopax
+from loopax.data import Dataset
+from loopax.errors import ConfigError, DataError, NonFiniteError
+
+QUIET = {"progress": False}
+PLAIN = {"progress": False, "probe_every": None}
+
+
+def ready_batches(dataset, size=2):
+    """The dataset as a list of batches that were scaled beforehand."""
+    images = dataset.columns["image"].astype(np.float32) / 255
+    labels = dataset.columns["label"]
+    return [
+        {"image": images[first : first + size], "label": labels[first : first + size]}
+        for first in range(0, len(labels), size)
+    ]
+
+
+class Stream:
+    """An iterable that can be begun again and tells no length."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+SOURCES = {
+    "resident": lambda dataset: dataset.batches(2, resident=True),
+    "host": lambda dataset: dataset.batches(2, resident=False),
+    "list": lambda dataset: ready_batches(dataset),
+    "stream": lambda dataset: Stream(ready_batches(dataset)),
+}
+each_source = pytest.mark.parametrize("source", SOURCES)
+
+
+def sabotage(function, every=7):
+    return loopax.Hook(function, every)
+
+
+# --- The parameters are a function of seed, data and step alone -----------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, loss_fn, new_state):
+    """Runs of 250 steps (two epochs and a bit) by source and chunk size, each made once."""
+    runs = {}
+
+    def run(source, chunk_steps):
+        if (source, chunk_steps) not in runs:
+            runs[source, chunk_steps] = loopax.fit(
+                new_state(ema_decay=0.9),
+                loss_fn,
+                SOURCES[source](dataset),
+                steps=250,
+                chunk_steps=chunk_steps,
+                **PLAIN,
+            )
+        return runs[source, chunk_steps]
+
+    return run
+
+
+@pytest.mark.parametrize("chunk_steps", [7, 100])
+@pytest.mark.parametrize("source", ["resident", "host", "list"])
+def test_the_result_does_not_depend_on_how_steps_are_grouped(trained, bits, source, chunk_steps):
+    single, grouped = trained(source, 1), trained(source, chunk_steps)
+    assert bits(single.state) == bits(grouped.state)
+    assert single.history == grouped.history
+
+
+def test_data_on_the_device_and_in_host_memory_train_the_same_bits(trained, bits):
+    assert bits(trained("resident", 100).state) == bits(trained("host", 100).state)
+
+
+def test_the_chosen_chunk_size_is_no_different_either(trained, bits, dataset, loss_fn, new_state):
+    run = loopax.fit(
+        new_state(ema_decay=0.9), loss_fn, SOURCES["resident"](dataset), steps=250, **PLAIN
+    )
+    assert bits(run.state) == bits(trained("resident", 100).state)
+
+
+def test_training_happened_and_another_seed_trains_other_parameters(
+    trained, bits, dataset, loss_fn, new_state
+):
+    run = trained("resident", 100)
+    assert int(run.state.step) == run.step == 250
+    before, after = new_state(), loopax.fit(
+        new_state(seed=1), loss_fn, SOURCES["resident"](dataset), steps=5, **PLAIN
+    )
+    assert bits(before.params) != bits(run.state.params)
+    same_start = loopax.fit(
+        new_state(seed=1).replace(params=before.params),
+        loss_fn,
+        SOURCES["resident"](dataset),
+        steps=5,
+        **PLAIN,
+    )
+    other = loopax.fit(before, loss_fn, SOURCES["resident"](dataset), steps=5, **PLAIN)
+    assert bits(same_start.state.params) != bits(other.state.params)
+    assert bits(after.state.key) == bits(same_start.state.key)
+
+
+# --- Resumption is exact --------------------------------------------------------------------------
+
+
+@each_source
+def test_1000_steps_are_400_steps_and_600_after_a_resumption(
+    tmp_path, bits, dataset, loss_fn, new_state, source
+):
+    options = {"log_every": 100, **QUIET}
+    whole = loopax.fit(
+        new_state(ema_decay=0.9),
+        loss_fn,
+        SOURCES[source](dataset),
+        steps=1000,
+        run_dir=tmp_path / "whole",
+        **options,
+    )
+    for steps in (400, 1000):
+        parts = loopax.fit(
+            new_state(ema_decay=0.9),
+            loss_fn,
+            SOURCES[source](dataset),
+            steps=steps,
+            run_dir=tmp_path / "parts",
+            **options,
+        )
+    starts = parts.dir.read_json("run.json")["starts"]
+    assert [start["step"] for start in starts] == [0, 400]
+    assert bits(parts.state) == bits(whole.state)
+    assert parts.history == whole.history
+    assert parts.dir.metrics_file.read_text() == whole.dir.metrics_file.read_text()
+
+
+def test_a_run_may_be_extended_from_between_two_log_boundaries(
+    tmp_path, bits, dataset, line_loss, line_state
+):
+    """The end writes a short row, which must make place for the whole one."""
+    options = {"log_every": 10, "probe_every": 4, **QUIET}
+    data = dataset.batches(2)
+    fit = loopax.fit
+    whole = fit(line_state(), line_loss, data, steps=30, run_dir=tmp_path / "whole", **options)
+    short = fit(line_state(), line_loss, data, steps=17, run_dir=tmp_path / "parts", **options)
+    assert [(row["step"], row["steps"]) for row in short.history] == [(10, 10), (17, 7)]
+    parts = fit(line_state(), line_loss, data, steps=30, run_dir=tmp_path / "parts", **options)
+    assert bits(parts.state) == bits(whole.state)
+    assert parts.dir.metrics_file.read_text() == whole.dir.metrics_file.read_text()
+
+
+class PulledPlugError(Exception):
+    """What a fault in the user's own code looks like."""
+
+
+def pull_the_plug(run):
+    raise PulledPlugError
+
+
+@pytest.mark.parametrize("source", ["resident", "list"])
+def test_an_interrupted_run_writes_the_metrics_of_one_that_was_not(
+    tmp_path, bits, dataset, loss_fn, new_state, source
+):
+    """The checkpoint, at step 15, lies in the middle of a logged interval."""
+
+    def fit(name, *hooks):
+        return loopax.fit(
+            new_state(),
+            loss_fn,
+            SOURCES[source](dataset),
+            steps=45,
+            run_dir=tmp_path / name,
+            evaluation=loopax.Evaluation(dataset.batches(100), every=9),
+            checkpoints=loopax.Checkpoints(every=15, seconds=None, best=None),
+            log_every=10,
+            probe_every=4,
+            hooks=hooks,
+            **QUIET,
+        )
+
+    whole = fit("whole")
+    with pytest.raises(PulledPlugError):
+        fit("parts", loopax.Hook(pull_the_plug, 28))
+    interrupted = loopax.RunDir.open(tmp_path / "parts")
+    assert max(row["step"] for row in interrupted.metrics) > 15, "there are rows to be forgotten"
+    parts = fit("parts")
+    assert [start["step"] for start in parts.dir.read_json("run.json")["starts"]] == [0, 15]
+    assert bits(parts.state) == bits(whole.state)
+    assert parts.dir.metrics_file.read_text() == whole.dir.metrics_file.read_text()
+
+
+def test_breaking_out_of_steps_saves_the_state_and_the_run_can_go_on(
+    tmp_path, bits, dataset, line_loss, line_state
+):
+    def steps(name):
+        return loopax.steps(
+            line_state(),
+            line_loss,
+            dataset.batches(2),
+            steps=30,
+            run_dir=tmp_path / name,
+            chunk_steps=3,
+            **PLAIN,
+        )
+
+    for chunk in steps("parts"):
+        if chunk.stop == 9:
+            break
+    del chunk
+    store = loopax.CheckpointStore(loopax.RunDir.open(tmp_path / "parts").checkpoints)
+    assert store.steps == [9]
+    chunks = list(steps("parts"))
+    assert chunks[0].start == 9
+    assert bits(chunks[-1].run.state) == bits(list(steps("whole"))[-1].run.state)
+
+
+def test_a_finished_run_is_given_back_as_it_is(tmp_path, bits, dataset, line_loss, line_state):
+    def fit(steps):
+        return loopax.fit(
+            line_state(), line_loss, dataset.batches(2), steps=steps, run_dir=tmp_path, **PLAIN
+        )
+
+    first, again, fewer = fit(20), fit(20), fit(10)
+    assert again.step == fewer.step == 20
+    assert bits(again.state) == bits(fewer.state) == bits(first.state)
+    assert again.history == first.history
+
+
+def test_a_run_with_another_configuration_is_not_continued(
+    tmp_path, dataset, line_loss, line_state
+):
+    @dataclasses.dataclass
+    class Config:
+        width: int
+
+    def fit(config):
+        loopax.fit(
+            line_state(),
+            line_loss,
+            dataset.batches(2),
+            steps=1,
+            run_dir=tmp_path,
+            config=config,
+            **PLAIN,
+        )
+
+    fit(Config(8))
+    assert loopax.RunDir.open(tmp_path).config == {"width": 8}
+    with pytest.raises(ConfigError, match=r"width = 8, not 16"):
+        fit(Config(16))
+
+
+# --- Looking at a run does not change it ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unobserved(dataset, loss_fn, new_state, bits):
+    """What 60 steps give when nobody looks on."""
+    return bits(
+        loopax.fit(new_state(), loss_fn, dataset.batches(2), steps=60, log_every=60, **PLAIN).state
+    )
+
+
+def draws_random_numbers(run):
+    random.random()
+    np.random.rand()  # noqa: NPY002
+    return {"drawn": float(jax.random.uniform(run.state.key))}
+
+
+def measures_the_parameters(run):
+    return {"norm": optax.global_norm(run.state.params)}
+
+
+def puts_another_state(run):
+    run.state = run.state.replace(params=jax.tree.map(jnp.zeros_like, run.state.params))
+
+
+def writes_into_the_parameters(run):
+    layer = run.state.params["params"]["Dense_0"]
+    layer["kernel"] = jnp.zeros_like(layer["kernel"])
+
+
+def moves_the_step(run):
+    run.step = 3
+
+
+OBSERVERS = {
+    "log often": {"log_every": 1},
+    "probe": {"probe_every": 7},
+    "single steps": {"chunk_steps": 1},
+    "hook that draws": {"hooks": [sabotage(draws_random_numbers)]},
+    "hook that measures": {"hooks": [sabotage(measures_the_parameters)]},
+    "hook that rebinds the state": {"hooks": [sabotage(puts_another_state)]},
+    "hook that writes into the parameters": {"hooks": [sabotage(writes_into_the_parameters)]},
+    "hook that moves the step": {"hooks": [sabotage(moves_the_step)]},
+    "progress": {"progress": True},
+}
+
+
+@pytest.mark.parametrize("options", OBSERVERS.values(), ids=OBSERVERS.keys())
+def test_whoever_looks_on_the_trained_bits_stay_the_same(
+    unobserved, bits, dataset, loss_fn, new_state, options
+):
+    run = loopax.fit(
+        new_state(), loss_fn, dataset.batches(2), steps=60, **{"log_every": 60, **PLAIN, **options}
+    )
+    assert bits(run.state) == unobserved
+
+
+def test_evaluation_checkpoints_and_everything_at_once_change_no_bit(
+    tmp_path, unobserved, bits, dataset, loss_fn, new_state
+):
+    run = loopax.fit(
+        new_state(),
+        loss_fn,
+        dataset.batches(2),
+        steps=60,
+        run_dir=tmp_path,
+        evaluation=loopax.Evaluation({"test": dataset.batches(100)}, every=11),
+        checkpoints=loopax.Checkpoints(every=13),
+        hooks=[loopax.Hook(draws_random_numbers, 17), loopax.Hook(measures_the_parameters, 5)],
+        log_every=9,
+        probe_every=4,
+        progress=True,
+        config={"why": "everything"},
+    )
+    assert bits(run.state) == unobserved
+    assert {row["source"] for row in run.history} == {"train", "test", "hook"}
+
+
+def test_more_logged_metrics_change_no_bit(unobserved, bits, dataset, model, loss_fn, new_state):
+    def with_more(params, batch, rngs):
+        loss, metrics = loss_fn(params, batch, rngs)
+        logits = model.apply(params, batch["image"], rngs=rngs)
+        return loss, {
+            **metrics,
+            "entropy_nats": -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1).mean(),
+            "params_norm": optax.global_norm(params),
+            "brightest": batch["image"].max(),
+        }
+
+    run = loopax.fit(
+        new_state(), with_more, dataset.batches(2), steps=60, log_every=60, **PLAIN
+    )
+    assert bits(run.state) == unobserved
+    assert {"accuracy", "entropy_nats", "params_norm", "brightest"} < run.latest("train").keys()
+
+
+def test_a_moving_average_of_the_parameters_does_not_change_them(
+    unobserved, bits, dataset, loss_fn, new_state
+):
+    run = loopax.fit(
+        new_state(ema_decay=0.9), loss_fn, dataset.batches(2), steps=60, log_every=60, **PLAIN
+    )
+    averaged = bits(run.state)
+    assert unobserved.items() < averaged.items()
+
+
+def test_the_state_that_was_given_stays_usable(bits, dataset, line_loss, line_state):
+    state = line_state(ema_decay=0.5)
+    before = bits(state)
+    first = loopax.fit(state, line_loss, dataset.batches(2), steps=20, **QUIET)
+    assert bits(state) == before
+    again = loopax.fit(state, line_loss, dataset.batches(2), steps=20, **QUIET)
+    assert bits(again.state) == bits(first.state) != before
+
+
+# --- The loop is the loop that one would write ----------------------------------------------------
+
+
+def test_every_step_is_the_step_of_a_hand_written_scan(dataset, model, loss_fn, new_state):
+    """The parameters, and the metrics of each step, against an independent `jax.lax.scan`."""
+    state, optimizer, count = new_state(), optax.adam(1e-2), 130
+    images = jnp.asarray(dataset.columns["image"], jnp.float32) / 255
+    labels = jnp.asarray(dataset.columns["label"])
+
+    def step(carry, index):
+        params, opt_state = carry
+        rows = (index * 2 + jnp.arange(2)) % len(dataset)
+        batch = {"image": images[rows], "label": labels[rows]}
+        rngs = dict(state.replace(step=index).rngs)
+        value, grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, rngs)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), (value[0], value[1]["accuracy"])
+
+    start = (state.params, optimizer.init(state.params))
+    (params, _), (losses, accuracies) = jax.lax.scan(step, start, jnp.arange(count))
+
+    chunks = []
+    data = dataset.batches(2, shuffle=False)
+    for chunk in loopax.steps(state, loss_fn, data, steps=count, log_every=50, **PLAIN):
+        chunks.append((chunk.start, chunk.stop, chunk.metrics))
+        run = chunk.run
+    covered = [step for start, stop, _ in chunks for step in range(start, stop)]
+    assert covered == list(range(count)), "each step is in exactly one chunk"
+    ours = {
+        name: np.concatenate([metrics[name] for *_, metrics in chunks])
+        for name in ("loss", "accuracy")
+    }
+    np.testing.assert_allclose(ours["loss"], losses, rtol=1e-4)
+    np.testing.assert_allclose(ours["accuracy"], accuracies)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5),
+        run.state.params,
+        params,
+    )
+
+
+def test_metrics_of_a_chunk_can_be_read_when_later_chunks_have_run(
+    dataset, line_loss, line_state
+):
+    chunks = list(
+        loopax.steps(
+            line_state(), line_loss, dataset.batches(2), steps=25, chunk_steps=4, **PLAIN
+        )
+    )
+    losses = np.concatenate([chunk.metrics["loss"] for chunk in chunks])
+    run = loopax.fit(line_state(), line_loss, dataset.batches(2), steps=25, log_every=1, **PLAIN)
+    assert losses.tolist() == [row["loss"] for row in run.history]
+
+
+def test_a_logged_row_holds_the_means_of_its_interval(dataset, line_loss, line_state):
+    each = loopax.fit(line_state(), line_loss, dataset.batches(2), steps=25, log_every=1, **PLAIN)
+    rows = loopax.fit(
+        line_state(), line_loss, dataset.batches(2), steps=25, log_every=10, **PLAIN
+    ).history
+    assert [(row["step"], row["steps"], row["source"]) for row in rows] == [
+        (10, 10, "train"),
+        (20, 10, "train"),
+        (25, 5, "train"),
+    ]
+    for name in ("loss", "error"):
+        singles = [row[name] for row in each.history]
+        means = [np.mean(singles[:10]), np.mean(singles[10:20]), np.mean(singles[20:])]
+        assert [row[name] for row in rows] == pytest.approx(means, rel=1e-12)
+    assert [row["epoch"] for row in rows] == [round(step / 120, 4) for step in (10, 20, 25)]
+
+
+def test_a_learning_rate_that_a_schedule_moves_is_logged_as_it_was_last(
+    dataset, line_loss, line_state
+):
+    schedule = optax.linear_schedule(0.1, 0.0, 20)
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=schedule)
+    run = loopax.fit(
+        line_state(tx), line_loss, dataset.batches(2), steps=20, log_every=10, **PLAIN
+    )
+    rates = [row["learning_rate"] for row in run.history]
+    assert rates == pytest.approx([float(schedule(9)), float(schedule(19))])
+
+
+def test_logged_norms_are_those_of_the_step_that_was_probed(dataset, line_loss, line_state):
+    state = line_state(optax.sgd(0.5))
+    data = dataset.batches(2, shuffle=False)
+    run = loopax.fit(state, line_loss, data, steps=1, log_every=1, probe_every=1, progress=False)
+    batch = ready_batches(dataset)[0]
+    grads = jax.grad(lambda params: line_loss(params, batch, {})[0])(state.params)
+    row = run.latest("train")
+    assert row["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
+    assert row["update_norm"] == pytest.approx(0.5 * row["grad_norm"], rel=1e-5)
+
+
+def test_hooks_are_called_when_due_and_at_the_end_and_what_they_return_is_logged(
+    tmp_path, dataset, line_loss, line_state
+):
+    seen = []
+
+    def look(run):
+        seen.append((run.step, int(run.state.step)))
+        return {"twice_the_step": 2 * run.step}
+
+    run = loopax.fit(
+        line_state(),
+        line_loss,
+        dataset.batches(2),
+        steps=25,
+        hooks=[loopax.Hook(look, 10)],
+        run_dir=tmp_path,
+        **PLAIN,
+    )
+    assert seen == [(10, 10), (20, 20), (25, 25)]
+    logged = [row for row in run.dir.metrics if row["source"] == "hook"]
+    assert [(row["step"], row["twice_the_step"]) for row in logged] == [(10, 20), (20, 40), (25, 50)]
+    assert run.latest("hook") == logged[-1]
+    assert run.latest("nobody") == {}
+
+
+# --- Whatever is trained ----------------------------------------------------------------------------
+
+
+def test_batch_statistics_are_updated_and_do_not_depend_on_grouping(bits, dataset):
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, image, train=True):
+            x = nn.Dense(4)(image.reshape(image.shape[0], -1))
+            return nn.Dense(3)(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+
+    model = Normed()
+
+    def loss(params, batch, rngs, mutable):
+        logits, mutable = model.apply(
+            {**params, **mutable}, batch["image"], rngs=rngs, mutable=["batch_stats"]
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), {}, mutable
+
+    state = loopax.TrainState.create(model, dataset, optax.sgd(0.0))
+    data = dataset.batches(8, shuffle=False)
+    single, grouped = (
+        loopax.fit(state, loss, data, steps=12, chunk_steps=chunk_steps, **PLAIN)
+        for chunk_steps in (1, 5)
+    )
+    assert bits(single.state) == bits(grouped.state)
+
+    mean = np.zeros(4)
+    kernel = np.asarray(state.params["params"]["Dense_0"]["kernel"])
+    for batch in ready_batches(dataset, 8)[:12]:
+        mean = 0.9 * mean + 0.1 * (batch["image"].reshape(8, -1) @ kernel).mean(0)
+    stats = single.state.mutable["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-4, atol=1e-6)
+
+
+def test_a_subclass_carries_the_latest_loss_through_observe(dataset, line_loss, line_state):
+    class WithLoss(loopax.TrainState):
+        latest_loss: jax.Array
+        best_error: jax.Array
+
+        def observe(self, loss, metrics):
+            best = jnp.minimum(self.best_error, metrics["error"])
+            return self.replace(latest_loss=loss, best_error=best)
+
+    state = line_state(cls=WithLoss, latest_loss=jnp.float32(0), best_error=jnp.float32(jnp.inf))
+    run = loopax.fit(state, line_loss, dataset.batches(2), steps=20, log_every=1, **PLAIN)
+    assert isinstance(run.state, WithLoss)
+    assert float(run.state.latest_loss) == run.latest("train")["loss"]
+    assert float(run.state.best_error) == min(row["error"] for row in run.history)
+
+
+def test_a_loss_may_close_over_a_numpy_array(dataset, line_loss, line_state):
+    offsets = np.linspace(0, 1, 16, dtype=np.float32)
+
+    def loss(params, batch, rngs):
+        value, metrics = line_loss(params, batch, rngs)
+        return value + jnp.square(params["weights"] - offsets).sum(), metrics
+
+    run = loopax.fit(line_state(), loss, dataset.batches(2), steps=20, **QUIET)
+    assert run.step == 20
+
+
+def test_nothing_in_a_run_is_transferred_by_accident(tmp_path, dataset, loss_fn, new_state):
+    """The user's own guard, which holds for evaluation, checkpoints and hooks as well."""
+    state = new_state()
+    with jax.transfer_guard("disallow"):
+        run = loopax.fit(
+            state,
+            loss_fn,
+            dataset.batches(2, resident=False),
+            steps=25,
+            run_dir=tmp_path,
+            evaluation=dataset.batches(100),
+            checkpoints=loopax.Checkpoints(every=10),
+            hooks=[loopax.Hook(lambda run: {"seen": run.step}, 10)],
+            log_every=10,
+            probe_every=10,
+            progress=False,
+        )
+    assert run.step == 25
+
+
+def test_a_loss_alone_without_metrics_is_enough(dataset, line_loss, line_state):
+    run = loopax.fit(
+        line_state(),
+        lambda params, batch, rngs: line_loss(params, batch, rngs)[0],
+        dataset.batches(2),
+        epochs=1,
+        **PLAIN,
+    )
+    assert run.step == 120
+    assert run.latest("train").keys() == {"step", "source", "epoch", "steps", "loss"}
+
+
+def test_a_generator_with_just_enough_batches_trains_to_the_end(
+    bits, dataset, line_loss, line_state
+):
+    batches = ready_batches(dataset)
+    one_shot = loopax.fit(
+        line_state(), line_loss, (batch for batch in batches[:23]), steps=23, chunk_steps=7, **PLAIN
+    )
+    listed = loopax.fit(line_state(), line_loss, batches, steps=23, chunk_steps=7, **PLAIN)
+    assert bits(one_shot.state) == bits(listed.state)
+
+
+def test_a_generator_that_ends_too_early_is_a_data_error(dataset, line_loss, line_state):
+    batches = (batch for batch in ready_batches(dataset)[:10])
+    with pytest.raises(DataError, match=r"the data ended after 10 batches.*generator"):
+        loopax.fit(line_state(), line_loss, batches, steps=11, chunk_steps=4, **PLAIN)
+
+
+def test_batches_may_differ_in_shape(bits, dataset, line_loss, line_state):
+    """Pairs, then a quadruple, then pairs: as many updates as batches, each with its own batch."""
+    pairs, quadruples = ready_batches(dataset, 2), ready_batches(dataset, 4)
+    batches = [pairs[0], pairs[1], quadruples[1], pairs[4], quadruples[3]]
+    state = line_state(optax.sgd(0.1))
+    runs = [
+        loopax.fit(state, line_loss, batches, steps=10, chunk_steps=chunk_steps, **PLAIN)
+        for chunk_steps in (1, 4)
+    ]
+    assert bits(runs[0].state) == bits(runs[1].state)
+    params = state.params
+    for batch in batches * 2:
+        grads = jax.grad(lambda params, batch=batch: line_loss(params, batch, {})[0])(params)
+        params = jax.tree.map(lambda leaf, grad: leaf - 0.1 * grad, params, grads)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+        runs[0].state.params,
+        params,
+    )
+
+
+# --- A loss that is not finite -----------------------------------------------------------------------
+
+
+def poisoned(step, value):
+    """Sixty steps of two examples, of which one in `step` makes `term` equal `value`."""
+    column = np.ones((120, 1), np.float32)
+    column[2 * step + 1] = value
+    return Dataset({"x": column}).batches(2, shuffle=False)
+
+
+def poisoned_loss(params, batch, rngs):
+    del rngs
+    term = (batch["x"] * params["weights"][:1]).mean()
+    return jnp.square(params["weights"]).sum() + term, {"calm": jnp.float32(1), "term": term}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=["nan", "inf"])
+@pytest.mark.parametrize("chunk_steps", [1, 7, 100])
+def test_the_exact_step_of_a_loss_that_is_not_finite_is_reported(line_state, chunk_steps, value):
+    with pytest.raises(NonFiniteError) as caught:
+        loopax.fit(
+            line_state(optax.sgd(0.01)),
+            poisoned_loss,
+            poisoned(37, value),
+            steps=60,
+            chunk_steps=chunk_steps,
+            **PLAIN,
+        )
+    assert caught.value.step == 37
+    assert caught.value.metric == "term"
+    assert f"the loss became {value} at step 37" in str(caught.value)
+    assert "the step before had" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", [29, 30, 37], ids=lambda step: f"step {step}")
+def test_after_a_loss_that_is_not_finite_the_checkpoints_are_from_before_it(
+    tmp_path, line_state, step
+):
+    with pytest.raises(NonFiniteError):
+        loopax.fit(
+            line_state(optax.sgd(0.01)),
+            poisoned_loss,
+            poisoned(step, math.nan),
+            steps=60,
+            run_dir=tmp_path,
+            checkpoints=loopax.Checkpoints(every=10, seconds=None, best=None),
+            **PLAIN,
+        )
+    store = loopax.CheckpointStore(loopax.RunDir.open(tmp_path).checkpoints)
+    assert store.steps == [step // 10 * 10 - 10, step // 10 * 10] if step != 29 else [10, 20]
+    state, _ = store.restore(line_state(optax.sgd(0.01)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_loss_before_is_told_where_it_was_seen_in_an_earlier_chunk(line_state):
+    with pytest.raises(NonFiniteError, match=r"at step 0 \((?!.*the step before)"):
+        loopax.fit(line_state(), poisoned_loss, poisoned(0, math.nan), steps=5, **PLAIN)
+    with pytest.raises(NonFiniteError, match="the step before had"):
+        loopax.fit(
+            line_state(), poisoned_loss, poisoned(8, math.nan), steps=20, chunk_steps=4, **PLAIN
+        )
+
+
+# --- Bad input: one line that names the field, the value and what would be right ------------------
+
+
+COUNTS = {
+    "no steps": ({"steps": 0}, "steps is 0"),
+    "negative steps": ({"steps": -3}, "steps is -3"),
+    "half a step": ({"steps": 1.5}, "steps is 1.5"),
+    "nan steps": ({"steps": math.nan}, "steps is nan"),
+    "endless steps": ({"steps": math.inf}, "steps is inf"),
+    "steps in words": ({"steps": "ten"}, "steps is .*ten"),
+    "steps in digits": ({"steps": "10"}, "steps is .*10"),
+    "true steps": ({"steps": True}, "steps is True"),
+    "no epochs": ({"epochs": 0}, "epochs is 0"),
+    "a fraction of an epoch": ({"epochs": 1.5}, "epochs is 1.5.*for a part of an epoch give steps"),
+    "both": ({"steps": 10, "epochs": 1}, "either steps or epochs"),
+    "neither": ({}, "either steps or epochs"),
+    "log never": ({"steps": 1, "log_every": 0}, "log_every is 0"),
+    "log in words": ({"steps": 1, "log_every": "often"}, "log_every is .*often"),
+    "probe never": ({"steps": 1, "probe_every": 0}, "probe_every is 0"),
+    "empty chunks": ({"steps": 1, "chunk_steps": 0}, "chunk_steps is 0"),
+    "half a chunk": ({"steps": 1, "chunk_steps": 2.5}, "chunk_steps is 2.5"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), COUNTS.values(), ids=COUNTS.keys())
+def test_a_count_that_cannot_work_is_named(dataset, line_loss, line_state, options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        loopax.fit(line_state(), line_loss, dataset.batches(2), progress=False, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_a_hook_or_an_evaluation_every_no_steps_is_refused(dataset, every):
+    with pytest.raises(ConfigError, match=f"hook.every is {every}"):
+        loopax.Hook(print, every)
+    with pytest.raises(ConfigError, match=f"evaluation.every is {every}"):
+        loopax.Evaluation(dataset.batches(2), every=every)
+
+
+WRONG_DATA = {
+    "a dataset": (lambda dataset: dataset, {"steps": 1}, ConfigError, r"data\.batches\("),
+    "a number": (lambda _: 3, {"steps": 1}, ConfigError, "data is int"),
+    "epochs of unknown length": (
+        lambda dataset: Stream(ready_batches(dataset)),
+        {"epochs": 1},
+        ConfigError,
+        "epochs needs data whose length is known",
+    ),
+    "no batches": (lambda _: [], {"steps": 1}, DataError, "ended after 0 batches"),
+    "epochs of nothing": (lambda _: [], {"epochs": 1}, (ConfigError, DataError), "batch"),
+    "text": (lambda _: [{"text": np.array(["a"])}], {"steps": 1}, DataError, "'text' is <U1"),
+    "objects": (lambda _: [{"x": [None]}], {"steps": 1}, DataError, "is object"),
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "length", "error", "message"), WRONG_DATA.values(), ids=WRONG_DATA.keys()
+)
+def test_data_that_cannot_be_trained_on_is_named(
+    dataset, line_loss, line_state, data, length, error, message
+):
+    with pytest.raises(error, match=message) as caught:
+        loopax.fit(line_state(), line_loss, data(dataset), **length, **PLAIN)
+    assert "\n" not in str(caught.value)
+
+
+WRONG_LOSSES = {
+    "three values": (lambda loss: (loss, {}, {}), r"must return loss or \(loss, metrics\)"),
+    "metrics in a list": (lambda loss: (loss, [loss]), "with metrics a dict"),
+    "a metric called loss": (lambda loss: (loss, {"loss": loss}), "another name"),
+    "a loss per example": (lambda loss: jnp.stack([loss, loss]), r"'loss' has shape \(2,\)"),
+    "a metric per example": (
+        lambda loss: (loss, {"each": jnp.stack([loss, loss])}),
+        r"'each' has shape \(2,\)",
+    ),
+    "nothing": (lambda loss: None, "None"),
+    "a metric in words": (lambda loss: (loss, {"note": "low"}), "note"),
+}
+
+
+@pytest.mark.parametrize(("result", "message"), WRONG_LOSSES.values(), ids=WRONG_LOSSES.keys())
+def test_what_a_loss_must_return_is_said_when_it_does_not(
+    dataset, line_loss, line_state, result, message
+):
+    def loss(params, batch, rngs):
+        return result(line_loss(params, batch, rngs)[0])
+
+    with pytest.raises(ConfigError, match=message) as caught:
+        loopax.fit(line_state(), loss, dataset.batches(2), steps=1, **PLAIN)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_takes_collections_must_give_them_back(dataset, line_loss, line_state):
+    def loss(params, batch, rngs, mutable):
+        return line_loss(params, batch, rngs)
+
+    with pytest.raises(ConfigError, match=r"must return \(loss, metrics, mutable\)"):
+        loopax.fit(line_state(), loss, dataset.batches(2), steps=1, **PLAIN)
+
+
+class WithSetup(nn.Module):
+    def setup(self):
+        self.out = nn.Dense(1)
+
+    def __call__(self, image):
+        return self.out(image.reshape(image.shape[0], -1))
+
+
+class WithCompact(nn.Module):
+    @nn.compact
+    def __call__(self, image):
+        return nn.Dense(1)(image.reshape(image.shape[0], -1))
+
+
+@pytest.mark.parametrize("module", [WithSetup, WithCompact])
+def test_calling_a_module_without_parameters_is_explained(dataset, module):
+    model = module()
+    state = loopax.TrainState.create(model, dataset, optax.sgd(0.1))
+    with pytest.raises(ConfigError, match=rf"{module.__name__} itself.*model\.apply") as caught:
+        loopax.fit(
+            state,
+            lambda params, batch, rngs: model(batch["image"]).mean(),
+            dataset.batches(2),
+            steps=1,
+            **PLAIN,
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attribute_error_of_the_users_own_is_left_alone(dataset, line_state):
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        loopax.fit(
+            line_state(),
+            lambda params, batch, rngs: batch.nothing,
+            dataset.batches(2),
+            steps=1,
+            **PLAIN,
+        )
+
+
+class Changeling(loopax.TrainState):
+    """Counts in whole numbers, and then does not."""
+
+    count: jax.Array
+
+    def observe(self, loss, metrics):
+        return self.replace(count=self.count + loss)
+
+
+def test_a_step_that_changes_a_type_in_the_state_is_refused(dataset, line_loss, line_state):
+    state = line_state(cls=Changeling, count=jnp.int32(0))
+    with pytest.raises(
+        ConfigError, match=r"changed the state's count from int32\[\] to float32\[\]"
+    ) as caught:
+        loopax.fit(state, line_loss, dataset.batches(2), steps=1, **PLAIN)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_input_leaves_no_run_directory_behind(tmp_path, dataset, line_loss, line_state):
+    with pytest.raises(ConfigError):
+        loopax.fit(
+            line_state(), line_loss, dataset.batches(2), steps=0, run_dir=tmp_path / "run", **PLAIN
+        )
+    assert not (tmp_path / "run").exists()
+
+
+# --- The loop accounts for itself -------------------------------------------------------------------
+
+
+def test_the_account_divides_the_whole_run_among_its_sections(
+    tmp_path, dataset, line_loss, line_state
+):
+    began = time.perf_counter()
+    run = loopax.fit(
+        line_state(),
+        line_loss,
+        dataset.batches(2),
+        steps=40,
+        chunk_steps=10,
+        run_dir=tmp_path,
+        evaluation=loopax.Evaluation(dataset.batches(100), every=20),
+        hooks=[loopax.Hook(lambda run: None, 20)],
+        **QUIET,
+    )
+    elapsed = time.perf_counter() - began
+    account = run.account
+    sections = ("compute", "compile", "data", "evaluation", "checkpoint", "hooks", "host")
+    seconds = [account[f"{name}_s"] for name in sections]
+    assert sum(seconds) == pytest.approx(account["wall_s"], abs=0.01)
+    assert min(seconds) >= 0
+    assert 0 < account["wall_s"] <= elapsed + 0.001
+    assert sum(account["shares"].values()) == pytest.approx(1, abs=0.01)
+    assert account["compile_s"] > 0
+    assert account["evaluation_s"] > 0
+    assert account["checkpoint_s"] > 0
+    assert account["host_reads"] == 4 + 2, "one for each chunk and one for each evaluation"
+    assert account["compilations"]["train"] == ["first use"]
+    assert json.loads((tmp_path / "account.json").read_text()) == account
+
+
+def test_what_is_asked_for_more_often_is_read_more_often(dataset, line_loss, line_state):
+    seldom, often = (
+        loopax.fit(line_state(), line_loss, dataset.batches(2), steps=100, log_every=n, **PLAIN)
+        for n in (100, 5)
+    )
+    assert often.account["host_reads"] == 20
+    assert seldom.account["host_reads"] < 20
