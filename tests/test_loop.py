@@ -296,7 +296,8 @@ def writes_into_the_parameters(run):
 
 
 def moves_the_step(run):
-    run.step = 3
+    if run.step == 7:
+        run.step = 3
 
 
 OBSERVERS = {

@@ -80,6 +80,10 @@ class CheckpointStore:
         self._settings = settings or Checkpoints()
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
                 preservation_policy=_KeepLatestAndBest(self._settings),

@@ -133,13 +133,13 @@ def steps(
     account = Account()
     # Each chunk reuses the memory of the state it is given; the caller's state must stay whole.
     run = Run(jax.tree.map(jnp.copy, state))
+    saving = checkpoints or Checkpoints()
     with ExitStack() as resources:
         store, tail = None, {}
         if run_dir is not None:
             run.dir = RunDir.create(run_dir)
             run.dir.claim(as_mapping(config))
-            store = CheckpointStore(run.dir.checkpoints, checkpoints or Checkpoints())
-            resources.enter_context(store)
+            store = resources.enter_context(CheckpointStore(run.dir.checkpoints, saving))
             tail = _resume(run, store, batches)
         shown = display(total, run.step) if progress else Silent()
         resources.callback(shown.close)
@@ -148,21 +148,17 @@ def steps(
             return run
         if run.step:
             shown.say(f"{run_dir}: continuing at step {run.step:,} of {total:,}")
-        recorder = Recorder(
-            run.history,
-            shown,
-            account,
-            log_every=log_every,
-            steps_per_epoch=batches.steps_per_epoch,
-        )
-        recorder.resume(tail)
+        recorder = Recorder(run.history, shown, account, log_every, batches.steps_per_epoch)
+        recorder.resume(run.step, tail)
         _open_writers(run, recorder, batches, resources)
         moments: list[_Moment | _Saving] = [
             *_evaluations(run, evaluation, loss_fn, recorder, batches, account),
             *(_Moment(_calling(hook, run, recorder), hook.every) for hook in hooks),
         ]
         if store is not None:
-            moments.append(_Saving(run, store, recorder, batches, checkpoints or Checkpoints()))
+            keeper = _Saving(run, store, recorder, batches, saving)
+            resources.push(keeper.keep_what_was_reached)
+            moments.append(keeper)
         marks = [log_every, probe_every, *(moment.every for moment in moments)]
         shortest = min(mark for mark in marks if mark)
         capacity = chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
@@ -316,6 +312,20 @@ class _Saving:
         }
         self._store.save(self._run.state, meta, metrics)
         self._saved_at = time.perf_counter()
+
+    def keep_what_was_reached(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Saves when the loop is left early by its caller or by Ctrl-C, not when it failed.
+
+        An interrupt can strike while the state is being handed to a chunk; then it is gone, and
+        the checkpoint before is what there is.
+        """
+        whole = self._recorder.step == self._run.step and not any(
+            leaf.is_deleted() for leaf in jax.tree.leaves(self._run.state)
+        )
+        if kind in (GeneratorExit, KeyboardInterrupt) and whole:
+            self._recorder.finish(self._run.step)
+            if self._store.steps[-1:] != [self._run.step]:
+                self.act()
 
     def _measured(self) -> list[Row]:
         """The rows of this very step; they are the last ones of the history."""

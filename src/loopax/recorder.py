@@ -44,7 +44,6 @@ class Recorder:
         history: list[Row],
         display: Display,
         account: Account,
-        *,
         log_every: int,
         steps_per_epoch: int | None,
     ) -> None:
@@ -52,6 +51,7 @@ class Recorder:
         self.timing: list[Writer] = []
         self._history, self._display, self._account = history, display, account
         self._log_every, self._steps_per_epoch = log_every, steps_per_epoch
+        self.step = 0
         self._pending: Pending | None = None
         self._names: list[str] = []
         self._interval: list[np.ndarray] = []
@@ -72,8 +72,9 @@ class Recorder:
             "norms": self._norms,
         }
 
-    def resume(self, tail: Mapping[str, Any]) -> None:
-        """Continues the interval in which a checkpoint was made."""
+    def resume(self, step: int, tail: Mapping[str, Any]) -> None:
+        """Continues at `step`, in the interval in which its checkpoint was made."""
+        self.step = step
         if tail and tail["log_every"] == self._log_every:
             self._names, self._norms = list(tail["names"]), dict(tail["norms"])
             self._interval = [np.asarray(row, np.float32) for row in tail["rows"]]
@@ -92,6 +93,7 @@ class Recorder:
     ) -> None:
         """Takes over the rows of a chunk that was just dispatched."""
         self._pending = Pending(start, count, names, rows, norms, time.perf_counter())
+        self.step = start + count
 
     def settle(self) -> None:
         """Reads the pending chunk, which waits for the device, and logs what became complete.
@@ -117,7 +119,7 @@ class Recorder:
             self._log_interval(step)
 
     def finish(self, step: int) -> None:
-        """Reads what is pending and logs the last, shorter interval."""
+        """Reads what is pending and logs the last, shorter interval, once."""
         self.settle()
         if self._interval:
             interval, norms = self._interval, self._norms

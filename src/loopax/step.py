@@ -67,7 +67,7 @@ def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
     def step(state: TrainState, batch: Batch) -> Metrics:
         _, _, grads = _differentiate(loss_fn, state, batch)
         updates, _ = state.tx.update(grads, state.opt_state, state.trainable)
-        return {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+        return {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
 
     return step
 

@@ -37,6 +37,19 @@ def refuses() -> Refuses:
     return _refuses
 
 
+def _outcome(read: Callable[[Path], object], path: Path) -> object:
+    try:
+        return read(path)
+    except DataError as error:
+        return str(error)
+
+
+@pytest.fixture(scope="session")
+def outcome() -> Callable[..., object]:
+    """What a reader returns for a path, or what its `DataError` says."""
+    return _outcome
+
+
 @pytest.fixture(scope="session")
 def within() -> Callable[[int], AbstractContextManager[None]]:
     """The block must not take more memory than this at any moment."""

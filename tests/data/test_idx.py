@@ -34,16 +34,15 @@ def contents(packed):
     return gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed
 
 
-def assert_refused_or_exact(path, packed):
+def assert_refused_or_exact(outcome, path, packed):
     """What is accepted must say all that is in the file, and nothing else."""
     path.write_bytes(packed)
-    try:
-        array = read_idx(path)
-    except DataError as error:
-        assert len(str(error).splitlines()) == 1
-        assert path.name in str(error)
+    found = outcome(read_idx, path)
+    if isinstance(found, str):
+        assert len(found.splitlines()) == 1
+        assert path.name in found
     else:
-        assert idx_bytes(array) == contents(packed)
+        assert idx_bytes(found) == contents(packed)
 
 
 @quick
@@ -70,12 +69,12 @@ def test_every_truncation_is_refused(scratch, refuses, array, pack, data):
 
 @quick
 @given(arrays, packings, st.data())
-def test_one_changed_byte_is_refused_or_read_as_it_is(scratch, array, pack, data):
+def test_one_changed_byte_is_refused_or_read_as_it_is(scratch, outcome, array, pack, data):
     packed = bytearray(pack(idx_bytes(array)))
     # Mostly the header, which is where a byte decides about memory.
     position = data.draw(st.integers(0, 23) | st.integers(0, len(packed) - 1))
     packed[position % len(packed)] ^= data.draw(st.integers(1, 255))
-    assert_refused_or_exact(scratch / "flip.idx", bytes(packed))
+    assert_refused_or_exact(outcome, scratch / "flip.idx", bytes(packed))
 
 
 @quick
@@ -84,8 +83,8 @@ def test_one_changed_byte_is_refused_or_read_as_it_is(scratch, array, pack, data
     st.binary(max_size=64),
     packings,
 )
-def test_any_bytes_are_refused_or_read_as_they_are(scratch, start, rest, pack):
-    assert_refused_or_exact(scratch / "noise.idx", pack(start + rest))
+def test_any_bytes_are_refused_or_read_as_they_are(scratch, outcome, start, rest, pack):
+    assert_refused_or_exact(outcome, scratch / "noise.idx", pack(start + rest))
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])

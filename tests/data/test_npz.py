@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from loopax.data.npz import read_npz
-from loopax.errors import DataError
 
 MIB = 2**20
 quick = settings(deadline=None, max_examples=80)
@@ -70,15 +69,14 @@ def test_every_truncation_is_refused(scratch, refuses, arrays, writer, data):
 
 @settings(deadline=None, max_examples=200)
 @given(named, writers, st.data())
-def test_one_changed_byte_changes_no_array(scratch, arrays, writer, data):
+def test_one_changed_byte_changes_no_array(scratch, outcome, arrays, writer, data):
     path, packed = scratch / "flip.npz", bytearray(npz_bytes(writer, arrays))
     packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(packed)
-    try:
-        found = read_npz(path)
-    except DataError as error:
-        assert len(str(error).splitlines()) == 1
-        assert "flip.npz" in str(error)
+    found = outcome(read_npz, path)
+    if isinstance(found, str):
+        assert len(found.splitlines()) == 1
+        assert "flip.npz" in found
     else:
         # The list of members has no checksum, so one may be missing, but not another one there.
         assert_same(found, {name: arrays[name] for name in found})

@@ -114,15 +114,13 @@ def _read_images(files: Sequence[Path], size: tuple[int, int] | None) -> np.ndar
     """The images of `files`, uint8 (examples, height, width, channels)."""
     from PIL import Image
 
-    images: np.ndarray = np.empty(0, np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        images = _allocate(files[0], (len(files), *_read_image(files[0], size).shape))
         for index, file in enumerate(files):
             pixels = _read_image(file, size)
             height, width, channels = pixels.shape
-            if index == 0:
-                images = _allocate(file, (len(files), *pixels.shape))
-            elif (height, width) != images.shape[1:3]:
+            if (height, width) != images.shape[1:3]:
                 raise fault(
                     file,
                     f"is {height}x{width} pixels (height x width), but {shown(files[0])} is "
@@ -147,13 +145,13 @@ def _allocate(file: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 def _read_image(file: Path, size: tuple[int, int] | None) -> np.ndarray:
     """One image, uint8 (height, width, 1 or 3)."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with (
-        open_file(file) as stream,
-        blaming(file, "cannot be read as an image"),
-        Image.open(stream, formats=_FORMATS) as stored,
-    ):
+    with open_file(file) as stream, blaming(file, "cannot be read as an image"):
+        try:
+            stored = Image.open(stream, formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            raise fault(file, f"is none of {', '.join(_FORMATS)}, or damaged") from error
         frames = getattr(stored, "n_frames", 1)
         if frames > 1 and stored.format != "MPO":  # a camera's JPEG with previews
             raise fault(file, f"is animated or has pages, {frames} of them; it must be one image")
@@ -180,4 +178,12 @@ def _eight_bit(file: Path, image: Image) -> Image:
                 f"has transparent pixels (opacity {opacity} of 255), whose colour is not known; "
                 "put it on a background first",
             )
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        image.info.pop("transparency", None)  # or Pillow warns that it is lost
+    return image.convert("L" if _is_grey(image) else "RGB")
+
+
+def _is_grey(image: Image) -> bool:
+    if image.mode == "P":
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+    return image.mode in ("1", "L", "LA")

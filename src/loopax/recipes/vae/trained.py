@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float
@@ -52,20 +51,14 @@ class TrainedVAE:
         Raises:
             ConfigError: there is no such class, or `count` is below 1.
         """
-        if count < 1:
-            raise ConfigError(f"count is {count}; it must be at least 1")
-        labels = jnp.full(count, self.label_of(label))
-        latent = jax.random.normal(jax.random.key(seed), (count, self.model.latent))
-        return np.clip(self._decode(self.params, latent, labels), 0, 1)
+        return self._samples(np.full(_checked(count), self.label_of(label)), seed)
 
     def samples_by_class(
         self, count: int, *, seed: int = SAMPLE_SEED
     ) -> Float[np.ndarray, "classes count height width channels"]:
         """A row of samples for each class."""
         classes = len(self.class_names)
-        latent = jax.random.normal(jax.random.key(seed), (classes * count, self.model.latent))
-        labels = jnp.repeat(jnp.arange(classes), count)
-        images = np.clip(self._decode(self.params, latent, labels), 0, 1)
+        images = self._samples(np.repeat(np.arange(classes), _checked(count)), seed)
         return images.reshape(classes, count, *images.shape[1:])
 
     def reconstruct(
@@ -126,6 +119,10 @@ class TrainedVAE:
         self.dir.write_json("results.json", results)
         return results
 
+    def _samples(self, labels: np.ndarray, seed: int) -> Float[np.ndarray, "n height width c"]:
+        latent = jax.random.normal(jax.random.key(seed), (len(labels), self.model.latent))
+        return np.clip(self._decode(self.params, latent, labels), 0, 1)
+
     @property
     def results_file(self) -> Path:
         """Where `measure` leaves its table."""
@@ -166,6 +163,12 @@ def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
     if data.train.fingerprint != meta["data"]["data"]:
         raise DataError(f"{config['data']}: its images are not those that {run} was trained on")
     return TrainedVAE(build_model(config, data), tree["params"], data, directory)
+
+
+def _checked(count: int) -> int:
+    if count < 1:
+        raise ConfigError(f"count is {count}; it must be at least 1")
+    return count
 
 
 def as_floats(images: np.ndarray) -> Float[np.ndarray, ...]:

@@ -1,0 +1,381 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from loopax.data.dataset import Dataset
+from loopax.data.files import load, stratified_split
+from loopax.errors import ConfigError
+
+IMAGES = np.arange(20 * 6 * 4, dtype=np.int64).reshape(20, 6, 4) % 256
+LABELS = np.arange(20) % 2
+KERAS = ("x_train", "y_train", "x_test", "y_test")
+MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def write_idx(path, array, pack=bytes):
+    array = array.astype(np.uint8)
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(pack(header + array.tobytes()))
+
+
+def write_mnist(folder, separator="-", suffix="", pack=bytes):
+    folder.mkdir(exist_ok=True)
+    for part, rows in [("train", slice(0, 14)), ("t10k", slice(14, 20))]:
+        write_idx(folder / f"{part}-images{separator}idx3-ubyte{suffix}", IMAGES[rows], pack)
+        write_idx(folder / f"{part}-labels{separator}idx1-ubyte{suffix}", LABELS[rows], pack)
+    return folder
+
+
+def write_images(folder, count=1, value=0, shape=(6, 4)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        image = Image.fromarray(np.full(shape, value + index, np.uint8))
+        image.save(folder / f"{index:03}.png")
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def split_npz(path, names=KERAS, **changed):
+    arrays = dict(
+        zip(KERAS, (IMAGES[:14], LABELS[:14], IMAGES[14:], LABELS[14:]), strict=True)
+    ) | dict(changed)
+    return npz(path, **dict(zip(names, arrays.values(), strict=True)))
+
+
+def assert_standard(splits, name):
+    """The parts of `IMAGES` and `LABELS`, 14 and 6 of them."""
+    for part, rows, kind in zip(
+        splits, (slice(0, 14), slice(14, 20)), ("train", "test"), strict=True
+    ):
+        assert part.name == f"{name} {kind}"
+        assert part.class_names == ("0", "1")
+        image, label = part.columns["image"], part.columns["label"]
+        assert image.dtype == np.uint8
+        assert label.dtype == np.int32
+        np.testing.assert_array_equal(image, IMAGES[rows, ..., None])
+        np.testing.assert_array_equal(label, LABELS[rows])
+
+
+# A folder with the files of MNIST
+
+
+@pytest.mark.parametrize("separator", ["-", "."])
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress)])
+def test_the_files_of_mnist(tmp_path, separator, suffix, pack):
+    assert_standard(load(write_mnist(tmp_path / "d", separator, suffix, pack)), "d")
+
+
+def test_a_plain_file_is_preferred_to_its_gzip(tmp_path):
+    write_mnist(tmp_path / "d")
+    (tmp_path / "d" / "t10k-labels-idx1-ubyte.gz").write_bytes(b"broken")
+    assert_standard(load(tmp_path / "d"), "d")
+
+
+def test_a_missing_file_of_mnist_is_named(tmp_path, refuses):
+    write_mnist(tmp_path / "d")
+    (tmp_path / "d" / "t10k-labels-idx1-ubyte").unlink()
+    with refuses("d:", "t10k-labels-idx1-ubyte", "train-images-idx3-ubyte"):
+        load(tmp_path / "d")
+
+
+def test_a_damaged_file_of_mnist_is_named(tmp_path, refuses):
+    write_mnist(tmp_path / "d")
+    write_idx(tmp_path / "d" / "t10k-labels-idx1-ubyte", LABELS[:5])
+    with refuses("t10k-labels-idx1-ubyte", "5 labels for 6 images"):
+        load(tmp_path / "d")
+
+
+def test_a_test_label_that_is_no_class_of_training_is_named(tmp_path, refuses):
+    write_mnist(tmp_path / "d")
+    write_idx(tmp_path / "d" / "t10k-labels-idx1-ubyte", np.array([0, 1, 0, 7, 0, 9]))
+    with refuses("t10k-labels-idx1-ubyte", "label 3 is 7", "0 to 1"):
+        load(tmp_path / "d")
+
+
+# Folders of images
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "valid"])
+def test_folders_that_are_split(tmp_path, test_name):
+    for part, count in [("train", 3), (test_name, 2)]:
+        write_images(tmp_path / "d" / part / "cat", count)
+        write_images(tmp_path / "d" / part / "dog", count, value=100)
+    splits = load(tmp_path / "d")
+    assert [each.name for each in splits] == ["d train", "d test"]
+    assert [each.class_names for each in splits] == [("cat", "dog")] * 2
+    assert splits.train.columns["label"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert splits.test.columns["image"][:, 0, 0, 0].tolist() == [0, 1, 100, 101]
+
+
+def test_the_first_test_folder_is_taken(tmp_path):
+    for position, part in enumerate(["valid", "train", "val", "test"]):
+        write_images(tmp_path / part / "cat", value=position)
+    assert load(tmp_path).test.columns["image"].max() == 3
+
+
+def test_split_folders_without_classes(tmp_path):
+    write_images(tmp_path / "d" / "train", 3)
+    write_images(tmp_path / "d" / "test", 2)
+    splits = load(tmp_path / "d")
+    assert [each.class_names for each in splits] == [("d",)] * 2
+    assert [len(each) for each in splits] == [3, 2]
+
+
+@pytest.mark.parametrize(("has", "lacks"), [("train", "test"), ("test", "train")])
+def test_classes_of_one_part_only_are_refused(tmp_path, refuses, has, lacks):
+    for name in ("train/cat", "test/cat", f"{has}/dog"):
+        write_images(tmp_path / name)
+    with refuses(tmp_path.name, f"{has}/ has the class 'dog'", f"{lacks}/ has not"):
+        load(tmp_path)
+
+
+def test_parts_that_differ_in_shape_are_refused(tmp_path, refuses):
+    write_images(tmp_path / "train" / "cat")
+    write_images(tmp_path / "test" / "cat", shape=(6, 4, 3))
+    with refuses(tmp_path.name, "uint8 (6, 4, 1)", "uint8 (6, 4, 3)"):
+        load(tmp_path)
+
+
+def test_one_folder_is_split(tmp_path):
+    write_images(tmp_path / "d" / "cat", 20)
+    write_images(tmp_path / "d" / "dog", 10, value=100)
+    splits = load(tmp_path / "d", test_fraction=0.2)
+    assert [each.name for each in splits] == ["d train", "d test"]
+    assert [each.class_names for each in splits] == [("cat", "dog")] * 2
+    assert splits.test.columns["image"][:, 0, 0, 0].tolist() == [4, 9, 14, 19, 104, 109]
+    assert len(splits.train) == 24
+
+
+def test_a_folder_called_train_alone_may_be_a_class(tmp_path):
+    write_images(tmp_path / "bus", 9)
+    write_images(tmp_path / "train", 9)
+    assert load(tmp_path).train.class_names == ("bus", "train")
+
+
+def test_size_resizes_a_folder(tmp_path):
+    write_images(tmp_path, 9)
+    assert load(tmp_path, size=(8, 8)).train.columns["image"].shape == (8, 8, 8, 1)
+
+
+def test_size_does_not_resize_a_file(tmp_path, refuses):
+    path = split_npz(tmp_path / "d.npz")
+    assert_standard(load(path, size=(6, 4)), "d.npz")
+    with refuses("(8, 8)", "d.npz", "(6, 4)", error=ConfigError):
+        load(path, size=(8, 8))
+
+
+# NPZ files
+
+
+@pytest.mark.parametrize("names", [KERAS, MEDMNIST])
+def test_an_npz_that_is_split(tmp_path, names):
+    assert_standard(load(split_npz(tmp_path / "d.npz", names)), "d.npz")
+
+
+@pytest.mark.parametrize("names", [("image", "label"), ("images", "labels"), ("x", "y")])
+def test_an_npz_that_is_not_split(tmp_path, names):
+    path = npz(tmp_path / "d.npz", **dict(zip(names, (IMAGES, LABELS), strict=True)))
+    splits = load(path, test_fraction=0.3)
+    assert [len(each) for each in splits] == [14, 6]
+    assert splits.test.columns["label"].tolist() == [0, 1] * 3
+
+
+def test_an_npz_with_other_names_is_refused(tmp_path, refuses):
+    with refuses("d.npz", "'x_train', 'pixels'", "x_train y_train x_test y_test", "images labels"):
+        load(npz(tmp_path / "d.npz", x_train=IMAGES, pixels=LABELS))
+
+
+def test_parts_that_differ_in_type_are_refused(tmp_path, refuses):
+    with refuses("d.npz", "uint8 (6, 4, 1)", "float32 (6, 4, 1)"):
+        load(split_npz(tmp_path / "d.npz", x_test=IMAGES[14:] / 255))
+
+
+# IDX files
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress)])
+@pytest.mark.parametrize("separator", ["-", "."])
+def test_an_idx_file_finds_its_labels(tmp_path, separator, suffix, pack):
+    write_idx(tmp_path / f"my-images{separator}idx3-ubyte{suffix}", IMAGES, pack)
+    write_idx(tmp_path / f"my-labels{separator}idx1-ubyte", LABELS)
+    splits = load(tmp_path / f"my-images{separator}idx3-ubyte{suffix}")
+    assert [len(each) for each in splits] == [18, 2]
+
+
+def test_an_idx_file_without_labels_is_refused(tmp_path, refuses):
+    write_idx(tmp_path / "my-images-idx3-ubyte", IMAGES)
+    with refuses("my-images-idx3-ubyte", "named like my-labels-idx1-ubyte"):
+        load(tmp_path / "my-images-idx3-ubyte")
+    write_idx(tmp_path / "digits", IMAGES)
+    with refuses("digits", "named like train-labels-idx1-ubyte"):
+        load(tmp_path / "digits")
+
+
+# Anything else
+
+
+def test_what_is_none_of_these_is_refused(tmp_path, refuses):
+    with refuses("absent", "No such file"):
+        load(tmp_path / "absent")
+    (tmp_path / "notes.txt").write_text("hello")
+    with refuses("notes.txt", "68 65", ".npz file, an IDX file or a folder"):
+        load(tmp_path / "notes.txt")
+    (tmp_path / "empty").touch()
+    with refuses("empty", "is empty"):
+        load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan"), 10])
+def test_a_fraction_that_is_none_is_refused(tmp_path, refuses, fraction):
+    with refuses(f"test_fraction is {fraction}", "between 0 and 1", error=ConfigError):
+        load(tmp_path, test_fraction=fraction)
+
+
+# What images and labels must be
+
+
+@pytest.mark.parametrize("kind", ["u1", "i2", "u8", ">i4"])
+def test_integers_become_uint8(tmp_path, kind):
+    path = split_npz(tmp_path / "d.npz", x_train=IMAGES[:14].astype(kind))
+    assert_standard(load(path), "d.npz")
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_floats_become_float32(tmp_path, kind):
+    images = (IMAGES / 255).astype(kind)
+    splits = load(split_npz(tmp_path / "d.npz", x_train=images[:14], x_test=images[14:]))
+    assert splits.train.columns["image"].dtype == np.float32
+    np.testing.assert_array_equal(
+        splits.test.columns["image"][..., 0], images[14:].astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_come_last(tmp_path, channels):
+    images = np.repeat(IMAGES[:14, ..., None], channels, axis=-1)
+    splits = load(npz(tmp_path / "d.npz", x=images, y=LABELS[:14]))
+    assert splits.train.columns["image"].shape == (12, 6, 4, channels)
+
+
+def changed(index, value, kind=np.int64):
+    images = IMAGES[:14].astype(kind) if kind is np.int64 else np.zeros((14, 6, 4), kind)
+    images[index] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "parts"),
+    [
+        (changed((3, 2, 1), 256), ["int64 from 0 to 256", "0 to 255"]),
+        (changed((3, 2, 1), -1), ["int64 from -1 to", "0 to 255"]),
+        (changed((3, 2, 1), 1.5, np.float32), ["float32 from 0.0 to 1.5", "floats from 0 to 1"]),
+        (changed((3, 2, 1), -0.5, np.float64), ["float64 from -0.5 to 0.0"]),
+        (changed((3, 2, 1), np.inf, np.float16), ["float16 from 0.0 to inf"]),
+        (changed((3, 2, 1), np.nan, np.float32), ["image 3 holds NaN"]),
+        (np.zeros((14, 6, 4), bool), ["images are bool"]),
+        (np.zeros((14, 6, 4), "S1"), ["images are |S1"]),
+        (np.zeros((14, 6, 4), complex), ["images are complex128"]),
+        (np.zeros((14, 24), np.uint8), ["(14, 24)", "(examples, height, width)"]),
+        (np.zeros((14, 6, 4, 4), np.uint8), ["(14, 6, 4, 4)", "1 or 3"]),
+        (np.zeros((14, 3, 6, 4), np.uint8), ["(14, 3, 6, 4)", "transpose it with (0, 2, 3, 1)"]),
+        (np.zeros((0, 6, 4), np.uint8), ["(0, 6, 4)", "not empty"]),
+        (np.zeros((14, 6, 0), np.uint8), ["(14, 6, 0)", "not empty"]),
+        (np.zeros((), np.uint8), ["the shape ()"]),
+    ],
+)
+def test_what_are_no_images_is_refused(tmp_path, refuses, images, parts):
+    with refuses("d.npz: x_train", *parts):
+        load(split_npz(tmp_path / "d.npz", x_train=images))
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", ">i8", "u8"])
+def test_labels_become_int32(tmp_path, kind):
+    column = LABELS[:14, None].astype(kind)
+    assert_standard(load(split_npz(tmp_path / "d.npz", y_train=column)), "d.npz")
+
+
+def labelled(index, value, kind=np.int64):
+    labels = LABELS[:14].astype(kind)
+    labels[index] = value
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "parts"),
+    [
+        (labelled(5, -1), ["label 5 is -1", "0 to 65535"]),
+        (labelled(5, 2**40), ["label 5 is 1099511627776", "0 to 65535"]),
+        (labelled(5, 2**63, np.uint64), ["label 5 is 9223372036854775808"]),
+        (labelled([4, 5], 65_536), ["label 4 is 65536", "0 to 65535"]),
+        (LABELS[:14].astype(float), ["labels are float64", "integers"]),
+        (LABELS[:14].astype(bool), ["labels are bool"]),
+        (LABELS[:14].astype(str), ["labels are <U21"]),
+        (LABELS[:13], ["13 labels for 14 images"]),
+        (np.eye(10, dtype=int), ["(10, 10)", "argmax(axis=1)"]),
+        (np.zeros((14, 1, 1), int), ["(14, 1, 1)"]),
+        (np.zeros((), int), ["the shape ()"]),
+    ],
+)
+def test_what_are_no_labels_is_refused(tmp_path, refuses, labels, parts):
+    with refuses("d.npz: y_train", *parts):
+        load(split_npz(tmp_path / "d.npz", y_train=labels))
+
+
+def test_the_classes_of_training_bound_those_of_testing(tmp_path, refuses):
+    with refuses("d.npz: y_test", "label 2 is 2", "0 to 1"):
+        load(split_npz(tmp_path / "d.npz", y_test=np.array([0, 1, 2, 0, 3, 0])))
+
+
+# The split
+
+
+def labels_dataset(labels):
+    return Dataset({"label": np.array(labels, np.int32), "row": np.arange(len(labels))}, name="d")
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.floats(0.01, 0.99))
+def test_a_split_is_exact_and_in_proportion(labels, fraction):
+    counts = np.bincount(labels)
+    expected = np.maximum(np.minimum((counts * fraction + 0.5).astype(int), counts - 1), 0)
+    if not expected.any():
+        return
+    splits = stratified_split(labels_dataset(labels), fraction)
+    train, test = (each.columns["row"] for each in splits)
+    assert sorted([*train, *test]) == list(range(len(labels)))
+    assert train.tolist() == sorted(train)
+    assert test.tolist() == sorted(test)
+    found = np.bincount(splits.test.columns["label"], minlength=len(counts))
+    assert found.tolist() == expected.tolist()
+    assert set(splits.train.columns["label"]) == set(labels)
+
+
+def test_a_split_is_spread_over_the_stored_order():
+    test = stratified_split(labels_dataset([0] * 100), 0.1).test
+    assert test.columns["row"].tolist() == list(range(9, 100, 10))
+
+
+def test_a_split_is_made_without_chance():
+    np.random.seed(0)
+    one = stratified_split(labels_dataset([0, 1, 1] * 9), 0.3)
+    np.random.seed(1)
+    two = stratified_split(labels_dataset([0, 1, 1] * 9), 0.3)
+    assert [each.fingerprint for each in one] == [each.fingerprint for each in two]
+
+
+def test_too_few_examples_to_split_are_refused(tmp_path, refuses):
+    write_images(tmp_path / "cat", 4)
+    write_images(tmp_path / "dog", 3)
+    with refuses(tmp_path.name, "has 4 examples", "at least 5", "test_fraction=0.1"):
+        load(tmp_path)
+    assert len(load(tmp_path, test_fraction=0.125).test) == 1
+    with refuses("has 1 examples", "at least 2"):
+        stratified_split(labels_dataset([0, 1, 2]), 0.9)
