@@ -9,7 +9,7 @@ import loopax
 
 
 class VAE(nn.Module):
-    """An image to a normal distribution over latents; a sample of it and the class to an image."""
+    """Encodes an image, draws a latent, and decodes it together with the class."""
 
     latent: int = 32
 

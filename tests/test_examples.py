@@ -1,0 +1,182 @@
+"""Each program in `examples/` runs, shrunken, and does what its first lines say."""
+
+import ast
+import functools
+import json
+import tokenize
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import loopax
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+mnist = functools.cache(loopax.data.mnist)
+
+
+@pytest.fixture
+def run_example(tmp_path, monkeypatch):
+    """Runs an example in an empty directory, with replacements; gives the names that it made."""
+    monkeypatch.chdir(tmp_path)
+    # Only to be quick: the files are read and verified once for all examples.
+    monkeypatch.setattr(loopax.data, "mnist", mnist)
+
+    def run(name, *replacements):
+        source = (EXAMPLES / name).read_text()
+        for old, new in replacements:
+            assert old in source, f"{name} has no {old!r}"
+            source = source.replace(old, new)
+        names = {"__name__": "__main__"}
+        exec(compile(source, name, "exec"), names)
+        return names
+
+    return run
+
+
+def losses(run):
+    return [row["loss"] for row in run.history if row["source"] == "train"]
+
+
+def moved(before, after):
+    """Whether any parameter of a part changed at all, by part."""
+    changed = jax.tree.map(lambda old, new: bool((old != new).any()), before, after)["params"]
+    return {part: any(jax.tree.leaves(tree)) for part, tree in changed.items()}
+
+
+def source_lines(path):
+    """The lines that hold code: neither blank, nor a comment, nor a docstring."""
+    with tokenize.open(path) as file:
+        lines = {
+            line
+            for token in tokenize.generate_tokens(file.readline)
+            if token.string.strip() and token.type != tokenize.COMMENT
+            for line in range(token.start[0], token.end[0] + 1)
+        }
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            docstring = node.body[0]
+            lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
+    return lines
+
+
+def test_the_vae_takes_30_lines():
+    assert 20 < len(source_lines(EXAMPLES / "vae.py")) <= 30
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_each_example_says_in_three_lines_what_it_shows_and_is_tested_here(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring
+    assert len(docstring.splitlines()) <= 3
+    assert f"test_{path.stem}" in globals()
+
+
+def test_vae(run_example, tmp_path):
+    run = run_example("vae.py", ("epochs=10", "steps=60, log_every=20"))["run"]
+    first, *_, last = losses(run)
+    assert last < 0.9 * first
+    test = run.latest("test")
+    assert test["loss"] == pytest.approx(test["sse_half"] + 0.5 * test["kl_nats"], rel=1e-5)
+    assert 10 < test["loss"] < 53
+    directory = tmp_path / "runs" / "first"
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [20, 40, 60, 60]
+    assert loopax.CheckpointStore(directory / "checkpoints").steps == [60]
+
+
+def test_own_loop(run_example, capsys, tmp_path):
+    run = run_example("own_loop.py", ("chunk_steps=100", "chunk_steps=10"), ("> 0.97", "> 0.6"))[
+        "run"
+    ]
+    *chunks, end = capsys.readouterr().out.splitlines()
+    accuracies = [float(line.rpartition(" ")[2]) for line in chunks]
+    assert max(accuracies[:-1]) <= 0.6 <= accuracies[-1]
+    assert run.step == 10 * len(chunks) < 600, "it stopped early"
+    assert end.startswith(f"{run.step} steps: ")
+    directory = tmp_path / "runs" / "own_loop"
+    assert loopax.CheckpointStore(directory / "checkpoints").steps == [run.step]
+
+
+def test_batch_norm(run_example):
+    names = run_example("batch_norm.py", ("epochs=2", "steps=60, log_every=20"))
+    run = names["run"]
+    statistics = run.state.mutable["batch_stats"]["BatchNorm_0"]
+    assert not np.allclose(statistics["mean"], 0)
+    assert not np.allclose(statistics["var"], 1)
+    assert run.latest("test")["accuracy"] > 0.8
+    image = jnp.asarray(names["data"].test.columns["image"][:100], jnp.float32) / 255
+    logits = names["model"].apply({**run.state.params, **run.state.mutable}, image, train=False)
+    _, metrics = names["cross_entropy"](logits, names["data"].test.columns["label"][:100])
+    batches = [{"image": image, "label": names["data"].test.columns["label"][:100]}]
+    measured = loopax.evaluate(run.state, names["test_loss"], batches)
+    assert measured["accuracy"] == pytest.approx(float(metrics["accuracy"]))
+
+
+def test_no_flax(run_example):
+    names = run_example("no_flax.py", ("epochs=1", "steps=60, log_every=20"))
+    for name in ("plain", "by_hand"):
+        first, *_, last = losses(names[name])
+        assert last < 0.8 * first, name
+    assert set(names["plain"].state.params) == {"in", "out"}
+    assert jax.tree.structure(names["by_hand"].state.opt_state) == jax.tree.structure(
+        names["by_hand"].state.params
+    )
+
+
+def test_frozen_part(run_example, capsys):
+    names = run_example("frozen_part.py", ("steps=200", "steps=20"))
+    start = loopax.TrainState.create(
+        names["model"], names["data"].train, names["optax"].sgd(0.1)
+    ).params
+    for name in ("by_pattern", "by_prefix", "by_function"):
+        assert moved(start, names[name].state.params) == {"backbone": False, "head": True}, name
+    assert capsys.readouterr().out.count("'backbone': 0.0") == 3
+    frozen_shape = names["by_pattern"].state.params["params"]["backbone"]["kernel"].shape
+    shapes = [leaf.shape for leaf in jax.tree.leaves(names["by_pattern"].state.opt_state)]
+    assert frozen_shape not in shapes, "what is frozen by pattern has no optimiser state"
+    assert moved(start, names["no_decay_on_the_head"].state.params) == {
+        "backbone": True,
+        "head": True,
+    }
+
+
+def test_any_iterable(run_example, capsys):
+    pytest.importorskip("grain")
+    names = run_example("any_iterable.py", ("steps=600", "steps=300"), ("adam(0.05)", "adam(0.1)"))
+    for name in ("from_iterable", "from_grain"):
+        state = names[name].state
+        np.testing.assert_allclose(state.params["slope"], names["SLOPE"], atol=0.01)
+        np.testing.assert_allclose(state.params["offset"], 1, atol=0.01)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_any_iterable_without_grain(run_example, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "grain", None)
+    run_example("any_iterable.py", ("steps=600", "steps=2"))
+    assert "pip install 'loopax[grain]'" in capsys.readouterr().out
+
+
+def test_own_state(run_example, capsys, tmp_path):
+    names = run_example("own_state.py", ("epochs=1", "steps=40, log_every=1"))
+    run = names["run"]
+    assert float(run.state.latest_loss) == losses(run)[-1]
+    assert float(run.state.lowest_loss) == min(losses(run))
+    directory = loopax.RunDir.open(tmp_path / "runs" / "own_state")
+    with loopax.CheckpointStore(directory.checkpoints) as store:
+        restored, _ = store.restore(names["state"])
+    assert isinstance(restored, names["StateWithLoss"])
+    assert float(restored.lowest_loss) == float(run.state.lowest_loss)
+    assert f"lowest {min(losses(run)):.4f}" in capsys.readouterr().out
+
+
+def test_optimizer(run_example, capsys):
+    run_example("optimizer.py", ("STEPS = 600", "STEPS = 100"))
+    described, by_hand = capsys.readouterr().out.splitlines()
+    assert described.partition(", ")[0].split()[-1] == by_hand.partition(", ")[0].split()[-1]
+    assert "'learning_rate/head': 0.1" in described
