@@ -3,6 +3,7 @@
 import ast
 import functools
 import json
+import sys
 import tokenize
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def test_any_iterable(run_example, capsys):
 
 
 def test_any_iterable_without_grain(run_example, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "grain", None)
+    monkeypatch.setitem(sys.modules, "grain", None)
     run_example("any_iterable.py", ("steps=600", "steps=2"))
     assert "pip install 'loopax[grain]'" in capsys.readouterr().out
 

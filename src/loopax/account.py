@@ -43,6 +43,11 @@ class Account:
         self.seconds[self._section] -= seconds
         self.seconds["compile"] += seconds
 
+    def training_seconds(self) -> float:
+        """Seconds of the loop proper so far: without setup, compilation, and what comes between."""
+        self._enter(self._section)
+        return sum(self.seconds[name] for name in ("compute", "data", "host"))
+
     def report(self) -> dict[str, Any]:
         """Seconds by section, shares of the whole, compilations with their reasons, host reads."""
         self._enter(self._section)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from loopax.writers import Row, values_of
 
@@ -52,15 +53,19 @@ class Live:
 
     def __init__(self, total: int, start: int, console: Console) -> None:
         self._bar = Progress(
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[values]}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            # What does not fit is cut off here, and is in the run directory.
+            TextColumn("{task.fields[values]}", table_column=Column(no_wrap=True, ratio=1)),
             console=console,
+            expand=True,
             refresh_per_second=4,
         )
-        self._task = self._bar.add_task("", total=total, completed=start, rate="", values="")
+        self._task = self._bar.add_task(
+            "", total=total, completed=start, rate="compiling", values=""
+        )
         self._bar.start()
 
     def update(self, step: int, steps_per_s: float) -> None:

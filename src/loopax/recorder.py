@@ -56,7 +56,7 @@ class Recorder:
         self._names: list[str] = []
         self._interval: list[np.ndarray] = []
         self._norms: dict[str, float] = {}
-        self._ready_at = self._logged_at = time.perf_counter()
+        self._ready_at, self._logged_at = time.perf_counter(), 0.0
         self._limit = FIRST_CHUNK_STEPS
         account.device_is_busy = lambda: (
             self._pending is not None and not self._pending.rows.is_ready()  # type: ignore[attr-defined]
@@ -144,9 +144,9 @@ class Recorder:
         for column, name in enumerate(self._names):
             if name.startswith("learning_rate"):
                 values[name] = float(rows[-1, column])
-        now = time.perf_counter()
-        rate = len(rows) / (now - self._logged_at)
-        self._logged_at = now
+        spent = self._account.training_seconds()
+        rate = len(rows) / max(spent - self._logged_at, 1e-9)
+        self._logged_at = spent
         self._display.update(step, rate)
         self.log(step, "train", {"steps": len(rows), **values, **self._norms})
         for writer in self.timing:

@@ -36,12 +36,15 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
     assert found.columns["image"][:, 0, 0, 0].tolist() == [3, 1, 2, 0]
 
 
-def test_images_that_lie_directly_in_the_folder_are_one_class(tmp_path):
+def test_images_that_lie_directly_in_the_folder_are_one_class(tmp_path, monkeypatch):
     save(tmp_path / "faces" / "b.png", GREY)
     save(tmp_path / "faces" / "a.png", GREY)
     found = read_folder(tmp_path / "faces")
     assert found.class_names == ("faces",)
     assert found.columns["label"].tolist() == [0, 0]
+    monkeypatch.chdir(tmp_path / "faces")
+    assert read_folder(".").class_names == ("faces",)
+    assert read_folder(".").name == "faces"
 
 
 def test_what_is_hidden_or_no_image_is_passed_over(tmp_path):
@@ -162,7 +165,11 @@ def test_a_truncated_image_is_refused(tmp_path, refuses, name, kept):
 
 
 def test_content_of_another_kind_is_refused(tmp_path, refuses):
-    (tmp_path / "x.png").write_text("%!PS not a picture")
+    (tmp_path / "x.png").write_text("not a picture")
+    with refuses("x.png", "PNG, JPEG, BMP, GIF, WEBP, TIFF"):
+        read_folder(tmp_path)
+    # Pillow knows more formats, some of which run programs.
+    save(tmp_path / "x.png", GREY, format="PPM")
     with refuses("x.png", "PNG, JPEG, BMP, GIF, WEBP, TIFF"):
         read_folder(tmp_path)
 

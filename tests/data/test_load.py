@@ -376,6 +376,8 @@ def test_too_few_examples_to_split_are_refused(tmp_path, refuses):
     write_images(tmp_path / "dog", 3)
     with refuses(tmp_path.name, "has 4 examples", "at least 5", "test_fraction=0.1"):
         load(tmp_path)
+    with refuses("at least 9", "test_fraction=0.06"):
+        load(tmp_path, test_fraction=0.06)
     assert len(load(tmp_path, test_fraction=0.125).test) == 1
     with refuses("has 1 examples", "at least 2"):
         stratified_split(labels_dataset([0, 1, 2]), 0.9)

@@ -51,6 +51,7 @@ class VAE(nn.Module):
         classes: how many classes there are.
         latent: size of the latent vector.
         widths: layers of the encoder; the decoder has them in reverse.
+        activation: what follows each of these layers.
         conditioning: `sum` adds an image of the class to one of the latent, in the decoder only;
             `every_layer` appends the class to the input of every layer of both halves.
         output: what keeps the pixels in range. A ReLU lets them exceed 1 and can leave a pixel
@@ -61,20 +62,23 @@ class VAE(nn.Module):
     classes: int = 10
     latent: int = 32
     widths: Sequence[int] = (256, 128, 64)
+    activation: Literal["relu", "silu"] = "relu"
     conditioning: Literal["sum", "every_layer"] = "sum"
     output: Literal["relu", "sigmoid"] = "relu"
 
     def setup(self) -> None:
         """Makes the layers."""
         narrow = self.widths[-1]
-        self.encoder = FeedForward(self.widths)
+        activation = {"relu": nn.relu, "silu": nn.silu}[self.activation]
+        self.encoder = FeedForward(self.widths, activation)
         self.posterior = nn.Dense(2 * self.latent)
         if self.conditioning == "sum":
             self.from_latent, self.from_class = nn.Dense(narrow), nn.Dense(narrow)
             inner = tuple(reversed(self.widths))[1:]
         else:
             inner = tuple(reversed(self.widths))
-        self.decoder = FeedForward((*inner, math.prod(self.image_shape)), activate_last=False)
+        pixels = math.prod(self.image_shape)
+        self.decoder = FeedForward((*inner, pixels), activation, activate_last=False)
 
     def __call__(self, image: Images, label: Labels) -> tuple[Images, Latents, Latents]:
         """Reconstruction, mean and log-variance; the sample is drawn from the stream `noise`."""

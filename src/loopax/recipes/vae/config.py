@@ -29,6 +29,8 @@ class VAEConfig:
     """Numbers in a latent vector."""
     widths: tuple[int, ...] = (512, 512)
     """Dense layers of the encoder; the decoder has them in reverse."""
+    activation: Literal["relu", "silu"] = "silu"
+    """What follows each of these layers."""
     conditioning: Literal["sum", "every_layer"] = "every_layer"
     """Where the class goes in: once in the decoder, or into every layer of both halves."""
     output: Literal["relu", "sigmoid"] = "sigmoid"
@@ -36,7 +38,9 @@ class VAEConfig:
     kl_weight: float = 0.5
     """Weight of the KL divergence beside half the squared error: a decoder variance."""
     optimizer: Optimizer = field(
-        default_factory=lambda: Optimizer(learning_rate=1e-3, schedule=Schedule("cosine"))
+        default_factory=lambda: Optimizer(
+            learning_rate=2e-3, schedule=Schedule("cosine", warmup_steps=200)
+        )
     )
     """How the parameters are updated."""
     log_every: int = 100
@@ -60,6 +64,7 @@ PRESETS = {
         preset="article",
         batch_size=16,
         widths=(256, 128, 64),
+        activation="relu",
         conditioning="sum",
         output="relu",
         optimizer=Optimizer(learning_rate=1e-4),

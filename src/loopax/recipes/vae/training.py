@@ -100,6 +100,7 @@ def build_model(config: dict[str, Any], data: Splits) -> VAE:
         classes=len(data.train.class_names),
         latent=config["latent"],
         widths=tuple(config["widths"]),
+        activation=config["activation"],
         conditioning=config["conditioning"],
         output=config["output"],
     )
