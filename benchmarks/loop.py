@@ -4,7 +4,6 @@ Model, loss, optimiser and data are the same; only the loop differs. The loops w
 JAX, Flax and Optax alone. README.md beside this file says what each row means.
 """
 
-import gzip
 import os
 import platform
 import statistics
@@ -30,9 +29,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+import loopax
+
 SEED = 0xFFFF
 CHUNK = 100  # Steps in a dispatch of the scan, and between two lines that the article prints.
-MNIST = Path(__file__).parents[1] / "src/loopax/data/mnist"
 SCRATCH = tempfile.TemporaryDirectory(prefix="loopax-benchmark-")
 
 
@@ -74,12 +74,8 @@ def fresh_state() -> TrainState:
 
 
 def mnist() -> tuple[np.ndarray, np.ndarray]:
-    files = ("train-images-idx3-ubyte.gz", 16), ("train-labels-idx1-ubyte.gz", 8)
-    images, labels = (
-        np.frombuffer(gzip.decompress((MNIST / name).read_bytes()), np.uint8, offset=header)
-        for name, header in files
-    )
-    return images.reshape(-1, 28, 28, 1), labels.astype(np.int32)
+    columns = loopax.data.mnist().train.columns
+    return columns["image"], columns["label"]
 
 
 def epoch_rows(count: int, batch_size: int, rng: np.random.Generator) -> np.ndarray:
@@ -165,8 +161,6 @@ def article_loop(batch_size: int) -> Loop:
 
 def loopax_loop(batch_size: int, *, host: bool = False) -> Loop:
     """(c, d) `loopax.fit` with its defaults: progress, metrics, checkpoints, a run directory."""
-    import loopax
-
     train = loopax.data.mnist().train
 
     class HostBatches:
@@ -181,9 +175,8 @@ def loopax_loop(batch_size: int, *, host: bool = False) -> Loop:
         data, loss = train.batches(batch_size), loss_fn
         if host:
             data, loss = HostBatches(), host_loss_fn
-        return loopax.fit(
-            state, loss, data, steps=steps, run_dir=tempfile.mkdtemp(dir=SCRATCH.name)
-        )
+        run_dir = tempfile.mkdtemp(dir=SCRATCH.name)
+        return loopax.fit(state, loss, data, steps=steps, run_dir=run_dir)
 
     return Loop(lambda: loopax.TrainState.create(model, train, optimizer, seed=SEED), run)
 
@@ -198,7 +191,7 @@ LOOPS = {
 
 def fit_rate(run: Any, steps: int, wall: float) -> float:
     """Steps per second of a whole call, less the seconds that its run says it spent compiling."""
-    compiling = run.account["compile_s"] if hasattr(run, "account") else 0.0
+    compiling = run.account["compile_s"] if isinstance(run, loopax.Run) else 0.0
     return steps / (wall - compiling)
 
 
@@ -229,7 +222,7 @@ def measure(options: Options, batch_size: int) -> dict[str, dict[str, Any]]:
         try:
             loops[name] = LOOPS[name][1](batch_size)
         except ModuleNotFoundError as error:
-            if error.name not in ("torch", "loopax"):
+            if error.name != "torch":
                 raise
             print(f"skipped ({name}) {LOOPS[name][0]}: {error.name} is not installed")
     if not loops:

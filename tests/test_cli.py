@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from loopax.cli import main
 
 
@@ -148,6 +149,72 @@ def test_a_mistake_is_one_line_and_status_2(words, said, run, images, tmp_path, 
         for part in said:
             assert part in shown.err
     assert sorted(tmp_path.rglob("*")) == before, "something was left behind"
+
+
+def idx(path, *, magic=0x00000803, sizes=(10, 6, 5), content=None):
+    """An IDX file of images whose header says what it is told to."""
+    header = magic.to_bytes(4, "big") + b"".join(size.to_bytes(4, "big") for size in sizes)
+    path.write_bytes(header + (bytes(10 * 6 * 5) if content is None else content))
+
+
+def truncated_idx(folder):
+    idx(folder / "train-images-idx3-ubyte", content=bytes(17))
+    return "train-images-idx3-ubyte"
+
+
+def wrong_magic(folder):
+    idx(folder / "train-images-idx3-ubyte", magic=0x12345678)
+    return "train-images-idx3-ubyte"
+
+
+def promised_terabytes(folder):
+    idx(folder / "train-images-idx3-ubyte", sizes=(2**31 - 1, 2**16, 2**16))
+    return "train-images-idx3-ubyte"
+
+
+def npz_with_a_pickle(folder):
+    np.savez(folder / "data.npz", image=np.array([{"run": "me"}], object), label=np.zeros(1, int))
+    return "data.npz"
+
+
+def labels_out_of_range(folder):
+    image = np.zeros((6, 4, 4), np.uint8)
+    label, other = np.array([0, 1, 2, 0, 1, 2]), np.array([0, 1, 2, 0, 9, 2])
+    np.savez(folder / "data.npz", x_train=image, y_train=label, x_test=image, y_test=other)
+    return "data.npz"
+
+
+def broken_png(folder):
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        for index in range(3):
+            Image.new("L", (4, 4), index).save(folder / name / f"{index}.png")
+    (folder / "dog" / "1.png").write_bytes((folder / "dog" / "1.png").read_bytes()[:40])
+    return "."
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        truncated_idx,
+        wrong_magic,
+        promised_terabytes,
+        npz_with_a_pickle,
+        labels_out_of_range,
+        broken_png,
+    ],
+)
+def test_bad_data_is_one_line_and_status_2_and_nothing_is_written(make, tmp_path, capfd):
+    folder, run_dir = tmp_path / "data", tmp_path / "run"
+    folder.mkdir()
+    path = folder / make(folder)
+    assert main(["train", "vae", "--data", str(path), "--run-dir", str(run_dir), *SMALL]) == 2
+    shown = capfd.readouterr().err
+    assert len(shown.splitlines()) == 1, shown
+    assert str(folder) in shown
+    assert not run_dir.exists()
 
 
 def test_another_checkpoint_is_named_with_those_that_are_there(run, capfd):

@@ -101,8 +101,9 @@ def test_training_happened_and_another_seed_trains_other_parameters(
 ):
     run = trained("resident", 100)
     assert int(run.state.step) == run.step == 250
-    before, after = new_state(), loopax.fit(
-        new_state(seed=1), loss_fn, SOURCES["resident"](dataset), steps=5, **PLAIN
+    before, after = (
+        new_state(),
+        loopax.fit(new_state(seed=1), loss_fn, SOURCES["resident"](dataset), steps=5, **PLAIN),
     )
     assert bits(before.params) != bits(run.state.params)
     same_start = loopax.fit(
@@ -214,19 +215,43 @@ def test_breaking_out_of_steps_saves_the_state_and_the_run_can_go_on(
             dataset.batches(2),
             steps=30,
             run_dir=tmp_path / name,
+            log_every=4,
             chunk_steps=3,
             **PLAIN,
         )
 
+    *_, end = steps("whole")
     for chunk in steps("parts"):
-        if chunk.stop == 9:
+        if chunk.stop >= 9:
             break
-    del chunk
+    left_at = chunk.stop
+    assert left_at % 4, "not at a logged row"
     store = loopax.CheckpointStore(loopax.RunDir.open(tmp_path / "parts").checkpoints)
-    assert store.steps == [9]
-    chunks = list(steps("parts"))
-    assert chunks[0].start == 9
-    assert bits(chunks[-1].run.state) == bits(list(steps("whole"))[-1].run.state)
+    assert store.steps == [left_at]
+    first, *_, last = steps("parts")
+    assert first.start == left_at
+    assert bits(last.run.state) == bits(end.run.state)
+    assert last.run.dir.metrics_file.read_text() == end.run.dir.metrics_file.read_text()
+
+
+def test_an_interrupt_from_the_keyboard_costs_no_step(
+    tmp_path, bits, dataset, line_loss, line_state
+):
+    def fit(name, *hooks):
+        data = dataset.batches(2)
+        return loopax.fit(
+            line_state(), line_loss, data, steps=30, run_dir=tmp_path / name, hooks=hooks, **PLAIN
+        )
+
+    def interrupt(run):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("parts", loopax.Hook(interrupt, 17))
+    parts, whole = fit("parts"), fit("whole")
+    assert [start["step"] for start in parts.dir.read_json("run.json")["starts"]] == [0, 17]
+    assert bits(parts.state) == bits(whole.state)
+    assert parts.history == whole.history
 
 
 def test_a_finished_run_is_given_back_as_it_is(tmp_path, bits, dataset, line_loss, line_state):
@@ -278,7 +303,7 @@ def unobserved(dataset, loss_fn, new_state, bits):
 
 def draws_random_numbers(run):
     random.random()
-    np.random.rand()  # noqa: NPY002
+    np.random.rand()
     return {"drawn": float(jax.random.uniform(run.state.key))}
 
 
@@ -355,9 +380,7 @@ def test_more_logged_metrics_change_no_bit(unobserved, bits, dataset, model, los
             "brightest": batch["image"].max(),
         }
 
-    run = loopax.fit(
-        new_state(), with_more, dataset.batches(2), steps=60, log_every=60, **PLAIN
-    )
+    run = loopax.fit(new_state(), with_more, dataset.batches(2), steps=60, log_every=60, **PLAIN)
     assert bits(run.state) == unobserved
     assert {"accuracy", "entropy_nats", "params_norm", "brightest"} < run.latest("train").keys()
 
@@ -422,13 +445,9 @@ def test_every_step_is_the_step_of_a_hand_written_scan(dataset, model, loss_fn, 
     )
 
 
-def test_metrics_of_a_chunk_can_be_read_when_later_chunks_have_run(
-    dataset, line_loss, line_state
-):
+def test_metrics_of_a_chunk_can_be_read_when_later_chunks_have_run(dataset, line_loss, line_state):
     chunks = list(
-        loopax.steps(
-            line_state(), line_loss, dataset.batches(2), steps=25, chunk_steps=4, **PLAIN
-        )
+        loopax.steps(line_state(), line_loss, dataset.batches(2), steps=25, chunk_steps=4, **PLAIN)
     )
     losses = np.concatenate([chunk.metrics["loss"] for chunk in chunks])
     run = loopax.fit(line_state(), line_loss, dataset.batches(2), steps=25, log_every=1, **PLAIN)
@@ -457,9 +476,7 @@ def test_a_learning_rate_that_a_schedule_moves_is_logged_as_it_was_last(
 ):
     schedule = optax.linear_schedule(0.1, 0.0, 20)
     tx = optax.inject_hyperparams(optax.sgd)(learning_rate=schedule)
-    run = loopax.fit(
-        line_state(tx), line_loss, dataset.batches(2), steps=20, log_every=10, **PLAIN
-    )
+    run = loopax.fit(line_state(tx), line_loss, dataset.batches(2), steps=20, log_every=10, **PLAIN)
     rates = [row["learning_rate"] for row in run.history]
     assert rates == pytest.approx([float(schedule(9)), float(schedule(19))])
 
@@ -495,7 +512,11 @@ def test_hooks_are_called_when_due_and_at_the_end_and_what_they_return_is_logged
     )
     assert seen == [(10, 10), (20, 20), (25, 25)]
     logged = [row for row in run.dir.metrics if row["source"] == "hook"]
-    assert [(row["step"], row["twice_the_step"]) for row in logged] == [(10, 20), (20, 40), (25, 50)]
+    assert [(row["step"], row["twice_the_step"]) for row in logged] == [
+        (10, 20),
+        (20, 40),
+        (25, 50),
+    ]
     assert run.latest("hook") == logged[-1]
     assert run.latest("nobody") == {}
 
@@ -644,7 +665,7 @@ def poisoned(step, value):
 
 def poisoned_loss(params, batch, rngs):
     del rngs
-    term = batch["x"].mean() * params["weights"][0]
+    term = batch["x"].mean() * params["weights"][-1]
     return jnp.square(params["weights"]).sum() + term, {"calm": jnp.float32(1), "term": term}
 
 

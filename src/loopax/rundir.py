@@ -11,6 +11,7 @@ import platform
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -42,15 +43,17 @@ class RunDir:
     def create(cls, path: str | Path) -> RunDir:
         """The directory at `path`, made if need be, and known to be writable."""
         run = cls(path)
-        if run.path.is_dir() and any(run.path.iterdir()) and not run.config_file.exists():
-            raise RunDirError(
-                f"{run.path}: is not empty and holds no run (no config.json); name a new directory"
-            )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-            probe = run.path / ".writable"
-            probe.touch()
-            probe.unlink()
+            others = [path for path in run.path.iterdir() if path.suffix != ".partial"]
+            if others and not run.config_file.exists():
+                raise RunDirError(
+                    f"{run.path}: is not empty and holds no run (no config.json); "
+                    "name a new directory"
+                )
+            # Permissions alone do not tell: the disk may be full, or mounted for reading.
+            with tempfile.TemporaryFile(dir=run.path) as probe:
+                probe.write(b"loopax")
         except OSError as error:
             raise RunDirError(
                 f"{run.path}: cannot be written ({error.strerror}); name another run directory"

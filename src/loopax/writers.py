@@ -55,8 +55,8 @@ class TensorBoard:
     def __init__(self, directory: Path, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        # Purging hides what an interrupted run had logged beyond the step it resumes at.
-        self._writer = SummaryWriter(str(directory), purge_step=step or None, flush_secs=10)
+        # Purging hides what a run that was cut short had logged beyond where it continues.
+        self._writer = SummaryWriter(str(directory), purge_step=step, flush_secs=10)
 
     def write(self, row: Row) -> None:
         for name, value in values_of(row).items():

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-WORDS = "--epochs 40 --batch-size 4 --widths 16 --latent 2 --seed 7".split()
+WORDS = ["--epochs", "40", "--batch-size", "4", "--widths", "16", "--latent", "2", "--seed", "7"]
 
 
 @pytest.fixture(scope="module")

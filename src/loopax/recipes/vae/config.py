@@ -38,9 +38,7 @@ class VAEConfig:
     kl_weight: float = 0.5
     """Weight of the KL divergence beside half the squared error: a decoder variance."""
     optimizer: Optimizer = field(
-        default_factory=lambda: Optimizer(
-            learning_rate=2e-3, schedule=Schedule("cosine", warmup_steps=200)
-        )
+        default_factory=lambda: Optimizer(learning_rate=3e-3, schedule=Schedule("cosine"))
     )
     """How the parameters are updated."""
     log_every: int = 100

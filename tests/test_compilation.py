@@ -1,0 +1,154 @@
+"""What is compiled, counted by JAX itself: once for each shape, and the account says why."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+from jax import monitoring
+
+import loopax
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@contextlib.contextmanager
+def compilations():
+    """The names of all programs that XLA is given inside, whoever wrote them."""
+    names = []
+
+    def listen(event, duration, **details):
+        del duration
+        if event == COMPILED:
+            names.append(details.get("fun_name"))
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield names
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+
+
+def counted(fit):
+    """A run and how many programs it compiled, when the small ones around it are compiled."""
+    fit()
+    with compilations() as names:
+        run = fit()
+    return run, names
+
+
+def noted(run):
+    return {name: len(reasons) for name, reasons in run.account["compilations"].items()}
+
+
+def test_the_counter_sees_a_compilation():
+    with compilations() as names:
+        jax.jit(lambda x: x * 3 + 1)(np.arange(5.0))
+    assert len(names) == 1
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "host"])
+@pytest.mark.parametrize("chunk_steps", [None, 7])
+def test_a_run_compiles_its_step_once_whatever_the_chunks(
+    dataset, line_loss, line_state, chunk_steps, resident
+):
+    """53 steps with rows each 10: there are partial chunks in the middle and at the end."""
+    run, names = counted(
+        lambda: loopax.fit(
+            line_state(),
+            line_loss,
+            dataset.batches(4, resident=resident),
+            steps=53,
+            log_every=10,
+            probe_every=None,
+            chunk_steps=chunk_steps,
+            progress=False,
+        )
+    )
+    assert len(names) == 1
+    assert run.account["compilations"] == {"train": ["first use"]}
+
+
+def test_a_whole_run_with_evaluation_and_a_resumption_compiles_each_program_once_per_shape(
+    tmp_path, dataset, line_loss, line_state
+):
+    """240 examples in batches of 100: the evaluation has a remainder of 40, a second shape."""
+    runs = iter(range(4))
+
+    def fit(run_dir, steps):
+        return loopax.fit(
+            line_state(),
+            line_loss,
+            dataset.batches(4),
+            steps=steps,
+            run_dir=run_dir,
+            evaluation=loopax.Evaluation(dataset.batches(100), every=20),
+            log_every=10,
+            probe_every=10,
+            progress=False,
+        )
+
+    def both():
+        run_dir = tmp_path / str(next(runs))
+        return fit(run_dir, 33), fit(run_dir, 77)
+
+    once = {"train": 1, "probe": 1, "evaluate": 2}
+    (first, resumed), names = counted(both)
+    assert noted(first) == noted(resumed) == once
+    assert len(names) == 2 * sum(once.values())
+    assert first.account["compilations"]["train"] == ["first use"]
+    first_use, reason = first.account["compilations"]["evaluate"]
+    assert first_use == "first use"
+    assert "100" in reason
+    assert "40" in reason
+
+
+def test_a_second_shape_is_a_second_compilation_and_the_account_says_what_changed(
+    dataset, line_loss, line_state
+):
+    """Ten examples in fours with the last two kept: each epoch ends with a smaller batch."""
+    small = loopax.data.Dataset({name: rows[:10] for name, rows in dataset.columns.items()})
+    data = small.batches(4, drop_last=False)
+    run, names = counted(
+        lambda: loopax.fit(
+            line_state(), line_loss, data, epochs=5, probe_every=None, progress=False
+        )
+    )
+    assert run.step == 15
+    assert len(names) == 2, "coming back to a known shape compiles nothing"
+    first, second = run.account["compilations"]["train"]
+    assert first == "first use"
+    assert ",4]" in second
+    assert ",2]" in second
+
+
+def test_batches_of_another_shape_are_named_by_their_field(dataset, line_loss, line_state):
+    def batch(size):
+        return {"image": np.ones((size, 4, 4, 1), np.float32), "label": np.ones(size, np.float32)}
+
+    data = [batch(2), batch(2), batch(3)]
+    run, names = counted(
+        lambda: loopax.fit(
+            line_state(), line_loss, data, epochs=2, probe_every=None, progress=False
+        )
+    )
+    assert len(names) == 2
+    assert "image: float32[" in run.account["compilations"]["train"][1]
+
+
+def test_evaluating_twice_compiles_nothing_more_within_a_run(dataset, line_loss, line_state):
+    def fit(every):
+        return loopax.fit(
+            line_state(),
+            line_loss,
+            dataset.batches(4),
+            steps=40,
+            evaluation=loopax.Evaluation({"a": dataset.batches(60)}, every=every),
+            probe_every=None,
+            progress=False,
+        )
+
+    run, names = counted(lambda: fit(every=5))
+    assert len([row for row in run.history if row["source"] == "a"]) == 8
+    assert noted(run) == {"train": 1, "evaluate": 1}
+    assert len(names) == 2
