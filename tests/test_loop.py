@@ -54,7 +54,7 @@ def sabotage(function, every=7):
     return loopax.Hook(function, every)
 
 
-# --- The parameters are a function of seed, data and step alone -----------------------------------
+# --- The parameters are a function of seed, data and step alone ---------------
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_training_happened_and_another_seed_trains_other_parameters(
     assert bits(after.state.key) == bits(same_start.state.key)
 
 
-# --- Resumption is exact --------------------------------------------------------------------------
+# --- Resumption is exact ------------------------------------------------------
 
 
 @each_source
@@ -290,7 +290,7 @@ def test_a_run_with_another_configuration_is_not_continued(
         fit(Config(16))
 
 
-# --- Looking at a run does not change it ----------------------------------------------------------
+# --- Looking at a run does not change it --------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def draws_random_numbers(run):
 
 
 def measures_the_parameters(run):
-    return {"norm": optax.global_norm(run.state.params)}
+    return {"norm": optax.tree.norm(run.state.params)}
 
 
 def puts_another_state(run):
@@ -376,7 +376,7 @@ def test_more_logged_metrics_change_no_bit(unobserved, bits, dataset, model, los
         return loss, {
             **metrics,
             "entropy_nats": -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1).mean(),
-            "params_norm": optax.global_norm(params),
+            "params_norm": optax.tree.norm(params),
             "brightest": batch["image"].max(),
         }
 
@@ -404,7 +404,7 @@ def test_the_state_that_was_given_stays_usable(bits, dataset, line_loss, line_st
     assert bits(again.state) == bits(first.state) != before
 
 
-# --- The loop is the loop that one would write ----------------------------------------------------
+# --- The loop is the loop that one would write --------------------------------
 
 
 def test_every_step_is_the_step_of_a_hand_written_scan(dataset, model, loss_fn, new_state):
@@ -488,7 +488,7 @@ def test_logged_norms_are_those_of_the_step_that_was_probed(dataset, line_loss, 
     batch = ready_batches(dataset)[0]
     grads = jax.grad(lambda params: line_loss(params, batch, {})[0])(state.params)
     row = run.latest("train")
-    assert row["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
+    assert row["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
     assert row["update_norm"] == pytest.approx(0.5 * row["grad_norm"], rel=1e-5)
 
 
@@ -521,7 +521,7 @@ def test_hooks_are_called_when_due_and_at_the_end_and_what_they_return_is_logged
     assert run.latest("nobody") == {}
 
 
-# --- Whatever is trained ----------------------------------------------------------------------------
+# --- Whatever is trained ------------------------------------------------------
 
 
 def test_batch_statistics_are_updated_and_do_not_depend_on_grouping(bits, dataset):
@@ -653,7 +653,7 @@ def test_batches_may_differ_in_shape(bits, dataset, line_loss, line_state):
     )
 
 
-# --- A loss that is not finite -----------------------------------------------------------------------
+# --- A loss that is not finite ------------------------------------------------
 
 
 def poisoned(step, value):
@@ -717,7 +717,7 @@ def test_the_loss_before_is_told_where_it_was_seen_in_an_earlier_chunk(line_stat
         )
 
 
-# --- Bad input: one line that names the field, the value and what would be right ------------------
+# --- Bad input: one line that names the field, the value and what would be right
 
 
 COUNTS = {
@@ -883,7 +883,7 @@ def test_wrong_input_leaves_no_run_directory_behind(tmp_path, dataset, line_loss
     assert not (tmp_path / "run").exists()
 
 
-# --- The loop accounts for itself -------------------------------------------------------------------
+# --- The loop accounts for itself ---------------------------------------------
 
 
 def test_the_account_divides_the_whole_run_among_its_sections(

@@ -188,7 +188,7 @@ def test_a_clip_of_a_group_counts_the_gradients_of_that_group_only():
     grads = [jax.tree.map(jnp.ones_like, PARAMS)]
     head = Optimizer("sgd", 1.0, clip_norm=0.5)
     [updates] = trained(Optimizer("sgd", 1.0, groups=(Group(("head",), head),)).build(), grads)
-    assert optax.global_norm(updates["head"]) == pytest.approx(0.5)
+    assert optax.tree.norm(updates["head"]) == pytest.approx(0.5)
     np.testing.assert_array_equal(updates["body"]["kernel"], -1)
 
 
@@ -439,9 +439,12 @@ LOGGED = {
         [0.091, 0.081],
     ),
     "injected": (optax.inject_hyperparams(optax.sgd)(learning_rate=0.02), [0.02, 0.02]),
-    "injected schedule": (
+    "injected schedule": pytest.param(
         optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(learning_rate=RATE)),
         [0.091, 0.081],
+        marks=pytest.mark.xfail(
+            strict=True, raises=DeprecationWarning, reason="asks a NamedTuple for its jnp.ndim"
+        ),
     ),
 }
 

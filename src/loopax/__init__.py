@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from loopax.evaluation import Evaluation as Evaluation
     from loopax.evaluation import evaluate as evaluate
     from loopax.loop import Chunk as Chunk
-    from loopax.loop import Hook as Hook
-    from loopax.loop import Run as Run
     from loopax.loop import fit as fit
     from loopax.loop import steps as steps
+    from loopax.moments import Hook as Hook
     from loopax.optimizer import Group as Group
     from loopax.optimizer import Optimizer as Optimizer
     from loopax.optimizer import Schedule as Schedule
+    from loopax.run import Run as Run
     from loopax.rundir import RunDir as RunDir
     from loopax.state import TrainState as TrainState
 
@@ -35,10 +35,10 @@ _HOMES = {
     "Schedule": "loopax.optimizer",
     "Group": "loopax.optimizer",
     "Evaluation": "loopax.evaluation",
-    "Hook": "loopax.loop",
+    "Hook": "loopax.moments",
     "Checkpoints": "loopax.checkpoint",
     "CheckpointStore": "loopax.checkpoint",
-    "Run": "loopax.loop",
+    "Run": "loopax.run",
     "Chunk": "loopax.loop",
     "RunDir": "loopax.rundir",
     "LoopaxError": "loopax.errors",

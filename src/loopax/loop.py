@@ -14,12 +14,9 @@ checkpoint's step are written before it exists.
 from __future__ import annotations
 
 import functools
-import itertools
-import math
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -33,59 +30,19 @@ from loopax.checkpoint import Checkpoints, CheckpointStore
 from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
 from loopax.errors import CheckpointError, ConfigError
-from loopax.evaluation import Evaluation, evaluator
+from loopax.moments import Hook, Moment, Saving, calling, evaluations
 from loopax.program import Rows, TrainProgram, probe_program
 from loopax.progress import Silent, display
 from loopax.recorder import Recorder
+from loopax.run import Run
 from loopax.rundir import RunDir, as_mapping
 from loopax.state import TrainState
 from loopax.step import LossFn
-from loopax.writers import JsonLines, Row, TensorBoard, read_json_lines, values_of
+from loopax.writers import JsonLines, TensorBoard, read_json_lines
 
 CHUNK_SECONDS = 1.0
 CHUNK_STEPS_LIMIT = 1000
 P = ParamSpec("P")
-
-
-@dataclass
-class Run:
-    """A run as far as it has come.
-
-    Attributes:
-        state: the state after `step` steps. While the run goes on it belongs to the loop, which
-            gives its memory to the next chunk: a hook that keeps a part of it must copy it.
-        step: how many steps have been made.
-        history: every logged row in order, those from before a resumption too.
-        dir: the run directory, or None.
-        account: where the wall time went, when the run has ended.
-    """
-
-    state: TrainState
-    step: int = 0
-    history: list[Row] = field(default_factory=list)
-    dir: RunDir | None = None
-    account: dict[str, Any] = field(default_factory=dict)
-
-    def latest(self, source: str) -> Row:
-        """The newest row of a source (`train`, `hook`, or the name of evaluation data), or {}."""
-        rows = (row for row in reversed(self.history) if row["source"] == source)
-        return next(rows, {})
-
-
-@dataclass(frozen=True)
-class Hook:
-    """Calls `function(run)` each time `every` steps have been made, and at the end.
-
-    It may draw, print, save or measure; numbers that it returns by name are logged. Whatever it
-    does, the trained parameters stay the same.
-    """
-
-    function: Callable[[Run], Mapping[str, float] | None]
-    every: int
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"hook.every is {self.every}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -151,12 +108,12 @@ def steps(
         recorder = Recorder(run.history, shown, account, log_every, batches.steps_per_epoch)
         recorder.resume(run.step, tail)
         _open_writers(run, recorder, batches, resources)
-        moments: list[_Moment | _Saving] = [
-            *_evaluations(run, evaluation, loss_fn, recorder, batches, account),
-            *(_Moment(_calling(hook, run, recorder), hook.every) for hook in hooks),
+        moments: list[Moment | Saving] = [
+            *evaluations(run, evaluation, loss_fn, recorder, batches, account),
+            *(Moment(calling(hook, run, recorder), hook.every) for hook in hooks),
         ]
         if store is not None:
-            keeper = _Saving(run, store, recorder, batches, saving)
+            keeper = Saving(run, store, recorder, batches, saving)
             resources.push(keeper.keep_what_was_reached)
             moments.append(keeper)
         marks = [log_every, probe_every, *(moment.every for moment in moments)]
@@ -253,129 +210,6 @@ def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run
 
 
 fit = _drained(steps)
-
-
-@dataclass(frozen=True)
-class _Moment:
-    """Something to do each time `every` steps have been made, and at the end."""
-
-    act: Callable[[], None]
-    every: int | None
-    section: str = "hooks"
-
-    def is_due(self, step: int, total: int) -> bool:
-        return step == total or bool(self.every and step % self.every == 0)
-
-
-class _Saving:
-    """Saves by steps, by time, at each new best, and at the end."""
-
-    section = "checkpoint"
-
-    def __init__(
-        self,
-        run: Run,
-        store: CheckpointStore,
-        recorder: Recorder,
-        batches: Batches,
-        settings: Checkpoints,
-    ) -> None:
-        self.every = settings.every
-        self._run, self._store, self._recorder = run, store, recorder
-        self._identity, self._settings = dict(batches.identity), settings
-        self._saved_at = time.perf_counter()
-        self._best = math.inf
-        for row in run.history:
-            self._improves(row)
-
-    def is_due(self, step: int, total: int) -> bool:
-        improved = any(self._improves(row) for row in self._measured())
-        seconds = self._settings.seconds
-        return (
-            step == total
-            or improved
-            or bool(self.every and step % self.every == 0)
-            or (seconds is not None and time.perf_counter() - self._saved_at >= seconds)
-        )
-
-    def act(self) -> None:
-        meta = {
-            "format": 1,
-            "step": self._run.step,
-            "data": self._identity,
-            "tail": self._recorder.tail,
-        }
-        metrics = {
-            f"{row['source']}/{name}": value
-            for row in self._measured()
-            for name, value in values_of(row).items()
-        }
-        self._store.save(self._run.state, meta, metrics)
-        self._saved_at = time.perf_counter()
-
-    def keep_what_was_reached(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Saves when the loop is left early by its caller or by Ctrl-C, not when it failed.
-
-        An interrupt can strike while the state is being handed to a chunk; then it is gone, and
-        the checkpoint before is what there is.
-        """
-        whole = self._recorder.step == self._run.step and not any(
-            leaf.is_deleted() for leaf in jax.tree.leaves(self._run.state)
-        )
-        if kind in (GeneratorExit, KeyboardInterrupt) and whole:
-            self._recorder.finish(self._run.step)
-            if self._store.steps[-1:] != [self._run.step]:
-                self.act()
-
-    def _measured(self) -> list[Row]:
-        """The rows of this very step; they are the last ones of the history."""
-        rows = itertools.takewhile(
-            lambda row: row["step"] == self._run.step, reversed(self._run.history)
-        )
-        return [row for row in rows if row["source"] != "train"]
-
-    def _improves(self, row: Row) -> bool:
-        source, _, name = (self._settings.best or "/").rpartition("/")
-        value = row.get(name) if row["source"] == source else None
-        if not isinstance(value, float) or not math.isfinite(value):
-            return False
-        rank = value if self._settings.mode == "min" else -value
-        improved, self._best = rank < self._best, min(rank, self._best)
-        return improved
-
-
-def _evaluations(
-    run: Run,
-    evaluation: Any,
-    loss_fn: LossFn,
-    recorder: Recorder,
-    batches: Batches,
-    account: Account,
-) -> list[_Moment]:
-    """A moment for each part of the evaluation data."""
-    if evaluation is None:
-        return []
-    if not isinstance(evaluation, Evaluation):
-        evaluation = Evaluation(evaluation)
-
-    def measuring(name: str, data: Batches) -> Callable[[], None]:
-        measure = evaluator(evaluation.loss_fn or loss_fn, data, account)
-        return lambda: recorder.log(run.step, name, measure(run.state))
-
-    every = evaluation.every or batches.steps_per_epoch
-    return [
-        _Moment(measuring(name, data), every, "evaluation")
-        for name, data in evaluation.parts.items()
-    ]
-
-
-def _calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
-    def call() -> None:
-        values = hook.function(run)
-        if values:
-            recorder.log(run.step, "hook", {k: float(value) for k, value in values.items()})
-
-    return call
 
 
 def _resume(run: Run, store: CheckpointStore, batches: Batches) -> dict[str, Any]:

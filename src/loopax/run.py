@@ -1,0 +1,35 @@
+"""A run as far as it has come: what `fit` returns, and what hooks are shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from loopax.rundir import RunDir
+from loopax.state import TrainState
+from loopax.writers import Row
+
+
+@dataclass
+class Run:
+    """A run as far as it has come.
+
+    Attributes:
+        state: the state after `step` steps. While the run goes on it belongs to the loop, which
+            gives its memory to the next chunk: a hook that keeps a part of it must copy it.
+        step: how many steps have been made.
+        history: every logged row in order, those from before a resumption too.
+        dir: the run directory, or None.
+        account: where the wall time went, when the run has ended.
+    """
+
+    state: TrainState
+    step: int = 0
+    history: list[Row] = field(default_factory=list)
+    dir: RunDir | None = None
+    account: dict[str, Any] = field(default_factory=dict)
+
+    def latest(self, source: str) -> Row:
+        """The newest row of a source (`train`, `hook`, or the name of evaluation data), or {}."""
+        rows = (row for row in reversed(self.history) if row["source"] == source)
+        return next(rows, {})

@@ -1,0 +1,325 @@
+"""Checkpoints: what is kept, how it is addressed, what is refused, who can read it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import loopax
+from loopax.data import Dataset
+from loopax.errors import CheckpointError, ConfigError
+
+PLAIN = {"progress": False, "probe_every": None}
+
+
+def slope(params, batch, rngs):
+    """Its gradient is 1 everywhere: after n steps of SGD with rate 1, x is -n."""
+    return params["x"].sum()
+
+
+def walker(tx=None, **options):
+    return loopax.TrainState.create(params={"x": jnp.zeros(1)}, tx=tx or optax.sgd(1.0), **options)
+
+
+def walk(run_dir, measure, steps=60, **settings):
+    """Sixty steps with a checkpoint and an evaluation each 10; `measure` sees how many are made."""
+    return loopax.fit(
+        walker(),
+        slope,
+        [np.zeros(1)],
+        steps=steps,
+        run_dir=run_dir,
+        evaluation=loopax.Evaluation(
+            [np.zeros(1)], every=10, loss_fn=lambda params, *_: measure(-params["x"][0])
+        ),
+        checkpoints=loopax.Checkpoints(
+            **{"every": 10, "seconds": None, "best": "test/loss", **settings}
+        ),
+        **PLAIN,
+    )
+
+
+def opened(run_dir):
+    return loopax.CheckpointStore(loopax.RunDir.open(run_dir).checkpoints)
+
+
+# --- What is kept -------------------------------------------------------------
+
+
+KEPT = {
+    "worsening": (lambda n: n, {}, [10, 50, 60], 10),
+    "improving": (lambda n: -n, {}, [50, 60], 60),
+    "best in the middle": (lambda n: jnp.abs(n - 30), {}, [30, 50, 60], 30),
+    "highest": (lambda n: -jnp.abs(n - 30), {"mode": "max"}, [30, 50, 60], 30),
+    "only the latest": (lambda n: jnp.abs(n - 30), {"keep": 1}, [30, 60], 30),
+    "four of the latest": (lambda n: n, {"keep": 4}, [10, 30, 40, 50, 60], 10),
+    "no best": (lambda n: n, {"best": None}, [50, 60], 60),
+    "nan first": (lambda n: jnp.where(n < 25, jnp.nan, n), {}, [30, 50, 60], 30),
+    "nan later": (lambda n: jnp.where(n > 25, jnp.nan, -n), {}, [20, 50, 60], 20),
+    "minus infinity": (lambda n: jnp.where(n == 40, -jnp.inf, n), {}, [10, 50, 60], 10),
+    "never finite": (lambda n: n * jnp.nan, {}, [50, 60], 60),
+}
+
+
+@pytest.mark.parametrize(("measure", "settings", "kept", "best"), KEPT.values(), ids=KEPT.keys())
+def test_the_latest_and_the_best_are_kept(tmp_path, measure, settings, kept, best):
+    walk(tmp_path, measure, **settings)
+    store = opened(tmp_path)
+    assert store.steps == kept
+    assert store.step_of("latest") == 60
+    assert store.step_of("best") == best
+
+
+def test_the_best_of_a_run_stays_the_best_when_it_is_continued(tmp_path):
+    walk(tmp_path, lambda n: jnp.abs(n - 20), steps=40)
+    walk(tmp_path, lambda n: jnp.abs(n - 20), steps=80)
+    assert opened(tmp_path).steps == [20, 70, 80]
+    assert opened(tmp_path).step_of("best") == 20
+
+
+def test_a_new_best_is_saved_though_no_checkpoint_was_due(tmp_path):
+    """The end is always saved, too."""
+    walk(tmp_path, lambda n: jnp.abs(n - 20), every=None, steps=55)
+    assert opened(tmp_path).steps == [20, 55]
+
+
+def test_seconds_save_what_steps_would_not(tmp_path):
+    """With none between two saves, each chunk is saved."""
+    loopax.fit(
+        walker(),
+        slope,
+        [np.zeros(1)],
+        steps=25,
+        chunk_steps=5,
+        run_dir=tmp_path,
+        checkpoints=loopax.Checkpoints(seconds=0, keep=10, best=None),
+        **PLAIN,
+    )
+    assert opened(tmp_path).steps == [5, 10, 15, 20, 25]
+
+
+# --- How it is addressed ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("which", "step"), [("latest", 60), ("best", 30), (30, 30), ("30", 30), (50, 50)]
+)
+def test_a_checkpoint_is_addressed_by_name_or_number(tmp_path, which, step):
+    walk(tmp_path, lambda n: jnp.abs(n - 30))
+    state, meta = opened(tmp_path).restore(walker(), which)
+    assert int(state.step) == meta["step"] == step
+    assert state.params["x"].tolist() == [-step]
+
+
+@pytest.mark.parametrize("which", [40, "40", "newest", -1])
+def test_a_step_that_is_not_there_is_answered_with_those_that_are(tmp_path, which):
+    walk(tmp_path, lambda n: jnp.abs(n - 30))
+    with pytest.raises(CheckpointError, match=r"there are 30, 50, 60, latest and best") as caught:
+        opened(tmp_path).restore(walker(), which)
+    assert str(which) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_where_nothing_was_saved_the_error_names_the_directory(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere.*there is no checkpoint"):
+        loopax.CheckpointStore(tmp_path / "nowhere").restore(walker())
+
+
+def test_reading_changes_nothing_on_disk(tmp_path):
+    walk(tmp_path, lambda n: n)
+
+    def content():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    before = content()
+    with opened(tmp_path) as store:
+        store.restore(walker(), "best")
+        store.read("latest")
+    assert content() == before
+
+
+# --- What comes back ----------------------------------------------------------
+
+
+class Counting(loopax.TrainState):
+    """Carries a count of its own."""
+
+    seen: jax.Array
+
+    def observe(self, loss, metrics):
+        return self.replace(seen=self.seen + 1)
+
+
+def test_a_state_comes_back_bit_for_bit_and_in_its_own_class(
+    tmp_path, bits, dataset, line_loss, line_state
+):
+    def fresh(seed):
+        tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+        return line_state(
+            tx,
+            cls=Counting,
+            seed=seed,
+            ema_decay=0.9,
+            frozen=("bias",),
+            mutable={"stats": {"mean": jnp.arange(3, dtype=jnp.bfloat16)}},
+            seen=jnp.int32(0),
+        )
+
+    run = loopax.fit(fresh(5), line_loss, dataset.batches(2), steps=20, run_dir=tmp_path, **PLAIN)
+    state, _ = opened(tmp_path).restore(fresh(0))
+    assert isinstance(state, Counting)
+    assert bits(state) == bits(run.state)
+    assert int(state.seen) == 20
+
+
+def test_orbax_alone_can_read_a_checkpoint(tmp_path, dataset, line_loss, line_state):
+    run = loopax.fit(
+        line_state(), line_loss, dataset.batches(2), steps=20, run_dir=tmp_path, **PLAIN
+    )
+    tree = ocp.StandardCheckpointer().restore(tmp_path.absolute() / "checkpoints" / "20" / "state")
+    np.testing.assert_array_equal(tree["params"]["weights"], run.state.params["weights"])
+    assert int(tree["step"]) == 20
+
+
+def test_without_a_state_a_checkpoint_is_a_tree_of_dictionaries(tmp_path):
+    walk(tmp_path, lambda n: n)
+    tree, meta = opened(tmp_path).read("best")
+    assert tree["params"]["x"].tolist() == [-10]
+    assert meta["step"] == 10
+
+
+# --- What is refused ----------------------------------------------------------
+
+
+OTHERS = {
+    "another shape": (lambda: {"x": jnp.zeros(2)}, optax.adam(1.0), {}, "params/x|opt_state"),
+    "another name": (
+        lambda: {"y": jnp.zeros(1)},
+        optax.adam(1.0),
+        {},
+        r"mu/x is float32\[1\] there and absent here.*mu/y is absent there",
+    ),
+    "another type": (
+        lambda: {"x": jnp.zeros(1, jnp.bfloat16)},
+        optax.adam(1.0),
+        {},
+        r"x is float32\[1\] there and bfloat16\[1\] here",
+    ),
+    "one more leaf": (
+        lambda: {"x": jnp.zeros(1), "y": jnp.zeros(1)},
+        optax.adam(1.0),
+        {},
+        r"y is absent there and float32\[1\] here",
+    ),
+    "another optimiser": (
+        lambda: {"x": jnp.zeros(1)},
+        optax.sgd(1.0),
+        {},
+        r"opt_state/0/mu/x is float32\[1\] there and absent here",
+    ),
+    "a moving average": (
+        lambda: {"x": jnp.zeros(1)},
+        optax.adam(1.0),
+        {"ema_decay": 0.9},
+        r"ema/x is absent there and float32\[1\] here",
+    ),
+}
+
+
+@pytest.mark.parametrize(("params", "tx", "options", "leaf"), OTHERS.values(), ids=OTHERS.keys())
+def test_a_checkpoint_of_another_state_is_refused_by_the_leaf_that_differs(
+    tmp_path, params, tx, options, leaf
+):
+    loopax.fit(walker(optax.adam(1.0)), slope, [np.zeros(1)], steps=3, run_dir=tmp_path, **PLAIN)
+    other = loopax.TrainState.create(params=params(), tx=tx, **options)
+    with pytest.raises(CheckpointError, match=leaf) as caught:
+        opened(tmp_path).restore(other)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=leaf):
+        loopax.fit(
+            other,
+            lambda params, batch, rngs: sum(map(jnp.sum, jax.tree.leaves(params))),
+            [np.zeros(1)],
+            steps=6,
+            run_dir=tmp_path,
+            **PLAIN,
+        )
+
+
+def other_pixels(dataset):
+    return Dataset({**dataset.columns, "image": 255 - dataset.columns["image"]})
+
+
+RESUMPTIONS = {
+    "other data": (lambda dataset: other_pixels(dataset).batches(4), 0, "data"),
+    "another batch size": (lambda dataset: dataset.batches(8), 0, "batch_size 4.*it is 8"),
+    "another order": (lambda dataset: dataset.batches(4, shuffle=False), 0, "shuffle True"),
+    "the last batch kept": (lambda dataset: dataset.batches(4, drop_last=False), 0, "drop_last"),
+    "another seed": (lambda dataset: dataset.batches(4), 1, "seed"),
+    "an iterable": (lambda dataset: [np.zeros(1)], 0, "(data|batch_size|shuffle|drop_last) "),
+}
+
+
+@pytest.mark.parametrize(("data", "seed", "field"), RESUMPTIONS.values(), ids=RESUMPTIONS.keys())
+def test_a_run_is_not_continued_with_other_data_or_another_seed(
+    tmp_path, dataset, line_loss, line_state, data, seed, field
+):
+    def fit(data, seed, steps):
+        return loopax.fit(
+            line_state(seed=seed), line_loss, data, steps=steps, run_dir=tmp_path, **PLAIN
+        )
+
+    fit(dataset.batches(4), 0, 5)
+    before = opened(tmp_path).steps
+    with pytest.raises(CheckpointError, match=f"made with {field}") as caught:
+        fit(data(dataset), seed, 10)
+    assert "\n" not in str(caught.value)
+    assert opened(tmp_path).steps == before
+
+
+def test_where_the_data_lies_is_no_reason_to_refuse(tmp_path, bits, dataset, line_loss, line_state):
+    """A run that was begun on a device may go on from host memory."""
+
+    def fit(name, resident, steps):
+        data = dataset.batches(4, resident=resident)
+        return loopax.fit(
+            line_state(), line_loss, data, steps=steps, run_dir=tmp_path / name, **PLAIN
+        )
+
+    fit("moved", True, 5)
+    moved, stayed = fit("moved", False, 10), fit("stayed", True, 10)
+    assert bits(moved.state) == bits(stayed.state)
+
+
+SETTINGS = {
+    "every": ({"every": 0}, "checkpoints.every is 0"),
+    "seconds": ({"seconds": -1}, "checkpoints.seconds is -1"),
+    "keep": ({"keep": 0}, "checkpoints.keep is 0"),
+    "mode": ({"mode": "lowest"}, "checkpoints.mode is .*lowest"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_setting_that_cannot_work_is_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        loopax.Checkpoints(**settings)
+
+
+def test_a_damaged_checkpoint_is_named_by_its_step(tmp_path):
+    walk(tmp_path, lambda n: n)
+    (tmp_path / "checkpoints" / "60" / "meta" / "metadata").write_text("{ no json")
+    with pytest.raises(CheckpointError, match=r"checkpoints/60: cannot be restored") as caught:
+        opened(tmp_path).restore(walker())
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_kept_with_the_state_is_plain_json(tmp_path):
+    walk(tmp_path, lambda n: n, steps=15)
+    meta = json.loads((tmp_path / "checkpoints" / "15" / "meta" / "metadata").read_text())
+    assert meta["step"] == 15
+    assert meta["data"] == {"data": "iterable list"}

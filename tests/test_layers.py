@@ -1,0 +1,178 @@
+"""One floor each, and imports go downwards only: read from the syntax of every module."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loopax
+
+ROOT = Path(loopax.__file__).parent
+LAYERS = [
+    {"errors"},
+    {"paths", "randomness", "writers"},
+    {"data"},
+    {"state", "optimizer"},
+    {"step"},
+    {"account"},
+    {"program"},
+    {"progress", "rundir", "checkpoint", "evaluation", "recorder"},
+    {"run"},
+    {"moments"},
+    {"loop"},
+    {"models"},
+    {"recipes"},
+    {"cli"},
+]
+FLOORS = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
+NARROWER = {"data": {"errors", "paths", "data"}, "models": {"errors", "models"}}
+"""What may be imported where being lower is not enough."""
+PUBLIC_WITH_UNDERSCORE = {"_asdict", "_replace", "_fields", "__name__", "__file__", "__version__"}
+"""Of named tuples and modules."""
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+CORE = [name for name in MODULES if name != "loopax"]
+RECIPES = [name for name in MODULES if name.startswith("loopax.recipes")]
+
+
+def floor_name(module):
+    """`data` for `loopax.data.batches`, and an empty string for `loopax` itself."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def imports(tree, module, is_package):
+    """The modules of loopax that a syntax tree imports, at its top and inside of functions."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            home = node.module or ""
+            if node.level:
+                base = package.split(".")[: len(package.split(".")) - node.level + 1]
+                home = ".".join([*base, *filter(None, [node.module])])
+            names = [
+                inner if (inner := f"{home}.{alias.name}") in MODULES else home
+                for alias in node.names
+            ]
+        else:
+            continue
+        for name in names:
+            if name == "loopax" or name.startswith("loopax."):
+                yield name, node.lineno
+
+
+def parsed(module):
+    path = MODULES[module]
+    tree = ast.parse(path.read_text())
+    return tree, list(imports(tree, module, path.name == "__init__.py"))
+
+
+def test_the_reader_of_imports_finds_every_kind():
+    source = (
+        "import loopax.loop\nfrom loopax import state\nfrom loopax.data import Dataset\n"
+        "def f():\n    from . import rundir\n    from .paths import merge\nimport numpy\n"
+        "from loopax import fit\n"
+    )
+    found = [name for name, _ in imports(ast.parse(source), "loopax.cli", is_package=False)]
+    assert found == [
+        "loopax.loop",
+        "loopax.state",
+        "loopax.data",
+        "loopax",
+        "loopax.rundir",
+        "loopax.paths",
+    ]
+
+
+def test_every_module_has_its_floor():
+    assert {floor_name(module) for module in CORE} == set(FLOORS)
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_imports_go_downwards_only(module):
+    name = floor_name(module)
+    top = FLOORS[name]
+    allowed = NARROWER.get(name, {other for other, floor in FLOORS.items() if floor < top})
+    for imported, line in parsed(module)[1]:
+        other = floor_name(imported)
+        if not other:
+            assert name in ("recipes", "cli"), f"{module}:{line} imports the public face"
+            continue
+        same_layer = other in LAYERS[top] and name not in NARROWER
+        assert other in allowed or same_layer, f"{module}:{line} imports {imported}"
+
+
+def public_names(module):
+    return set(importlib.import_module(module).__all__)
+
+
+@pytest.mark.parametrize("module", RECIPES)
+def test_a_recipe_imports_what_a_user_may(module):
+    """Public names of loopax and of its data, models and errors, and its own recipe."""
+    own = ".".join(module.split(".")[:3])
+    tree, _ = parsed(module)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                assert alias.name == "loopax" or not alias.name.startswith("loopax."), (
+                    f"{module}:{node.lineno} imports {alias.name}"
+                )
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "loopax":
+            home, names = node.module, {alias.name for alias in node.names}
+            where = f"{module}:{node.lineno} imports {sorted(names)} from {home}"
+            if home in ("loopax", "loopax.data"):
+                assert names <= public_names(home), where
+            elif home.startswith("loopax.models") or home == "loopax.errors":
+                assert not any(name.startswith("_") for name in names), where
+            else:
+                assert home == own or home.startswith(f"{own}."), where
+
+
+@pytest.mark.parametrize("module", RECIPES)
+def test_a_recipe_touches_no_private_attribute(module):
+    tree, _ = parsed(module)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        of_its_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+        private = node.attr.startswith("_") and node.attr not in PUBLIC_WITH_UNDERSCORE
+        assert of_its_own or not private, f"{module}:{node.lineno} reaches for {node.attr}"
+        if isinstance(node.value, ast.Name) and node.value.id == "loopax":
+            assert node.attr in loopax.__all__, f"{module}:{node.lineno} uses loopax.{node.attr}"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import loopax",
+        "import loopax.cli",
+        "import loopax.errors",
+        "from loopax import Optimizer, Schedule; Optimizer(schedule=Schedule('cosine'))",
+    ],
+)
+def test_neither_the_command_line_nor_a_configuration_waits_for_jax(statement):
+    heavy = "{'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'matplotlib', 'numpy'}"
+    code = f"import sys; {statement}; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    for name in loopax.__all__:
+        assert getattr(loopax, name) is not None
+    assert set(loopax.__all__) == set(dir(loopax))
+    with pytest.raises(AttributeError, match="has no attribute 'trainer'"):
+        loopax.trainer  # noqa: B018

@@ -1,0 +1,448 @@
+"""One tree is the run: how it begins, what trains of it, what is averaged, what is random."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import loopax
+from loopax.data import Dataset
+from loopax.errors import ConfigError
+from loopax.paths import leaf_paths, map_with_path, matches, merge, partition, path_mask
+from loopax.step import train_step
+
+PLAIN = {"progress": False, "probe_every": None}
+
+
+class Compact(nn.Module):
+    @nn.compact
+    def __call__(self, image, label):
+        return nn.Dense(2)(image.reshape(image.shape[0], -1)) + label[:, None]
+
+
+class Setup(nn.Module):
+    def setup(self):
+        self.dense = nn.Dense(2)
+
+    def __call__(self, image, label, scale=1.0):
+        return scale * self.dense(image.reshape(image.shape[0], -1)) + label[:, None]
+
+
+class TakesBatch(nn.Module):
+    @nn.compact
+    def __call__(self, batch):
+        return nn.Dense(2)(batch["image"].reshape(batch["image"].shape[0], -1))
+
+
+IMAGE, LABEL = np.ones((3, 4, 4, 1), np.float32), np.zeros(3, np.int32)
+EXAMPLES = {
+    "a dataset": (Compact, lambda dataset: dataset),
+    "batches": (Compact, lambda dataset: dataset.batches(4)),
+    "a batch": (Compact, lambda _: {"image": IMAGE, "label": LABEL, "unused": LABEL}),
+    "a tuple": (Compact, lambda _: (IMAGE, LABEL)),
+    "defaults left alone": (Setup, lambda dataset: dataset),
+    "an argument called batch": (TakesBatch, lambda dataset: dataset),
+}
+
+
+@pytest.mark.parametrize(("module", "example"), EXAMPLES.values(), ids=EXAMPLES.keys())
+def test_a_module_is_initialised_with_what_its_arguments_are_called(dataset, module, example):
+    state = loopax.TrainState.create(module(), example(dataset), optax.adam(0.1))
+    (layer,) = state.params["params"].values()
+    assert layer["kernel"].shape == (16, 2)
+    assert int(state.step) == 0
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Dense(2), nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])], ids=["one", "many"]
+)
+def test_a_module_that_takes_one_array_is_initialised_with_one(module):
+    state = loopax.TrainState.create(module, jnp.ones((1, 5)), optax.sgd(0.1))
+    assert state.apply_fn(state.params, jnp.ones((7, 5))).shape == (7, 2)
+
+
+def test_the_seed_decides_the_parameters_and_nothing_else_does(bits, dataset):
+    def create(seed, tx=None):
+        return loopax.TrainState.create(Compact(), dataset, tx or optax.sgd(0.1), seed=seed)
+
+    assert bits(create(0)) == bits(create(0))
+    assert bits(create(0).params) == bits(create(0, optax.adam(0.1)).params)
+    assert bits(create(0).params) != bits(create(1).params)
+
+
+def test_any_tree_is_a_model():
+    params = [np.float32(2.0), {"a": np.arange(3)}]
+    state = loopax.TrainState.create(params=params, tx=optax.sgd(0.1))
+    assert state.apply_fn is None
+    assert jax.tree.structure(state.params) == jax.tree.structure(params)
+
+
+def test_parameters_that_are_all_zero_are_parameters(dataset):
+    model = Compact()
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGE, LABEL)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    state = loopax.TrainState.create(model, params=zeros, tx=optax.sgd(0.1))
+    assert jnp.all(state.apply_fn(state.params, IMAGE, LABEL) == 0)
+
+    def loss(params, batch, rngs):
+        return jnp.square(model.apply(params, batch["image"], batch["label"]) - 1.0).mean()
+
+    run = loopax.fit(state, loss, dataset.batches(4), steps=3, **PLAIN)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(run.state.params))
+
+
+def test_an_interactive_model_can_be_bound_to_the_parameters(dataset):
+    """Flax's `bind`, for debugging."""
+    state = loopax.TrainState.create(Setup(), dataset, optax.sgd(0.1))
+    bound = Setup().bind(state.params)
+    assert bound.dense(jnp.ones((1, 16))).shape == (1, 2)
+    assert bound.unbind()[0] == Setup()
+
+
+class Hungry(nn.Module):
+    @nn.compact
+    def __call__(self, image, mask):
+        return nn.Dense(2)(image * mask)
+
+
+WRONG = {
+    "nothing": ({}, "tx is missing"),
+    "no model": ({"tx": optax.sgd(1)}, "model is NoneType, not a Flax module.*params="),
+    "a function": ({"model": print, "tx": optax.sgd(1)}, "not a Flax module"),
+    "no example": ({"model": Compact(), "tx": optax.sgd(1)}, "Compact needs an example"),
+    "a missing argument": (
+        {"model": Hungry(), "example": {"image": IMAGE, "label": LABEL}, "tx": optax.sgd(1)},
+        "Hungry.__call__ takes image, mask.*has image, label: 'mask' is missing",
+    ),
+    "an average of 1": ({"params": [1.0], "tx": optax.sgd(1), "ema_decay": 1.0}, "ema_decay is 1"),
+    "a negative average": (
+        {"params": [1.0], "tx": optax.sgd(1), "ema_decay": -0.1},
+        "ema_decay is -0.1",
+    ),
+    "a pattern of nothing": (
+        {
+            "params": {"encoder": jnp.ones(2), "head": jnp.ones(2)},
+            "tx": optax.sgd(1),
+            "frozen": ("encodr",),
+        },
+        "frozen: 'encodr' matches none of the 2 parameters; the nearest paths are encoder",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_cannot_become_a_state_is_named(arguments, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        loopax.TrainState.create(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_without_what_a_module_takes_is_named(dataset):
+    with pytest.raises(ConfigError, match="the example has image, label: 'mask' is missing"):
+        loopax.TrainState.create(Hungry(), dataset, optax.sgd(1.0))
+
+
+# --- Freezing -----------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    """A backbone of four equal layers, and a head that is small beside it."""
+
+    @nn.compact
+    def __call__(self, x):
+        for index in range(4):
+            x = nn.relu(nn.Dense(64, name=f"backbone_{index}")(x))
+        return nn.Dense(1, name="head")(x)
+
+
+deep = Deep()
+ROWS = {"x": np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)}
+
+
+def deep_loss(params, batch, rngs):
+    return jnp.square(deep.apply(params, batch["x"]) - 1.0).mean()
+
+
+def deep_state(tx, *frozen, **options):
+    example = {"x": ROWS["x"][:1]}
+    return loopax.TrainState.create(deep, example, tx, frozen=frozen, **options)
+
+
+HEAD = ["head/bias", "head/kernel"]
+
+
+def test_what_is_frozen_has_no_optimiser_state_no_average_and_no_gradient():
+    state = deep_state(optax.adam(0.1), "backbone_*", ema_decay=0.9)
+    assert leaf_paths(state.trainable) == HEAD
+    assert leaf_paths(state.opt_state[0].mu) == leaf_paths(state.opt_state[0].nu) == HEAD
+    assert leaf_paths(state.ema) == HEAD
+    assert len(leaf_paths(state.params)) == 10
+
+
+def test_what_is_frozen_stays_the_same_bits_and_the_rest_trains(bits):
+    """With weight decay, which would move every parameter that it is shown."""
+    state = deep_state(optax.adamw(0.1, weight_decay=0.5), "backbone_*")
+    run = loopax.fit(state, deep_loss, Dataset(ROWS).batches(8), steps=10, **PLAIN)
+    before, after = bits(state.params), bits(run.state.params)
+    changed = {path for path in before if before[path] != after[path]}
+    assert changed == {path for path in before if "head" in path}
+
+
+def test_a_frozen_part_trains_the_rest_as_if_it_were_a_constant():
+    state = deep_state(optax.sgd(0.1), "backbone_*")
+    data = Dataset(ROWS).batches(32, shuffle=False)
+    run = loopax.fit(state, deep_loss, data, steps=1, **PLAIN)
+    grads = jax.grad(deep_loss)(state.params, ROWS, {})["params"]["head"]
+    head, trained = state.params["params"]["head"], run.state.params["params"]["head"]
+    for name in ("kernel", "bias"):
+        np.testing.assert_allclose(
+            trained[name], head[name] - 0.1 * grads[name], rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("frozen", [(), ("backbone_*",)], ids=["all train", "frozen"])
+def test_the_logged_gradient_norm_is_that_of_what_trains(frozen):
+    state = deep_state(optax.sgd(0.1), *frozen)
+    data = Dataset(ROWS).batches(32, shuffle=False)
+    run = loopax.fit(state, deep_loss, data, steps=1, progress=False)
+    grads = jax.grad(deep_loss)(state.params, ROWS, {})["params"]
+    trained = grads["head"] if frozen else grads
+    assert run.latest("train")["grad_norm"] == pytest.approx(
+        float(optax.tree.norm(trained)), rel=1e-4
+    )
+
+
+def flops(state):
+    compiled = jax.jit(train_step(deep_loss)).lower(state, ROWS).compile()
+    return compiled.cost_analysis()["flops"]
+
+
+CHAINS = {
+    "adam": optax.adam(0.1),
+    "clipped by global norm": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+    "accumulated": optax.MultiSteps(optax.adam(0.1), 4).gradient_transformation(),
+    "skipping what is not finite": optax.apply_if_finite(optax.adam(0.1), 3),
+}
+
+
+@pytest.mark.parametrize("tx", CHAINS.values(), ids=CHAINS.keys())
+def test_a_frozen_part_costs_no_backward_pass_whatever_is_in_front_of_the_optimiser(tx):
+    """Forward only is a third of forward and backward; the head is small."""
+    assert flops(deep_state(tx, "backbone_*")) < 0.45 * flops(deep_state(tx))
+
+
+def test_several_patterns_freeze_what_any_of_them_picks():
+    state = deep_state(optax.sgd(0.1), "backbone_*/kernel", "head")
+    assert leaf_paths(state.trainable) == [f"backbone_{index}/bias" for index in range(4)]
+
+
+# --- The moving average -------------------------------------------------------
+
+
+def slope(params, batch, rngs):
+    """Its gradient is 1 everywhere, so that SGD walks with equal steps."""
+    return params["x"].sum()
+
+
+def walk(tx, steps, **options):
+    state = loopax.TrainState.create(params={"x": jnp.zeros(2)}, tx=tx, **options)
+    return loopax.fit(state, slope, [np.zeros(1)], steps=steps, **PLAIN).state
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_the_moving_average_has_its_closed_form(decay):
+    """With p_k = -k: (1 - d) sum d^(n-k) p_k = -(n - d (1 - d^n) / (1 - d))."""
+    n = 20
+    state = walk(optax.sgd(1.0), n, ema_decay=decay)
+    np.testing.assert_allclose(state.params["x"], -n)
+    expected = -(n - decay * (1 - decay**n) / (1 - decay))
+    np.testing.assert_allclose(state.ema["x"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(state.eval_params["x"], state.ema["x"])
+
+
+def test_without_a_decay_there_is_no_average():
+    state = walk(optax.sgd(1.0), 3)
+    assert state.ema is None
+    assert state.eval_params is state.params
+
+
+def test_while_gradients_accumulate_neither_parameters_nor_average_move():
+    tx = optax.MultiSteps(optax.sgd(1.0), 4).gradient_transformation()
+    three, four, eleven = (walk(tx, steps, ema_decay=0.5) for steps in (3, 4, 11))
+    assert three.params["x"].tolist() == three.ema["x"].tolist() == [0, 0]
+    assert four.params["x"].tolist() == [-1, -1]
+    assert four.ema["x"].tolist() == [-0.5, -0.5]
+    assert eleven.params["x"].tolist() == [-2, -2]
+    assert eleven.ema["x"].tolist() == [-1.25, -1.25]
+
+
+def test_parts_that_accumulate_over_different_numbers_of_steps_can_be_averaged():
+    tx = optax.multi_transform(
+        {
+            k: optax.MultiSteps(optax.sgd(1.0), n).gradient_transformation()
+            for k, n in (("a", 2), ("b", 3))
+        },
+        {"x": "a", "y": "b"},
+    )
+    params = {"x": jnp.zeros(1), "y": jnp.zeros(1)}
+    state = loopax.TrainState.create(params=params, tx=tx, ema_decay=0.5)
+    loss = lambda params, batch, rngs: params["x"].sum() + params["y"].sum()  # noqa: E731
+    run = loopax.fit(state, loss, [np.zeros(1)], steps=6, **PLAIN)
+    assert run.state.params["x"].tolist() == [-3]
+    assert run.state.params["y"].tolist() == [-2]
+    assert jax.tree.structure(run.state.ema) == jax.tree.structure(params)
+
+
+# --- Randomness ---------------------------------------------------------------
+
+
+def words(key):
+    return tuple(jax.random.key_data(key).tolist())
+
+
+def test_streams_are_told_apart_by_name_step_and_seed(line_state):
+    names = ("params", "dropout", "noise", "augment", "mixup")
+    keys = [
+        words(line_state(seed=seed).replace(step=step).rngs[name])
+        for seed in (0, 1)
+        for step in (0, 1, 2)
+        for name in names
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_keys_of_a_step_depend_on_nothing_else(line_state):
+    one = line_state(seed=3).replace(step=jnp.int32(5))
+    two = line_state(seed=3, cls=loopax.TrainState, ema_decay=0.5).replace(step=5)
+    assert words(one.rngs["noise"]) == words(two.rngs["noise"])
+    asked_for_another = one.rngs
+    asked_for_another["augment"]
+    assert words(asked_for_another["noise"]) == words(one.rngs["noise"])
+
+
+def test_streams_are_the_same_on_every_machine_and_in_every_version(line_state):
+    """Otherwise an old run could not be continued. These words must never change."""
+    rngs = line_state(seed=0xFFFF).replace(step=7).rngs
+    assert {name: words(rngs[name]) for name in ("dropout", "noise", "augment")} == {
+        "dropout": (1689093387, 4157007271),
+        "noise": (1059864500, 789835814),
+        "augment": (1558133703, 691975334),
+    }
+
+
+def test_a_stream_needs_no_declaration(dataset, line_loss, line_state):
+    def loss(params, batch, rngs):
+        value, _ = line_loss(params, batch, rngs)
+        return value, {"drawn": jax.random.uniform(rngs["never_heard_of"])}
+
+    run = loopax.fit(line_state(), loss, dataset.batches(2), steps=4, log_every=1, **PLAIN)
+    assert len({row["drawn"] for row in run.history}) == 4
+
+
+def test_a_module_may_draw_from_streams_of_its_own(dataset):
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, image):
+            x = nn.Dense(1)(image.reshape(image.shape[0], -1)).mean()
+            drawn = [jax.random.uniform(self.make_rng(name)) for name in ("noise", "augment")]
+            return x, drawn
+
+    model = Noisy()
+
+    def loss(params, batch, rngs):
+        x, (noise, augment) = model.apply(params, batch["image"], rngs=rngs)
+        return x, {"noise": noise, "augment": augment}
+
+    state = loopax.TrainState.create(model, dataset, optax.sgd(0.1))
+    run = loopax.fit(state, loss, dataset.batches(2), steps=4, log_every=1, **PLAIN)
+    assert len({row[name] for row in run.history for name in ("noise", "augment")}) == 8
+
+
+# --- Paths --------------------------------------------------------------------
+
+
+MATCHES = [
+    ("bert/embeddings/kernel", "bert", True),
+    ("bert/embeddings/kernel", "bert/**", True),
+    ("bert/embeddings/kernel", "bert/", True),
+    ("bert/embeddings/kernel", "bert/*", True),
+    ("bert/embeddings/kernel", "bert/*/kernel", True),
+    ("bert/embeddings/kernel", "bert/kernel", False),
+    ("bert/embeddings/kernel", "bert/**/kernel", True),
+    ("bert/kernel", "bert/**/kernel", True),
+    ("bert/embeddings/kernel", "embeddings", False),
+    ("bert/embeddings/kernel", "**/embeddings", True),
+    ("bert/embeddings/kernel", "ber", False),
+    ("bertha/kernel", "bert", False),
+    ("bertha/kernel", "bert*", True),
+    ("head/bias", "**/bias", True),
+    ("bias", "**/bias", True),
+    ("head/bias_scale", "**/bias", False),
+    ("layer_1/attention", "layer_*", True),
+    ("layer_1/attention/query", "layer_*/attention", True),
+    ("layer_12/attention", "layer_?", False),
+    ("layer_1/mlp/attention", "layer_*/attention", False),
+    ("a/b/c/d", "a/**/d", True),
+    ("a/b/c/d", "**", True),
+    ("a/b", "*", True),
+    ("a.b/c", "a?b", True),
+    ("axb/c", "a.b", False),
+    ("a+b/[0]", "a+b/[0]", True),
+    ("0/kernel", "0", True),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "expected"),
+    MATCHES,
+    ids=[f"{pattern} {'picks' if yes else 'leaves'} {path}" for path, pattern, yes in MATCHES],
+)
+def test_a_pattern_picks_what_it_says(path, pattern, expected):
+    assert matches(path, pattern) is expected
+
+
+def test_the_outer_params_of_flax_is_not_part_of_a_path():
+    tree = {"params": {"head": {"bias": jnp.zeros(1)}}}
+    assert leaf_paths(tree) == ["head/bias"]
+    assert leaf_paths(tree["params"]) == ["head/bias"]
+
+
+def test_functions_of_a_leaf_may_know_its_path():
+    tree = {"a": 1, "b": [2, 3]}
+    assert map_with_path(lambda path, leaf: f"{path}={leaf}", tree) == {
+        "a": "a=1",
+        "b": ["b/0=2", "b/1=3"],
+    }
+
+
+names = st.text("abc", min_size=1, max_size=2)
+trees = st.recursive(
+    st.integers(),
+    lambda inner: (
+        st.dictionaries(names, inner, min_size=1, max_size=3)
+        | st.lists(inner, min_size=1, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(tree=trees, choices=st.randoms(use_true_random=False))
+def test_a_tree_that_was_split_in_two_is_put_together_again(tree, choices):
+    mask = jax.tree.map(lambda _: choices.random() < 0.5, tree)
+    picked, rest = partition(tree, mask)
+    assert merge(picked, rest) == merge(rest, picked) == tree
+    chosen = [leaf for leaf, yes in zip(*map(jax.tree.leaves, (tree, mask)), strict=True) if yes]
+    assert jax.tree.leaves(picked) == chosen
+    assert len(jax.tree.leaves(picked)) + len(jax.tree.leaves(rest)) == len(jax.tree.leaves(tree))
+
+
+@given(tree=trees)
+def test_every_path_is_a_pattern_that_picks_its_leaf(tree):
+    for index, path in enumerate(leaf_paths(tree)):
+        if path:
+            mask = jax.tree.leaves(path_mask(tree, [path], purpose="test"))
+            assert mask[index]
