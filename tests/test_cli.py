@@ -117,7 +117,7 @@ def test_sample_reconstruct_evaluate_and_runs_work_on_the_run(run, tmp_path, cap
         ("train vae --data missing.npz", ["missing.npz"]),
         ("train vae --data IMAGES --batch-size 9 --run-dir /dev/null/run", ["/dev/null/run"]),
         (
-            "train vae --data IMAGES --batch-size 10 --widths 8 --latent 2 --run-dir RUN --epochs 3",
+            "train vae --data IMAGES --epochs 3 --batch-size 10 --widths 8 --run-dir RUN",
             ["epochs = 2, not 3"],
         ),
         ("train vae --data IMAGES --batch-size 9 --run-dir NOTRUN", ["NOTRUN"]),

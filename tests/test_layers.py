@@ -22,6 +22,8 @@ LAYERS = [
     {"progress", "rundir", "checkpoint", "evaluation", "recorder"},
     {"run"},
     {"moments"},
+    {"run"},
+    {"moments"},
     {"loop"},
     {"models"},
     {"recipes"},

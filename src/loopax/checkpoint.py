@@ -21,6 +21,10 @@ from loopax.state import TrainState
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
+Rank = dict[str, Any]
+"""`{"metric": "test/loss", "mode": "min", "value": 14.1}`; empty where nothing was measured."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     """When to save and what to keep.
@@ -45,13 +49,16 @@ class Checkpoints:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"checkpoints.{name} is {value}; it must be at least {least}")
+        if self.mode not in ("min", "max"):
+            raise ConfigError(f"checkpoints.mode is {self.mode!r}; it must be min or max")
 
 
 @dataclass(frozen=True)
 class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
-    """The latest steps and the best one; a metric that is not finite is never the best."""
+    """The latest steps and the best one, by the ranks that the store keeps up to date."""
 
-    settings: Checkpoints
+    keep: int
+    ranks: Mapping[int, Rank]
 
     def should_preserve(
         self,
@@ -60,9 +67,9 @@ class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
         context: checkpoint_managers.PreservationContext,
     ) -> Sequence[bool]:
         del context
-        latest = {info.step for info in checkpoints[-self.settings.keep :]}
-        best = best_step({info.step: info.metrics or {} for info in checkpoints}, self.settings)
-        return [info.step in latest or info.step == best for info in checkpoints]
+        steps = [info.step for info in checkpoints]
+        kept = {*steps[-self.keep :], best_step(steps, self.ranks)}
+        return [step in kept for step in steps]
 
 
 class CheckpointStore:
@@ -78,6 +85,7 @@ class CheckpointStore:
         """`settings` None opens the checkpoints for reading only."""
         self.directory = directory
         self._settings = settings or Checkpoints()
+        self._ranks: dict[int, Rank] = {}
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             item_handlers={
@@ -86,13 +94,15 @@ class CheckpointStore:
             },
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-                preservation_policy=_KeepLatestAndBest(self._settings),
+                preservation_policy=_KeepLatestAndBest(self._settings.keep, self._ranks),
                 # Deleting begins with a rename: a half-deleted step is never listed.
                 todelete_subdir=".trash" if settings else None,
                 cleanup_tmp_directories=settings is not None,
                 read_only=settings is None,
             ),
         )
+        for step in self.steps:
+            self._ranks[step] = self._rank(step)
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -113,7 +123,7 @@ class CheckpointStore:
         if which == "latest":
             return steps[-1]
         if which == "best":
-            best = best_step({step: self._manager.metrics(step) or {} for step in steps})
+            best = best_step(steps, self._ranks)
             return steps[-1] if best is None else best
         if str(which) not in map(str, steps):
             raise CheckpointError(
@@ -129,16 +139,17 @@ class CheckpointStore:
 
         `meta` is what belongs to this step and is not in the state; `metrics` rank the best.
         """
-        best = self._settings.best
-        ranked = {} if best is None or best not in metrics else {
-            "name": best, "mode": self._settings.mode, "value": metrics[best],
-        }  # fmt: skip
+        step, best = int(meta["step"]), self._settings.best
+        rank: Rank = {}
+        if best is not None and math.isfinite(metrics.get(best, math.nan)):
+            rank = {"metric": best, "mode": self._settings.mode, "value": metrics[best]}
+        self._ranks[step] = rank
         self._manager.save(
-            int(meta["step"]),
+            step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+                state=ocp.args.StandardSave(state),
+                meta=ocp.args.JsonSave({**meta, "rank": rank}),
             ),
-            metrics=ranked or None,
         )
 
     def restore(self, state: TrainState, which: str | int = "latest") -> tuple[TrainState, Any]:
@@ -164,6 +175,14 @@ class CheckpointStore:
             ) from error
         return restored["state"], restored["meta"]
 
+    def _rank(self, step: int) -> Rank:
+        form = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        try:
+            return self._manager.restore(step, args=form)["meta"]["rank"]
+        except Exception:
+            # A damaged step has no rank; what is wrong with it is said when it is to be restored.
+            return {}
+
     def _check_fits(self, step: int, target: PyTree) -> None:
         """Compares leaf by leaf first: Orbax would cast another type without a word."""
         stored = self._manager.item_metadata(step)["state"]
@@ -187,20 +206,15 @@ class CheckpointStore:
         self._manager.wait_until_finished()
 
 
-def best_step(
-    metrics: Mapping[int, Mapping[str, Any]], settings: Checkpoints | None = None
-) -> int | None:
-    """The step with the best finite metric, or None when no step has one."""
-    finite = {
-        step: each["value"]
-        for step, each in metrics.items()
-        if each and isinstance(each.get("value"), float) and math.isfinite(each["value"])
-    }
-    if not finite:
+def best_step(steps: Sequence[int], ranks: Mapping[int, Rank]) -> int | None:
+    """The step with the best value of the metric that ranks the newest one, or None."""
+    ranked = [step for step in steps if ranks.get(step)]
+    if not ranked:
         return None
-    modes = {each["mode"] for step, each in metrics.items() if step in finite}
-    highest = (settings.mode if settings else modes.pop()) == "max"
-    return (max if highest else min)(finite, key=finite.__getitem__)
+    newest = ranks[ranked[-1]]
+    alike = [step for step in ranked if ranks[step]["metric"] == newest["metric"]]
+    choose = min if newest["mode"] == "min" else max
+    return choose(alike, key=lambda step: ranks[step]["value"])
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:

@@ -14,6 +14,7 @@ checkpoint's step are written before it exists.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from loopax.account import Account, summary
 from loopax.checkpoint import Checkpoints, CheckpointStore
 from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
-from loopax.errors import CheckpointError, ConfigError
+from loopax.errors import CheckpointError, ConfigError, DataError
 from loopax.moments import Hook, Moment, Saving, calling, evaluations
 from loopax.program import Rows, TrainProgram, probe_program
 from loopax.progress import Silent, display
@@ -86,7 +87,9 @@ def steps(
     """
     batches = as_batches(data)
     total = _total_steps(steps, epochs, batches)
-    _check_counts(log_every=log_every, probe_every=probe_every, chunk_steps=chunk_steps)
+    log_every = _whole("log_every", log_every)
+    probe_every = None if probe_every is None else _whole("probe_every", probe_every)
+    chunk_steps = None if chunk_steps is None else _whole("chunk_steps", chunk_steps)
     account = Account()
     # Each chunk reuses the memory of the state it is given; the caller's state must stay whole.
     run = Run(jax.tree.map(jnp.copy, state))
@@ -124,33 +127,37 @@ def steps(
         feed = batches.feed(_key_words(run.state), run.step, capacity)
         loader = resources.enter_context(Loader(feed))
 
+        step, state = run.step, run.state
+
         def plan() -> int:
-            ends = [total, *((run.step // mark + 1) * mark for mark in marks if mark)]
+            ends = [total, *((step // mark + 1) * mark for mark in marks if mark)]
             limit = chunk_steps or min(capacity, recorder.chunk_limit(CHUNK_SECONDS))
-            return min(*(end - run.step for end in ends), limit)
+            return min(*(end - step for end in ends), limit)
 
         resources.enter_context(account.section("host"))
         loader.request(plan())
-        while run.step < total:
+        while step < total:
             with account.section("data"):
                 items, count = loader.take()
             with account.section("compute"), jax.transfer_guard("disallow"):
-                due = probe_every is not None and run.step % probe_every == 0
-                norms = probe(run.state, items) if due else None
-                run.state, rows = train(run.state, items)
-            start, run.step = run.step, run.step + count
+                due = probe_every is not None and step % probe_every == 0
+                norms = probe(state, items) if due else None
+                state, rows = train(state, items)
+            start, step = step, step + count
             loader.request(plan())
             recorder.settle()
             recorder.add(start, count, train.names, rows, norms)
-            if run.step == total:
+            # What others are shown is a tree of its own, so that no change to it reaches the loop.
+            run.step, run.state = step, jax.tree.map(lambda leaf: leaf, state)
+            if step == total:
                 recorder.finish(total)
             for moment in moments:
-                if moment.is_due(run.step, total):
+                if moment.is_due(step, total):
                     recorder.settle()
                     with account.section(moment.section):
                         moment.act()
             with account.section("hooks"):
-                yield Chunk(run, start, run.step, train.names, rows)
+                yield Chunk(run, start, step, train.names, rows)
         if store is not None:
             with account.section("checkpoint"):
                 store.wait()
@@ -230,15 +237,9 @@ def _resume(run: Run, store: CheckpointStore, batches: Batches) -> dict[str, Any
                 f"{store.directory}: made with {name} {there.get(name)}, and now it is "
                 f"{here.get(name)}; give the same to continue, or name another run directory"
             )
-    run.step, tail = int(meta["step"]), meta["tail"]
-    unfinished = len(tail["rows"])
-    run.history[:] = [
-        row
-        for row in run.dir.metrics
-        if row["step"] <= run.step
-        and not (unfinished and row["source"] == "train" and row["step"] == run.step)
-    ]
-    return dict(tail)
+    run.step = int(meta["step"])
+    run.history[:] = [row for row in run.dir.metrics if row["step"] <= run.step]
+    return dict(meta["tail"])
 
 
 def _open_writers(run: Run, recorder: Recorder, batches: Batches, resources: ExitStack) -> None:
@@ -263,21 +264,22 @@ def _total_steps(steps: int | None, epochs: int | None, batches: Batches) -> int
     """
     if (steps is None) == (epochs is None):
         raise ConfigError("give either steps or epochs, and not both")
-    name, value = ("steps", steps) if epochs is None else ("epochs", epochs)
-    if isinstance(value, bool) or value is None or value != int(value) or value < 1:
-        advice = "; for a part of an epoch give steps" if name == "epochs" else ""
-        raise ConfigError(f"{name} is {value}; it must be a whole number of at least 1{advice}")
-    if epochs is None:
-        return int(value)
+    if steps is not None:
+        return _whole("steps", steps)
+    epochs = _whole("epochs", epochs, "; for a part of an epoch give steps")
     if batches.steps_per_epoch is None:
         raise ConfigError("epochs needs data whose length is known, and this iterable has no len()")
-    return int(value) * batches.steps_per_epoch
+    if batches.steps_per_epoch == 0:
+        raise DataError("there is no batch to train on; the data is empty")
+    return epochs * batches.steps_per_epoch
 
 
-def _check_counts(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and (value != int(value) or value < 1):
-            raise ConfigError(f"{name} is {value}; it must be a whole number of at least 1")
+def _whole(name: str, value: Any, advice: str = "") -> int:
+    """`value` as a count; 2.0 will do, True and "2" will not."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value != int(value) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1{advice}")
+    return int(value)
 
 
 def _key_words(state: TrainState) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
@@ -156,7 +157,9 @@ def calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
     """Calls a hook and logs the numbers that it returns."""
 
     def call() -> None:
-        values = hook.function(run)
+        # A tree of its own: whatever the hook does to it, the run keeps what was trained.
+        shown = dataclasses.replace(run, state=jax.tree.map(lambda leaf: leaf, run.state))
+        values = hook.function(shown)
         if values:
             recorder.log(run.step, "hook", {k: float(value) for k, value in values.items()})
 

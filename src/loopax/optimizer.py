@@ -92,8 +92,8 @@ class Schedule:
         elif self.kind == "linear":
             parts.append(optax.linear_schedule(peak, last, steps))
         else:
-            floor = last / peak if peak else 0.0
-            parts.append(optax.cosine_decay_schedule(peak, steps, alpha=floor))
+            fall = optax.cosine_decay_schedule(1.0, steps)
+            parts.append(lambda update: last + (peak - last) * fall(update))
         if self.then is not None and steps is not None:
             ends.append(self.warmup_steps + steps)
             left = None if total_steps is None else total_steps - ends[-1]
@@ -112,6 +112,15 @@ class Group:
 
     params: tuple[str, ...]
     optimizer: Optimizer
+
+    def __post_init__(self) -> None:
+        if not self.params:
+            raise ConfigError("groups: a group has no params; give it one or more path patterns")
+        for name in ("freeze", "params_ema", "groups"):
+            if getattr(self.optimizer, name):
+                raise ConfigError(
+                    f"groups: {name} of the group {self.params} belongs to the optimizer around it"
+                )
 
 
 @dataclass(frozen=True)
@@ -162,9 +171,11 @@ class Optimizer:
             if decay is not None and not 0 <= decay < 1:
                 raise ConfigError(f"{name} is {decay}; a decay is at least 0 and below 1")
         plan = self.accumulation
-        if 0 not in plan or min(plan) < 0 or min(plan.values()) < 1:
+        whole = all(number == int(number) for number in (*plan, *plan.values()))
+        if 0 not in plan or min(plan) < 0 or min(plan.values()) < 1 or not whole:
             raise ConfigError(
-                f"accumulate is {self.accumulate}; it must be at least 1, or begin at update 0"
+                f"accumulate is {self.accumulate}; it must be a whole number of at least 1, or "
+                "such numbers by the update from which on they count, beginning with 0"
             )
 
     @property
@@ -187,7 +198,7 @@ class Optimizer:
         if self.groups:
             transforms = {"": transformation}
             for group in self.groups:
-                transforms[_label(group)] = group.optimizer.build(updates)
+                transforms.setdefault(_label(group), group.optimizer.build(updates))
             transformation = optax.multi_transform(transforms, self._labels)
         if plan == {0: 1}:
             return transformation
@@ -274,7 +285,10 @@ def optimizer_names() -> list[str]:
     return sorted(
         name
         for name, value in vars(optax).items()
-        if inspect.isfunction(value) and "learning_rate" in inspect.signature(value).parameters
+        if inspect.isfunction(value)
+        and "learning_rate" in inspect.signature(value).parameters
+        # L-BFGS searches along a line and needs the loss as a function; the others are parts.
+        and not name.startswith(("_", "scale_by_", "lbfgs"))
     )
 
 

@@ -7,6 +7,7 @@ value, so one compilation serves every length.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,9 +35,10 @@ class Program:
     ) -> None:
         self._name, self._account = name, account
         self._signatures: list[dict[str, str]] = []
+        self._arguments = list(inspect.signature(function).parameters)
 
         def traced(*args: Any) -> Any:
-            self._signatures.append(_signature(args))
+            self._signatures.append(_signature(dict(zip(self._arguments, args, strict=True))))
             return function(*args)
 
         self._jitted = jax.jit(traced, donate_argnums=donate)
@@ -153,7 +155,7 @@ def _columns(metrics: Metrics) -> tuple[str, ...]:
 
 def _check_unchanged(before: PyTree, after: PyTree) -> None:
     """A loop can only carry a state whose structure, shapes and types a step leaves alone."""
-    old, new = _signature((before,)), _signature((after,))
+    old, new = _signature(before), _signature(after)
     for path in [*old, *(new.keys() - old.keys())]:
         if old.get(path) != new.get(path):
             raise ConfigError(
@@ -162,11 +164,10 @@ def _check_unchanged(before: PyTree, after: PyTree) -> None:
             )
 
 
-def _signature(args: tuple[Any, ...]) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(args)
+def _signature(tree: PyTree) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        leaf_path(path).partition("/")[2] or "argument": f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
+        leaf_path(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves
     }
 
 

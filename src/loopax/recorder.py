@@ -75,6 +75,12 @@ class Recorder:
     def resume(self, step: int, tail: Mapping[str, Any]) -> None:
         """Continues at `step`, in the interval in which its checkpoint was made."""
         self.step = step
+        if tail.get("rows"):
+            # The run ended here once, with a shorter row; now its interval goes on.
+            unfinished = {"step": step, "source": "train"}
+            self._history[:] = [
+                row for row in self._history if not unfinished.items() <= row.items()
+            ]
         if tail and tail["log_every"] == self._log_every:
             self._names, self._norms = list(tail["names"]), dict(tail["norms"])
             self._interval = [np.asarray(row, np.float32) for row in tail["rows"]]

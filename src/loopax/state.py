@@ -134,9 +134,10 @@ class TrainState(train_state.TrainState, kw_only=True):
     def _averaged(self, trainable: PyTree, opt_state: PyTree) -> PyTree:
         if self.ema is None:
             return None
-        # While gradients accumulate nothing moves, and the average must not either.
-        waiting = optax.tree_utils.tree_get(opt_state, "mini_step", 0) > 0
-        keep = jnp.where(waiting, 1.0, jnp.float32(self.ema_decay))
+        keep = jnp.float32(self.ema_decay)
+        if isinstance(opt_state, optax.MultiStepsState):
+            # While gradients accumulate nothing moves, and the average must not either.
+            keep = jnp.where(opt_state.mini_step > 0, 1.0, keep)
         return jax.tree.map(
             lambda old, new: (keep * old + (1 - keep) * new).astype(old.dtype), self.ema, trainable
         )

@@ -85,7 +85,7 @@ def _learning_rates(opt_state: PyTree) -> Metrics:
             for key in path
             if isinstance(key, jax.tree_util.DictKey) and key.key not in ("learning_rate", "")
         ]
-        if jnp.ndim(rate) == 0:
+        if getattr(rate, "shape", None) == ():
             rates["/".join(["learning_rate", *labels])] = rate
     return rates
 
@@ -132,12 +132,18 @@ def _call(
 
 
 def _scalar(name: str, value: Any) -> Float[Array, ""]:
-    if jnp.shape(value) != ():
+    try:
+        value = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"the metric {name!r} has shape {jnp.shape(value)}; the loss and its metrics are "
+            f"the metric {name!r} is {value!r}; the loss and its metrics are numbers"
+        ) from error
+    if value.shape != ():
+        raise ConfigError(
+            f"the metric {name!r} has shape {value.shape}; the loss and its metrics are "
             "scalars, for example means over the batch"
         )
-    return jnp.asarray(value, jnp.float32)
+    return value.astype(jnp.float32)
 
 
 def _unbound_module(error: Exception) -> str | None:
