@@ -166,24 +166,17 @@ def test_a_description_makes_the_updates_of_the_same_thing_by_hand(described, by
     assert_same(described.build(), by_hand)
 
 
-NO_SCHEDULE = pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="Optax gives these no schedule, and build hands them one"
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=NO_SCHEDULE)
-        if name in ("optimistic_adam", "rprop", "sm3")
-        else name
-        for name in optimizer_names()
-    ],
-)
+@pytest.mark.parametrize("name", optimizer_names())
 def test_every_optimiser_that_can_be_named_trains(name):
     _, updates = trained(Optimizer(name, 0.01).build(), GRADS[:2])
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
     assert not is_zero(updates)
+
+
+@pytest.mark.parametrize("name", ["optimistic_adam", "rprop", "sm3"])
+def test_an_optimiser_that_takes_no_schedule_says_so(name):
+    with pytest.raises(ConfigError, match=f"{name}.*takes no schedule"):
+        Optimizer(name, 0.01, Schedule("linear", steps=5)).build()
 
 
 @pytest.mark.parametrize("name", ["adam", "lamb", "rmsprop", "adafactor", "yogi"])

@@ -63,6 +63,11 @@ class Schedule:
         if self.then is not None and self.steps is None:
             raise ConfigError("schedule.then follows a schedule without an end; give it steps")
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the factor never changes."""
+        return self.kind == "constant" and not self.warmup_steps and self.then is None
+
     def build(self, learning_rate: float, total_steps: int | None) -> optax.Schedule:
         """The learning rate as a function of the update, for Optax.
 
@@ -214,7 +219,14 @@ class Optimizer:
         links = [recorded_learning_rate(rate)]
         if self.clip_norm is not None:
             links.append(optax.clip_by_global_norm(self.clip_norm))
-        links.append(_factory(self.name)(learning_rate=rate, **self._checked_arguments()))
+        factory = _factory(self.name)
+        if self.schedule.is_constant:
+            given: Any = self.learning_rate * self.schedule.start
+        elif "Callable" in str(inspect.signature(factory).parameters["learning_rate"].annotation):
+            given = rate
+        else:
+            raise ConfigError(f"optimizer {self.name!r} takes no schedule; leave it constant")
+        links.append(factory(learning_rate=given, **self._checked_arguments()))
         if self.update_ema is not None:
             links.append(optax.ema(self.update_ema))
         return optax.chain(*links)
