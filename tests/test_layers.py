@@ -22,8 +22,6 @@ LAYERS = [
     {"progress", "rundir", "checkpoint", "evaluation", "recorder"},
     {"run"},
     {"moments"},
-    {"run"},
-    {"moments"},
     {"loop"},
     {"models"},
     {"recipes"},

@@ -348,6 +348,28 @@ def test_whoever_looks_on_the_trained_bits_stay_the_same(
     assert bits(run.state) == unobserved
 
 
+def test_what_a_hook_does_to_its_state_is_not_saved(
+    tmp_path, unobserved, bits, dataset, loss_fn, new_state
+):
+    """Half a run with hooks that meddle and checkpoints at the same steps, continued without."""
+
+    def fit(steps, *hooks):
+        return loopax.fit(
+            new_state(),
+            loss_fn,
+            dataset.batches(2),
+            steps=steps,
+            run_dir=tmp_path,
+            hooks=hooks,
+            checkpoints=loopax.Checkpoints(every=10),
+            **PLAIN,
+        )
+
+    half = fit(30, sabotage(puts_another_state, 10), sabotage(writes_into_the_parameters, 10))
+    assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(half.state.params))
+    assert bits(fit(60).state) == unobserved
+
+
 def test_evaluation_checkpoints_and_everything_at_once_change_no_bit(
     tmp_path, unobserved, bits, dataset, loss_fn, new_state
 ):

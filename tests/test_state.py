@@ -270,8 +270,15 @@ def test_without_a_decay_there_is_no_average():
     assert state.eval_params is state.params
 
 
-def test_while_gradients_accumulate_neither_parameters_nor_average_move():
-    tx = optax.MultiSteps(optax.sgd(1.0), 4).gradient_transformation()
+ACCUMULATED = optax.MultiSteps(optax.sgd(1.0), 4).gradient_transformation()
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [ACCUMULATED, optax.chain(optax.clip(10.0), ACCUMULATED)],
+    ids=["alone", "behind a clip"],
+)
+def test_while_gradients_accumulate_neither_parameters_nor_average_move(tx):
     three, four, eleven = (walk(tx, steps, ema_decay=0.5) for steps in (3, 4, 11))
     assert three.params["x"].tolist() == three.ema["x"].tolist() == [0, 0]
     assert four.params["x"].tolist() == [-1, -1]

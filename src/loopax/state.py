@@ -135,9 +135,10 @@ class TrainState(train_state.TrainState, kw_only=True):
         if self.ema is None:
             return None
         keep = jnp.float32(self.ema_decay)
-        if isinstance(opt_state, optax.MultiStepsState):
-            # While gradients accumulate nothing moves, and the average must not either.
-            keep = jnp.where(opt_state.mini_step > 0, 1.0, keep)
+        for link in opt_state if type(opt_state) is tuple else (opt_state,):
+            if isinstance(link, optax.MultiStepsState):
+                # While gradients accumulate nothing moves, and the average must not either.
+                keep = jnp.where(link.mini_step > 0, 1.0, keep)
         return jax.tree.map(
             lambda old, new: (keep * old + (1 - keep) * new).astype(old.dtype), self.ema, trainable
         )
