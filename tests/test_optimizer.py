@@ -175,8 +175,15 @@ def test_every_optimiser_that_can_be_named_trains(name):
 
 @pytest.mark.parametrize("name", ["optimistic_adam", "rprop", "sm3"])
 def test_an_optimiser_that_takes_no_schedule_says_so(name):
-    with pytest.raises(ConfigError, match=f"{name}.*takes no schedule"):
+    with pytest.raises(ConfigError, match=f"{name}.*takes no schedule") as raised:
         Optimizer(name, 0.01, Schedule("linear", steps=5)).build()
+    assert "\n" not in str(raised.value)
+
+
+def test_all_the_other_optimisers_take_one():
+    scheduled = Schedule("linear", steps=5)
+    for name in set(optimizer_names()) - {"optimistic_adam", "rprop", "sm3"}:
+        Optimizer(name, 0.01, scheduled).build().init(PARAMS)
 
 
 @pytest.mark.parametrize("name", ["adam", "lamb", "rmsprop", "adafactor", "yogi"])
@@ -413,11 +420,12 @@ def test_an_average_of_the_updates_and_one_of_the_parameters_are_different_thing
 def test_the_average_of_the_parameters_waits_while_gradients_accumulate():
     tx = Optimizer("sgd", 1.0, accumulate=2).build()
     state = loopax.TrainState.create(params=PARAMS, tx=tx, ema_decay=0.5)
-    waiting = state.apply_gradients(grads=GRADS[0])
-    assert not differ(waiting.ema, PARAMS)
-    moved = waiting.apply_gradients(grads=GRADS[1])
+    moved = state.apply_gradients(grads=GRADS[0]).apply_gradients(grads=GRADS[1])
     halfway = jax.tree.map(lambda old, new: (old + new) / 2, PARAMS, moved.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved.ema, halfway)
+    waiting = moved.apply_gradients(grads=GRADS[2])
+    assert differ(waiting.ema, waiting.params)
+    assert not differ(waiting.ema, moved.ema)
 
 
 def test_what_freezes_is_handed_to_the_state(bits, dataset, line_loss, line_state):
