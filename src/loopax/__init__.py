@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loopax.optimizer import Group as Group
     from loopax.optimizer import Optimizer as Optimizer
     from loopax.optimizer import Schedule as Schedule
+    from loopax.optimizer import recorded_learning_rate as recorded_learning_rate
     from loopax.run import Run as Run
     from loopax.rundir import RunDir as RunDir
     from loopax.state import TrainState as TrainState
@@ -34,6 +35,7 @@ _HOMES = {
     "Optimizer": "loopax.optimizer",
     "Schedule": "loopax.optimizer",
     "Group": "loopax.optimizer",
+    "recorded_learning_rate": "loopax.optimizer",
     "Evaluation": "loopax.evaluation",
     "Hook": "loopax.moments",
     "Checkpoints": "loopax.checkpoint",

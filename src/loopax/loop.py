@@ -231,7 +231,7 @@ def _resume(run: Run, store: CheckpointStore, batches: Batches) -> dict[str, Any
     run.state, meta = store.restore(run.state)
     there = {**meta["data"], "seed": _key_words(run.state)}
     here = {**batches.identity, "seed": seed}
-    for name in there.keys() | here.keys():
+    for name in [*there, *here]:
         if there.get(name) != here.get(name):
             raise CheckpointError(
                 f"{store.directory}: made with {name} {there.get(name)}, and now it is "

@@ -52,8 +52,10 @@ class Schedule:
             raise ConfigError(
                 f"schedule.kind is {self.kind!r}; it must be constant, linear or cosine"
             )
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"schedule.steps is {self.steps}; it must be at least 1")
+        if self.steps is not None and (self.steps < 1 or self.steps != int(self.steps)):
+            raise ConfigError(
+                f"schedule.steps is {self.steps}; it must be a whole number of at least 1"
+            )
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must not be < 0")
         if not (0 <= self.start < math.inf and 0 <= self.end < math.inf):
@@ -83,8 +85,9 @@ class Schedule:
             steps = total_steps - self.warmup_steps
             if steps < 1:
                 raise ConfigError(
-                    f"schedule.warmup_steps is {self.warmup_steps}, and the run has only "
-                    f"{total_steps} updates in all"
+                    f"a {self.kind} schedule to the end of the run begins after its end: only "
+                    f"{max(total_steps, 0)} updates are left for it, and schedule.warmup_steps is "
+                    f"{self.warmup_steps}"
                 )
         peak, last = learning_rate * self.start, learning_rate * self.end
         parts: list[optax.Schedule] = []
@@ -119,6 +122,7 @@ class Group:
     optimizer: Optimizer
 
     def __post_init__(self) -> None:
+        _check_patterns("groups", self.params)
         if not self.params:
             raise ConfigError("groups: a group has no params; give it one or more path patterns")
         for name in ("freeze", "params_ema", "groups"):
@@ -139,7 +143,8 @@ class Optimizer:
         weight_decay: for optimisers that have one; None leaves Optax's default.
         decay_vectors: decay biases and norm scales too (every parameter with a single axis).
         arguments: any other argument of the optimiser, such as b1 or momentum.
-        clip_norm: scale the gradients down to this global norm when theirs is larger.
+        clip_norm: scale the gradients down to this global norm when theirs is larger. With groups
+            each has a norm, and a `clip_norm`, of its own.
         accumulate: batches whose gradients are averaged into one update; a mapping
             `{0: 1, 1000: 4}` gives the number from that update on.
         update_ema: smooth the updates with a moving average of this decay (`optax.ema`).
@@ -165,6 +170,7 @@ class Optimizer:
     groups: tuple[Group, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_patterns("freeze", self.freeze)
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
@@ -233,10 +239,14 @@ class Optimizer:
 
     def _checked_arguments(self) -> dict[str, Any]:
         arguments = dict(self.arguments)
+        ours: dict[str, Any] = {}
         if self.weight_decay is not None:
-            arguments["weight_decay"] = self.weight_decay
+            ours["weight_decay"] = self.weight_decay
         if not self.decay_vectors:
-            arguments["mask"] = _matrices
+            ours["mask"] = _matrices
+        for argument in arguments.keys() & ours.keys():
+            raise ConfigError(f"optimizer.arguments has {argument!r}, which has a field of its own")
+        arguments |= ours
         known = inspect.signature(_factory(self.name)).parameters
         for argument in arguments:
             if argument not in known or argument == "learning_rate":
@@ -315,6 +325,13 @@ def _factory(name: str) -> Any:
             f"{'did you mean ' + ' or '.join(near) if near else 'there are ' + ', '.join(names)}"
         )
     return getattr(optax, name)
+
+
+def _check_patterns(name: str, patterns: Any) -> None:
+    if isinstance(patterns, str):
+        raise ConfigError(
+            f"{name} is {patterns!r}; it must be a tuple of patterns: ({patterns!r},)"
+        )
 
 
 def _label(group: Group) -> str:

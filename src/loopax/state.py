@@ -67,9 +67,13 @@ class TrainState(train_state.TrainState, kw_only=True):
             **fields: the fields that a subclass adds.
 
         Raises:
-            ConfigError: neither or both of `model` and `params` would give the parameters, the
-                example does not fit the module, or a pattern matches nothing.
+            ConfigError: there is neither a module with an example nor `params`, the example does
+                not fit the module, or a pattern matches nothing.
         """
+        if isinstance(frozen, str):
+            raise ConfigError(
+                f"frozen is {frozen!r}; it must be a tuple of patterns: ({frozen!r},)"
+            )
         if tx is None:
             raise ConfigError("TrainState.create: tx is missing; give it an Optax transformation")
         if ema_decay is not None and not 0 <= ema_decay < 1:
@@ -188,6 +192,11 @@ def _call_arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], di
     wanted = list(parameters.values())[1:]
     if any(parameter.name == "batch" for parameter in wanted):
         return (), {"batch": example}
+    if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in wanted):
+        raise ConfigError(
+            f"{type(model).__name__}.__call__ names no arguments that the columns "
+            f"{', '.join(example)} could be given to; pass an array or a tuple as the example"
+        )
     missing = [
         parameter.name
         for parameter in wanted

@@ -132,7 +132,7 @@ class DatasetBatches(Batches):
         order = np.arange(len(self.dataset), dtype=np.int32)
         full = len(order) // self.batch_size
         rows = order[: full * self.batch_size].reshape(full, self.batch_size)
-        capacity = min(capacity, max(1, full))
+        capacity = min(self.affordable(capacity), max(1, full))
         for first in range(0, full, capacity):
             yield self.items(rows[first : first + capacity], capacity)
         if rest := order[full * self.batch_size :].size:
@@ -142,6 +142,13 @@ class DatasetBatches(Batches):
         batch = item if resident is None else {k: column[item] for k, column in resident.items()}
         batch = {k: _scaled(column) for k, column in batch.items()}
         return batch if self.transform is None else self.transform(batch)
+
+    def affordable(self, capacity: int) -> int:
+        """How many batches are stacked at once: what is gathered on the host stays small."""
+        if self.resident is not None:
+            return capacity
+        example_bytes = self.dataset.nbytes // len(self.dataset)
+        return _affordable(capacity, example_bytes * self.batch_size)
 
     def items(self, rows: Int32[np.ndarray, "steps batch"], capacity: int) -> Items:
         """The items of consecutive steps whose examples `rows` names, padded to `capacity`."""
@@ -162,10 +169,7 @@ class _DatasetFeed:
         self, batches: DatasetBatches, seed: Sequence[int], start: int, capacity: int
     ) -> None:
         self._batches, self._seed, self._step = batches, seed, start
-        example_bytes = batches.dataset.nbytes // len(batches.dataset)
-        if batches.resident is None:
-            capacity = _affordable(capacity, example_bytes * batches.batch_size)
-        self._capacity = capacity
+        self._capacity = batches.affordable(capacity)
         self._epoch, self._order = -1, np.empty(0, np.int32)
 
     def take(self, n: int) -> Items:
