@@ -75,7 +75,7 @@ def steps(
     hooks: Sequence[Hook] = (),
     checkpoints: Checkpoints | None = None,
     log_every: int = 100,
-    probe_every: int | None = 100,
+    probe_every: int | None = 500,
     chunk_steps: int | None = None,
     progress: bool = True,
     config: Any = None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, ArrayLike, Int32, Key
 
 # Flax copies the mapping that it is given, so the streams that its layers ask for by default
 # must be there from the start; any other name is made when the loss asks for it.
@@ -18,15 +18,16 @@ class Streams(dict[str, Any]):
     """The keys of one step by stream name, for `rngs=` of Flax or for `jax.random` directly.
 
     A name that was never declared is made on the spot: `rngs["augment"]` just works. The key of a
-    stream depends on the root key, the step and the name, and on nothing else.
+    stream depends on the root key, the name and the step, and on nothing else. They are folded in
+    this order, so that inside a compiled loop only the step is left to fold.
     """
 
-    def __init__(self, key: Key[Array, ""]) -> None:
-        self._key = key
+    def __init__(self, key: Key[Array, ""], step: Int32[ArrayLike, ""]) -> None:
+        self._key, self._step = key, step
         super().__init__({name: self[name] for name in FLAX_STREAMS})
 
     def __missing__(self, name: str) -> Key[Array, ""]:
-        return stream(self._key, name)
+        return jax.random.fold_in(stream(self._key, name), self._step)
 
 
 def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:

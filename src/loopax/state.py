@@ -80,7 +80,7 @@ class TrainState(train_state.TrainState, kw_only=True):
             raise ConfigError(f"ema_decay is {ema_decay}; it must be at least 0 and below 1")
         key = jax.random.key(seed)
         if params is None:
-            params, mutable = initialise(model, example, stream(key, "init"))
+            params, mutable = initialise(model, example, key)
         if model is not None:
             fields.setdefault("apply_fn", model.apply)
         trainable, _ = partition(params, _trainable_mask(params, frozen))
@@ -111,7 +111,7 @@ class TrainState(train_state.TrainState, kw_only=True):
     @property
     def rngs(self) -> Streams:
         """The random streams of the step that comes next."""
-        return Streams(jax.random.fold_in(self.key, self.step))
+        return Streams(self.key, self.step)
 
     def with_trainable(self, trainable: PyTree) -> Self:
         """This state with other trainable parameters and the same frozen ones."""
@@ -176,7 +176,8 @@ def initialise(model: nn.Module | None, example: Any, key: Key[Array, ""]) -> tu
             "a dataset, a batch, an array or a tuple of arguments"
         )
     args, kwargs = _call_arguments(model, example)
-    variables = jax.jit(model.init)(dict(Streams(key)), *args, **kwargs)
+    rngs = dict(Streams(stream(key, "init"), 0))
+    variables = jax.jit(model.init)(rngs, *args, **kwargs)
     params = {"params": variables.get("params", {})}
     return params, {name: tree for name, tree in variables.items() if name != "params"}
 

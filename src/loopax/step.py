@@ -51,7 +51,7 @@ def eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch, Array], Metrics]:
     """
 
     def step(state: TrainState, batch: Batch, index: Array) -> Metrics:
-        rngs = Streams(jax.random.fold_in(stream(state.key, "evaluation"), index))
+        rngs = Streams(stream(state.key, "evaluation"), index)
         return _call(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
 
     return step

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from loopax.recipes.vae.config import PRESETS as PRESETS
     from loopax.recipes.vae.config import VAEConfig as VAEConfig
     from loopax.recipes.vae.pictures import save_grid as save_grid
+    from loopax.recipes.vae.problem import loss_function as loss_function
     from loopax.recipes.vae.trained import RESULTS as RESULTS
     from loopax.recipes.vae.trained import TrainedVAE as TrainedVAE
     from loopax.recipes.vae.trained import load as load
-    from loopax.recipes.vae.training import loss_function as loss_function
     from loopax.recipes.vae.training import train as train
 
 _HOMES = {
@@ -22,7 +22,7 @@ _HOMES = {
     "TrainedVAE": "trained",
     "load": "trained",
     "save_grid": "pictures",
-    "loss_function": "training",
+    "loss_function": "problem",
     "train": "training",
 }
 __all__ = list(_HOMES)

@@ -18,8 +18,10 @@ from loopax.data import Splits
 from loopax.errors import ConfigError, DataError
 from loopax.models.vae import VAE
 from loopax.recipes.vae import pictures
+from loopax.recipes.vae.problem import build_model, loss_function, read_data
 
 SAMPLE_SEED = 1
+EVAL_BATCH = 500
 RESULTS = {
     "loss": "objective: ½ squared error + weighted KL",
     "sse_half": "½ squared error, summed over pixels, mean over images",
@@ -65,7 +67,7 @@ class TrainedVAE:
         self, images: Float[np.ndarray, "n height width channels"], labels: np.ndarray
     ) -> Float[np.ndarray, "n height width channels"]:
         """Images through the encoder's mean and back, in [0, 1]."""
-        return np.clip(self._reconstruct(self.params, images, labels), 0, 1)
+        return np.clip(_reconstruct(self.model, self.params, images, labels), 0, 1)
 
     def label_of(self, label: int | str) -> int:
         """The number of a class that is given by its number or its name."""
@@ -98,13 +100,11 @@ class TrainedVAE:
         self.save_reconstructions(folder / "reconstructions.png")
         pictures.save_curves(self.dir.metrics, folder / "curves.png")
 
-    def measure(self, eval_batch: int = 500) -> dict[str, dict[str, float]]:
+    def measure(self) -> dict[str, dict[str, float]]:
         """The final metrics of both splits over every image once; kept in `results.json`.
 
         `mse_per_pixel` is twice `sse_half` over the number of pixels.
         """
-        from loopax.recipes.vae.training import loss_function
-
         config = self.dir.config
         loss_fn = loss_function(self.model, config["kl_weight"])
         state = loopax.TrainState.create(
@@ -112,7 +112,7 @@ class TrainedVAE:
         )
         results = {}
         for name, dataset in self.data._asdict().items():
-            batches = dataset.batches(min(eval_batch, len(dataset)))
+            batches = dataset.batches(min(EVAL_BATCH, len(dataset)))
             metrics = loopax.evaluate(state, loss_fn, batches)
             metrics["mse_per_pixel"] = 2 * metrics["sse_half"] / math.prod(self.model.image_shape)
             results[name] = metrics
@@ -121,24 +121,23 @@ class TrainedVAE:
 
     def _samples(self, labels: np.ndarray, seed: int) -> Float[np.ndarray, "n height width c"]:
         latent = jax.random.normal(jax.random.key(seed), (len(labels), self.model.latent))
-        return np.clip(self._decode(self.params, latent, labels), 0, 1)
+        return np.clip(_decode(self.model, self.params, latent, labels), 0, 1)
 
     @property
     def results_file(self) -> Path:
         """Where `measure` leaves its table."""
         return self.dir.path / "results.json"
 
-    @functools.cached_property
-    def _decode(self) -> Any:
-        return jax.jit(functools.partial(self.model.apply, method=self.model.decode))
 
-    @functools.cached_property
-    def _reconstruct(self) -> Any:
-        def through(params: Any, images: Any, labels: Any) -> Any:
-            mean, _ = self.model.apply(params, images, labels, method=self.model.encode)
-            return self.model.apply(params, mean, labels, method=self.model.decode)
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model: VAE, params: Any, latent: Any, labels: Any) -> Any:
+    return model.apply(params, latent, labels, method=model.decode)
 
-        return jax.jit(through)
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(model: VAE, params: Any, images: Any, labels: Any) -> Any:
+    mean, _ = model.apply(params, images, labels, method=model.encode)
+    return model.apply(params, mean, labels, method=model.decode)
 
 
 def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
@@ -149,8 +148,6 @@ def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
         CheckpointError: there is no such checkpoint.
         DataError: the data is not what the run was trained on.
     """
-    from loopax.recipes.vae.training import build_model, read_data
-
     directory = loopax.RunDir.open(run)
     config = directory.config
     if config.get("recipe") != "vae":
@@ -162,7 +159,11 @@ def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
     data = read_data(config["data"], config["image_size"])
     if data.train.fingerprint != meta["data"]["data"]:
         raise DataError(f"{config['data']}: its images are not those that {run} was trained on")
-    return TrainedVAE(build_model(config, data), tree["params"], data, directory)
+    state = loopax.TrainState.create(
+        params=tree["params"], tx=optax.identity(), frozen=tuple(config["optimizer"]["freeze"])
+    )
+    params = state.replace(ema=tree.get("ema")).eval_params
+    return TrainedVAE(build_model(config, data), params, data, directory)
 
 
 def _checked(count: int) -> int:
