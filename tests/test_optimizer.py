@@ -591,7 +591,7 @@ WRONG = {
     ),
     "warm-up longer than the run": (
         lambda: Optimizer(schedule=Schedule("linear", warmup_steps=50)).build(50),
-        "schedule.warmup_steps is 50.*50 updates",
+        "50 updates.*schedule.warmup_steps is 50",
     ),
 }
 
