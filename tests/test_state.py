@@ -297,7 +297,10 @@ def test_parts_that_accumulate_over_different_numbers_of_steps_can_be_averaged()
     )
     params = {"x": jnp.zeros(1), "y": jnp.zeros(1)}
     state = loopax.TrainState.create(params=params, tx=tx, ema_decay=0.5)
-    loss = lambda params, batch, rngs: params["x"].sum() + params["y"].sum()  # noqa: E731
+
+    def loss(params, batch, rngs):
+        return params["x"].sum() + params["y"].sum()
+
     run = loopax.fit(state, loss, [np.zeros(1)], steps=6, **PLAIN)
     assert run.state.params["x"].tolist() == [-3]
     assert run.state.params["y"].tolist() == [-2]

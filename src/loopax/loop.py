@@ -191,7 +191,7 @@ def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run
             checkpoints: when to save and what to keep, in `run_dir`.
             log_every: steps between logged rows; a row holds the means over these steps.
             probe_every: steps between measurements of `grad_norm` and `update_norm`, each of
-                which costs about one more step. None leaves them out.
+                which costs about two more steps. None leaves them out.
             chunk_steps: steps in one dispatch; by default as many as take about a second. The
                 result does not depend on it.
             progress: show the run on standard error.
