@@ -310,12 +310,19 @@ def test_a_setting_that_cannot_work_is_named(settings, message):
         loopax.Checkpoints(**settings)
 
 
-def test_a_damaged_checkpoint_is_named_by_its_step(tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys):
     walk(tmp_path, lambda n: n)
-    (tmp_path / "checkpoints" / "60" / "meta" / "metadata").write_text("{ no json")
-    with pytest.raises(CheckpointError, match=r"checkpoints/60: cannot be restored") as caught:
-        opened(tmp_path).restore(walker())
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "60" / "meta" / "metadata").write_text("{ no json")
+    state, _ = opened(tmp_path).restore(walker())
+    assert int(state.step) < 60
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "checkpoints/60: meta/metadata is not as it was saved" in said
+    with pytest.raises(CheckpointError, match=r"checkpoints/60: meta/metadata") as caught:
+        opened(tmp_path).restore(walker(), 60)
     assert "\n" not in str(caught.value)
+    assert (checkpoints / "60").exists(), "who only reads moves nothing"
 
 
 def test_what_is_kept_with_the_state_is_plain_json(tmp_path):

@@ -13,11 +13,12 @@ import loopax
 ROOT = Path(loopax.__file__).parent
 LAYERS = [
     {"errors"},
-    {"paths", "randomness", "writers"},
+    {"paths", "randomness", "writers", "durable", "digests", "lock", "signals"},
     {"data"},
     {"state", "optimizer"},
+    {"soundness"},
     {"step"},
-    {"account"},
+    {"account", "environment", "weights"},
     {"program"},
     {"progress", "rundir", "checkpoint", "evaluation", "recorder"},
     {"run"},

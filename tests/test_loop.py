@@ -942,5 +942,6 @@ def test_what_is_asked_for_more_often_is_read_more_often(dataset, line_loss, lin
         loopax.fit(line_state(), line_loss, dataset.batches(2), steps=100, log_every=n, **PLAIN)
         for n in (100, 5)
     )
-    assert often.account["host_reads"] == 20
+    # A few more than one for each interval, until it is known how many steps take a second.
+    assert 20 <= often.account["host_reads"] < 25
     assert seldom.account["host_reads"] < 20

@@ -1,25 +1,38 @@
-"""Checkpoints: save in the background, keep the latest and the best, restore into a state."""
+"""Checkpoints: saved in the background, whole or not at all, and never restored unverified.
+
+A step is saved by Orbax beside the others, digests of all its files are added, everything is put
+on the disk itself, and only then it is renamed to its number. So what carries a number was whole
+once, and what differs from its digests was damaged later.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
-from loopax.errors import CheckpointError, ConfigError
+from loopax import digests
+from loopax.durable import sync
+from loopax.errors import CheckpointError, ConfigError, StorageError
 from loopax.paths import PyTree, leaf_path
 from loopax.state import TrainState
 
-# Orbax reports each save on its own; what a user must know, this module says itself.
-logging.getLogger("absl").setLevel(logging.ERROR)
+SAVING, DELETING, DAMAGED = ".saving", ".deleting", "damaged"
 
+# Orbax prints a traceback for each failed save; what a user must know, this module says itself.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 Rank = dict[str, Any]
 """`{"metric": "test/loss", "mode": "min", "value": 14.1}`; empty where nothing was measured."""
@@ -27,15 +40,18 @@ Rank = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When to save and what to keep.
+    """When to save, what to keep, and what to do when a save fails.
 
     Attributes:
         every: save each time this many steps have been made; None leaves it to `seconds`.
-        seconds: save when this long has passed since the last save; None leaves it to `every`.
-            The end of a run and each evaluation that sets a new best are always saved.
+        seconds: save when this long has passed since the last save, and a few times sooner after
+            the start; None leaves it to `every`. The end of a run and each evaluation that sets a
+            new best are always saved.
         keep: how many of the latest steps to keep.
         best: the evaluation metric, such as `test/loss`, whose best step is kept too.
         mode: whether the best is the lowest or the highest.
+        on_failure: `stop` the run when a save fails, or `go_on` and save when it is due again.
+            A run whose last save fails has failed in either case.
     """
 
     every: int | None = None
@@ -43,33 +59,23 @@ class Checkpoints:
     keep: int = 2
     best: str | None = "test/loss"
     mode: Literal["min", "max"] = "min"
+    on_failure: Literal["stop", "go_on"] = "stop"
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("seconds", 0), ("keep", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"checkpoints.{name} is {value}; it must be at least {least}")
-        if self.mode not in ("min", "max"):
-            raise ConfigError(f"checkpoints.mode is {self.mode!r}; it must be min or max")
+        for name, known in (("mode", ("min", "max")), ("on_failure", ("stop", "go_on"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"checkpoints.{name} is {getattr(self, name)!r}; it must be "
+                    f"{' or '.join(known)}"
+                )
 
 
-@dataclass(frozen=True)
-class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
-    """The latest steps and the best one, by the ranks that the store keeps up to date."""
-
-    keep: int
-    ranks: Mapping[int, Rank]
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
-        *,
-        context: checkpoint_managers.PreservationContext,
-    ) -> Sequence[bool]:
-        del context
-        steps = [info.step for info in checkpoints]
-        kept = {*steps[-self.keep :], best_step(steps, self.ranks)}
-        return [step in kept for step in steps]
+def _to_stderr(message: str) -> None:
+    print(f"loopax: {message}", file=sys.stderr)
 
 
 class CheckpointStore:
@@ -77,80 +83,131 @@ class CheckpointStore:
 
     Use it as a context: leaving it waits until what was being saved is on disk.
 
+    Attributes:
+        seconds: how long the slowest save took until it was on the disk.
+
     Raises:
-        CheckpointError: a step is missing, unreadable, or does not fit the state.
+        CheckpointError: a step is missing, damaged, or does not fit the state.
+        StorageError: a step could not be saved; those before it are intact.
     """
 
-    def __init__(self, directory: Path, settings: Checkpoints | None = None) -> None:
-        """`settings` None opens the checkpoints for reading only."""
-        self.directory = directory
-        self._settings = settings or Checkpoints()
+    def __init__(
+        self,
+        directory: Path,
+        settings: Checkpoints | None = None,
+        say: Callable[[str], None] = _to_stderr,
+    ) -> None:
+        """`settings` None opens the checkpoints for reading only; `say` is told what was wrong."""
+        self.directory = directory.absolute()
+        self._settings, self._say = settings, say
+        # A step with a rank, which may be empty, is known to be whole.
         self._ranks: dict[int, Rank] = {}
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-                preservation_policy=_KeepLatestAndBest(self._settings.keep, self._ranks),
-                # Deleting begins with a rename: a half-deleted step is never listed.
-                todelete_subdir=".trash" if settings else None,
-                cleanup_tmp_directories=settings is not None,
-                read_only=settings is None,
-            ),
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+            )
         )
-        for step in self.steps:
-            self._ranks[step] = self._rank(step)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="loopax-checkpoint")
+        self._saving: tuple[int, Future[None]] | None = None
+        self.seconds = 0.0
+        if settings is not None:
+            self._clear()
 
     def __enter__(self) -> CheckpointStore:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except StorageError as error:
+            if kind is None:
+                raise
+            self._say(str(error))
+        finally:
+            self._worker.shutdown()
+            self._orbax.close()
 
     @property
     def steps(self) -> list[int]:
-        """The steps that can be restored, in order."""
-        return sorted(self._manager.all_steps())
+        """The steps that lie there, in order."""
+        if not self.directory.is_dir():
+            return []
+        names = [path.name for path in self.directory.iterdir()]
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
+
+    @property
+    def damaged(self) -> list[str]:
+        """The names of the steps that were set aside."""
+        return sorted(path.name for path in self.directory.glob(f"{DAMAGED}-*"))
 
     def step_of(self, which: str | int = "latest") -> int:
-        """The step that `latest`, `best` or a number names."""
+        """The step that `latest`, `best` or a number names, known to be whole.
+
+        When the latest is damaged it is the one before; a store that is open for writing sets
+        damaged ones aside as `damaged-<step>`.
+        """
         steps = self.steps
-        if not steps:
-            raise CheckpointError(f"{self.directory}: there is no checkpoint here")
-        if which == "latest":
-            return steps[-1]
-        if which == "best":
-            best = best_step(steps, self._ranks)
-            return steps[-1] if best is None else best
+        if which in ("latest", "best"):
+            whole = filter(self._is_whole, reversed(steps))
+            if which == "best" and (best := best_step(sorted(whole), self._ranks)) is not None:
+                return best
+            newest = next(filter(self._is_whole, reversed(self.steps)), None)
+            if newest is None:
+                left = f"; {', '.join(self.damaged)} cannot be trusted" if self.damaged else ""
+                raise CheckpointError(f"{self.directory}: there is no checkpoint here{left}")
+            return newest
         if str(which) not in map(str, steps):
             raise CheckpointError(
                 f"{self.directory}: there is no checkpoint of step {which!r}; there are "
-                f"{', '.join(map(str, steps))}, latest and best"
+                f"{', '.join(map(str, steps)) or 'none'}, latest and best"
             )
+        if wrong := self._damage(int(which)):
+            raise CheckpointError(f"{self.directory / str(which)}: {wrong}; name another step")
         return int(which)
 
     def save(
         self, state: TrainState, meta: Mapping[str, Any], metrics: Mapping[str, float]
     ) -> None:
-        """Starts to save `state`; only copying it holds the caller up.
+        """Starts to save `state`; only copying it holds the caller up, or a save still going on.
 
         `meta` is what belongs to this step and is not in the state; `metrics` rank the best.
         """
+        assert self._settings is not None, "opened for reading"
+        self.wait()
         step, best = int(meta["step"]), self._settings.best
         rank: Rank = {}
         if best is not None and math.isfinite(metrics.get(best, math.nan)):
             rank = {"metric": best, "mode": self._settings.mode, "value": metrics[best]}
-        self._ranks[step] = rank
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave({**meta, "rank": rank}),
-            ),
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "rank": rank})
         )
+        path = self.directory / SAVING / str(step)
+        try:
+            self._orbax.save(path, args=args)
+        except Exception as error:
+            raise self._failure(step, error) from error
+        self._saving = step, self._worker.submit(self._commit, path, rank, time.monotonic())
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether the last save has come to an end, good or bad; `wait` tells which."""
+        return self._saving is not None and self._saving[1].done()
+
+    def wait(self) -> None:
+        """Returns when what was being saved is on disk; raises if that failed."""
+        if self._saving is None:
+            return
+        step, future = self._saving
+        self._saving = None
+        try:
+            future.result()
+        except Exception as error:
+            raise self._failure(step, error) from error
+
+    def verify(self, step: int) -> None:
+        """Reads a step again from the disk; raises if it is not as it was saved."""
+        self._ranks.pop(step, None)
+        self.step_of(step)
 
     def restore(self, state: TrainState, which: str | int = "latest") -> tuple[TrainState, Any]:
         """A checkpoint in the form of `state`, and the meta saved with it."""
@@ -163,31 +220,94 @@ class CheckpointStore:
         """A checkpoint as a plain tree of dictionaries, and its meta: no state is needed."""
         return self._restore(self.step_of(which), ocp.args.StandardRestore())
 
-    def _restore(self, step: int, form: ocp.args.StandardRestore) -> tuple[Any, Any]:
+    def _is_whole(self, step: int) -> bool:
+        """Whether a step is as it was saved; if not, it is said why and set aside."""
+        wrong = self._damage(step)
+        if wrong:
+            kept = "passed over" if self._settings is None else f"kept as {self._aside(step)}"
+            self._say(f"{self.directory / str(step)}: {wrong}; {kept}")
+        return not wrong
+
+    def _damage(self, step: int) -> str:
+        """What is wrong with a step, in one line that names its first file; empty if nothing."""
+        if step in self._ranks:
+            return ""
+        path = self.directory / str(step)
+        if wrong := digests.damage(path):
+            return wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=form, meta=ocp.args.JsonRestore())
+            form = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = self._orbax.restore(path, args=form)["meta"]
+            if meta["step"] != step:
+                return f"it is the checkpoint of step {meta['step']}"
+            self._ranks[step] = _checked(meta["rank"])
+        except Exception as error:
+            return f"its meta cannot be read: {_reason(error)}"
+        return ""
+
+    def _aside(self, step: int) -> str:
+        """Moves a step out of the way, where it is neither used nor deleted."""
+        names = (f"{DAMAGED}-{step}{end}" for end in ("", *(f"-{n}" for n in range(2, 1000))))
+        name = next(name for name in names if not (self.directory / name).exists())
+        (self.directory / str(step)).rename(self.directory / name)
+        return name
+
+    def _commit(self, path: Path, rank: Rank, begun: float) -> None:
+        """Runs in the background: completes a save, gives it its number, deletes what is old."""
+        self._orbax.wait_until_finished()
+        digests.seal(path)
+        step = int(path.name)
+        target = self.directory / path.name
+        if target.exists() or target.is_symlink():
+            self._aside(step)
+        path.rename(target)
+        sync(self.directory)
+        self._ranks[step] = rank
+        self._prune()
+        self.seconds = max(self.seconds, time.monotonic() - begun)
+
+    def _prune(self) -> None:
+        assert self._settings is not None
+        steps = list(filter(self._is_whole, self.steps))
+        kept = {*steps[-self._settings.keep :], best_step(steps, self._ranks)}
+        for step in steps:
+            if step not in kept:
+                # A rename first: what is half deleted has no number any more.
+                doomed = self.directory / DELETING / str(step)
+                doomed.parent.mkdir(exist_ok=True)
+                shutil.rmtree(doomed, ignore_errors=True)
+                (self.directory / str(step)).rename(doomed)
+        shutil.rmtree(self.directory / DELETING, ignore_errors=True)
+
+    def _clear(self) -> None:
+        """Removes what a save or a deletion that was cut short has left."""
+        for name in (SAVING, DELETING):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def _failure(self, step: int, error: BaseException) -> StorageError:
+        self._clear()
+        return StorageError(
+            f"{self.directory}: the checkpoint of step {step} could not be saved: "
+            f"{_reason(error)}; those before it are intact"
+        )
+
+    def _restore(self, step: int, form: ocp.args.StandardRestore) -> tuple[Any, Any]:
+        path = self.directory / str(step)
+        try:
+            restored = self._orbax.restore(
+                path, args=ocp.args.Composite(state=form, meta=ocp.args.JsonRestore())
             )
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"{self.directory / str(step)}: cannot be restored: {reason}"
-            ) from error
+            raise CheckpointError(f"{path}: cannot be restored: {_reason(error)}") from error
         return restored["state"], restored["meta"]
-
-    def _rank(self, step: int) -> Rank:
-        form = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        try:
-            return self._manager.restore(step, args=form)["meta"]["rank"]
-        except Exception:
-            # A damaged step has no rank; what is wrong with it is said when it is to be restored.
-            return {}
 
     def _check_fits(self, step: int, target: PyTree) -> None:
         """Compares leaf by leaf first: Orbax would cast another type without a word."""
-        stored = self._manager.item_metadata(step)["state"]
-        if stored is None:
-            raise CheckpointError(f"{self.directory / str(step)}: holds no state")
+        path = self.directory / str(step)
+        try:
+            stored = ocp.StandardCheckpointHandler().metadata(path / "state")
+        except Exception as error:
+            raise CheckpointError(f"{path}: cannot be restored: {_reason(error)}") from error
         old, new = _leaves(getattr(stored, "tree", stored)), _leaves(target)
         differing = [
             f"{path} is {old.get(path, 'absent')} there and {new.get(path, 'absent')} here"
@@ -197,13 +317,8 @@ class CheckpointStore:
         if differing:
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
             raise CheckpointError(
-                f"{self.directory / str(step)}: of another model or optimiser: "
-                f"{'; '.join(differing[:3])}{more}"
+                f"{path}: of another model or optimiser: {'; '.join(differing[:3])}{more}"
             )
-
-    def wait(self) -> None:
-        """Returns when everything saved so far is on disk; raises if a save failed."""
-        self._manager.wait_until_finished()
 
 
 def best_step(steps: Sequence[int], ranks: Mapping[int, Rank]) -> int | None:
@@ -217,10 +332,30 @@ def best_step(steps: Sequence[int], ranks: Mapping[int, Rank]) -> int | None:
     return choose(alike, key=lambda step: ranks[step]["value"])
 
 
+def _checked(rank: Any) -> Rank:
+    """A rank that was read from a file."""
+    if not rank:
+        return {}
+    return {"metric": str(rank["metric"]), "mode": rank["mode"], "value": float(rank["value"])}
+
+
 def _leaves(tree: PyTree) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        leaf_path(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-        if hasattr(leaf, "shape")
-    }
+    return {leaf_path(path): _form(leaf) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _form(leaf: Any) -> str:
+    """`float32[3, 4]`; a random key is described by the words that Orbax stores of it."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said at the root of an error, or else the first line of its message."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

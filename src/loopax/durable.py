@@ -7,8 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from loopax.errors import StorageError
+
 PARTIAL = ".partial-"
 """How the name of an unfinished file begins; its end, and so its type, is that of the file."""
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Tells a user in one line what could not be written.
+
+    Raises:
+        StorageError: the body raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror}); make room or name another run directory"
+        ) from error
 
 
 @contextmanager

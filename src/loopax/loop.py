@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -30,19 +31,25 @@ from loopax.account import Account, summary
 from loopax.checkpoint import Checkpoints, CheckpointStore
 from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
-from loopax.errors import CheckpointError, ConfigError, DataError
-from loopax.moments import Hook, Moment, Saving, calling, evaluations
+from loopax.environment import changes, numerics
+from loopax.errors import CheckpointError, ConfigError, DataError, NonFiniteError, Stopped
+from loopax.lock import RunLock
+from loopax.moments import Hook, Moment, Saving, calling, check_sound, evaluations
 from loopax.program import Rows, TrainProgram, probe_program
-from loopax.progress import Silent, display
+from loopax.progress import Display, Silent, display
+from loopax.randomness import stream
 from loopax.recorder import Recorder
 from loopax.run import Run
 from loopax.rundir import RunDir, as_mapping
+from loopax.signals import PoliteStop
 from loopax.state import TrainState
 from loopax.step import LossFn
 from loopax.writers import JsonLines, TensorBoard, read_json_lines
 
 CHUNK_SECONDS = 1.0
 CHUNK_STEPS_LIMIT = 1000
+NONFINITE = ("stop", "skip", "rollback")
+ROLLBACKS = 3
 P = ParamSpec("P")
 
 
@@ -74,6 +81,8 @@ def steps(
     evaluation: Any = None,
     hooks: Sequence[Hook] = (),
     checkpoints: Checkpoints | None = None,
+    nonfinite: Literal["stop", "skip", "rollback"] = "stop",
+    max_seconds: float | None = None,
     log_every: int = 100,
     probe_every: int | None = 500,
     chunk_steps: int | None = None,
@@ -85,68 +94,148 @@ def steps(
     Everything that `fit` does is done here, between the chunks; `break` leaves it properly, with
     the state saved. Arguments, errors and the run that is returned at the end are those of `fit`.
     """
-    batches = as_batches(data)
+    deadline = None if max_seconds is None else time.monotonic() + max_seconds
+    batches, account = as_batches(data), Account()
     total = _total_steps(steps, epochs, batches)
-    log_every = _whole("log_every", log_every)
-    probe_every = None if probe_every is None else _whole("probe_every", probe_every)
-    chunk_steps = None if chunk_steps is None else _whole("chunk_steps", chunk_steps)
-    account = Account()
-    # Each chunk reuses the memory of the state it is given; the caller's state must stay whole.
-    run = Run(jax.tree.map(jnp.copy, state))
-    saving = checkpoints or Checkpoints()
+    if nonfinite not in NONFINITE:
+        raise ConfigError(f"nonfinite is {nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
+    if nonfinite == "rollback" and run_dir is None:
+        raise ConfigError("nonfinite='rollback' goes back to a checkpoint: give a run_dir")
     with ExitStack() as resources:
-        store, tail = None, {}
-        if run_dir is not None:
-            run.dir = RunDir.create(run_dir)
-            run.dir.claim(as_mapping(config))
-            store = resources.enter_context(CheckpointStore(run.dir.checkpoints, saving))
-            tail = _resume(run, store, batches)
-        shown = display(total, run.step) if progress else Silent()
+        shown = display(total) if progress else Silent()
         resources.callback(shown.close)
-        if run.step >= total:
-            shown.say(f"{run_dir or 'the run'}: finished, {run.step:,} of {total:,} steps are done")
-            return run
-        if run.step:
-            shown.say(f"{run_dir}: continuing at step {run.step:,} of {total:,}")
-        recorder = Recorder(run.history, shown, account, log_every, batches.steps_per_epoch)
+        run, saving, store, lock, stop = Run(state), checkpoints or Checkpoints(), None, None, None
+        if run_dir is not None:
+            stop = resources.enter_context(PoliteStop(shown.say))
+            run.dir = RunDir.create(run_dir)
+            lock = resources.enter_context(RunLock(run.dir.path, shown.say))
+            run.dir.claim(as_mapping(config))
+            store = resources.enter_context(CheckpointStore(run.dir.checkpoints, saving, shown.say))
+        session = _Session(
+            run=run,
+            initial=state,
+            loss_fn=loss_fn,
+            batches=batches,
+            total=total,
+            evaluation=evaluation,
+            hooks=hooks,
+            store=store,
+            saving=saving,
+            lock=lock,
+            stop=stop,
+            deadline=deadline,
+            log_every=_whole("log_every", log_every),
+            probe_every=None if probe_every is None else _whole("probe_every", probe_every),
+            chunk_steps=None if chunk_steps is None else _whole("chunk_steps", chunk_steps),
+            shown=shown,
+            account=account,
+            train=TrainProgram(loss_fn, batches, account, skip=nonfinite == "skip"),
+            probe=probe_program(loss_fn, batches, account),
+        )
+        going = True
+        while going:
+            try:
+                yield from _chunks(session)
+                going = False
+            except NonFiniteError as error:
+                if nonfinite != "rollback" or run.rollbacks == ROLLBACKS:
+                    raise
+                run.rollbacks += 1
+                shown.say(f"{error}; going back, time {run.rollbacks} of {ROLLBACKS}")
+    if stop is not None and stop.received is not None:
+        raise Stopped(stop.received, run.step)
+    return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """What stays the same while a run is trained, also when it goes back and tries again."""
+
+    run: Run
+    initial: TrainState
+    loss_fn: LossFn
+    batches: Batches
+    total: int
+    evaluation: Any
+    hooks: Sequence[Hook]
+    store: CheckpointStore | None
+    saving: Checkpoints
+    lock: RunLock | None
+    stop: PoliteStop | None
+    deadline: float | None
+    log_every: int
+    probe_every: int | None
+    chunk_steps: int | None
+    shown: Display
+    account: Account
+    train: TrainProgram
+    probe: Callable[..., Any]
+
+    def is_over(self, reserve: float) -> bool:
+        """Whether a signal asks to stop, or the time left is `reserve` seconds or less.
+
+        Raises:
+            RunInUseError: another process has taken the run directory over.
+        """
+        if self.lock is not None:
+            self.lock.check()
+        late = self.deadline is not None and time.monotonic() + reserve >= self.deadline
+        return late or (self.stop is not None and self.stop.received is not None)
+
+
+def _chunks(session: _Session) -> Generator[Chunk, None, None]:
+    """Trains from the newest checkpoint until all is done, or a signal or the time ends it."""
+    run, batches, total = session.run, session.batches, session.total
+    store, account, shown = session.store, session.account, session.shown
+    tail = _resume(session)
+    if run.step >= total:
+        shown.say(f"{_name(run)}: finished, {run.step:,} of {total:,} steps are done")
+        return
+    if run.step:
+        shown.say(f"{_name(run)}: continuing at step {run.step:,} of {total:,}")
+    shown.begin(run.step)
+    with ExitStack() as resources:
+        recorder = Recorder(run.history, shown, account, session.log_every, batches.steps_per_epoch)
         recorder.resume(run.step, tail)
         _open_writers(run, recorder, batches, resources)
         moments: list[Moment | Saving] = [
-            *evaluations(run, evaluation, loss_fn, recorder, batches, account),
-            *(Moment(calling(hook, run, recorder), hook.every) for hook in hooks),
+            *evaluations(run, session.evaluation, session.loss_fn, recorder, batches, account),
+            *(Moment(calling(hook, run, recorder), hook.every) for hook in session.hooks),
         ]
+        keeper = None
         if store is not None:
-            keeper = Saving(run, store, recorder, batches, saving)
+            keeper = Saving(run, store, recorder, batches, session.saving, total, shown.say)
             resources.push(keeper.keep_what_was_reached)
             moments.append(keeper)
-        marks = [log_every, probe_every, *(moment.every for moment in moments)]
+        marks = [session.log_every, session.probe_every, *(moment.every for moment in moments)]
         shortest = min(mark for mark in marks if mark)
-        capacity = chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
-        train = TrainProgram(loss_fn, batches, account)
-        probe = probe_program(loss_fn, batches, account)
-        feed = batches.feed(_key_words(run.state), run.step, capacity)
+        capacity = session.chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
+        feed = batches.feed(_key_words(run.state.key), run.step, capacity)
         loader = resources.enter_context(Loader(feed))
 
         step, state = run.step, run.state
+        first = step
 
         def plan() -> int:
             ends = [total, *((step // mark + 1) * mark for mark in marks if mark)]
-            limit = chunk_steps or min(capacity, recorder.chunk_limit(CHUNK_SECONDS))
+            limit = session.chunk_steps or min(capacity, recorder.chunk_limit(CHUNK_SECONDS))
             return min(*(end - step for end in ends), limit)
 
         resources.enter_context(account.section("host"))
         loader.request(plan())
-        while step < total:
+        slowest = CHUNK_SECONDS
+        while step < total and not session.is_over(slowest + _save_seconds(store)):
+            began = time.monotonic()
             with account.section("data"):
                 items, count = loader.take()
             with account.section("compute"), jax.transfer_guard("disallow"):
-                due = probe_every is not None and step % probe_every == 0
-                norms = probe(state, items) if due else None
-                state, rows = train(state, items)
+                due = session.probe_every is not None and step % session.probe_every == 0
+                norms = session.probe(state, items) if due else None
+                state, rows = session.train(state, items)
             start, step = step, step + count
             loader.request(plan())
             recorder.settle()
-            recorder.add(start, count, train.names, rows, norms)
+            recorder.add(start, count, session.train.names, rows, norms)
             # What others are shown is a tree of its own, so that no change to it reaches the loop.
             run.step, run.state = step, jax.tree.map(lambda leaf: leaf, state)
             if step == total:
@@ -157,15 +246,22 @@ def steps(
                     with account.section(moment.section):
                         moment.act()
             with account.section("hooks"):
-                yield Chunk(run, start, step, train.names, rows)
-        if store is not None:
-            with account.section("checkpoint"):
-                store.wait()
+                yield Chunk(run, start, step, session.train.names, rows)
+            if start != first:  # which was slow because it was compiled
+                slowest = max(slowest, time.monotonic() - began)
+        recorder.finish(step)
+        with account.section("checkpoint"):
+            if keeper is not None:
+                keeper.finish()
+            else:
+                check_sound(run)
         run.account = account.report()
         if run.dir is not None:
             run.dir.write_json("account.json", run.account)
         shown.say(summary(run.account))
-    return run
+        if step < total:
+            kept = f"; the same command continues {_name(run)}" if store is not None else ""
+            shown.say(f"stopped at step {step:,} of {total:,}{kept}")
 
 
 def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run]:
@@ -192,8 +288,15 @@ def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run
             log_every: steps between logged rows; a row holds the means over these steps.
             probe_every: steps between measurements of `grad_norm` and `update_norm`, each of
                 which costs about two more steps. None leaves them out.
-            chunk_steps: steps in one dispatch; by default as many as take about a second. The
-                result does not depend on it.
+            nonfinite: what to do when the loss, or the state after an update, is not finite:
+                `stop` with the step and an account of where the first such value came from;
+                `skip` the update, count it, and go on with the next batch (the loop then checks
+                every update, which slows small steps down); `rollback` to the newest checkpoint
+                and go on with another order of the data and other random keys, three times.
+            max_seconds: save and return when this long has passed since the call, or so much
+                that another turn and a save would not fit.
+            chunk_steps: steps in one dispatch; by default as many as take about a second, so
+                that a run can be stopped within that time. The result does not depend on it.
             progress: show the run on standard error.
             config: a dataclass or a mapping to keep with the run; a run that was made with
                 another one is not continued.
@@ -201,9 +304,14 @@ def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run
         Raises:
             ConfigError: an argument cannot work, or the run was made with another `config`.
             DataError: the data ended, or is not made of numbers.
-            NonFiniteError: the loss became NaN or infinite; it names the step.
+            NonFiniteError: the loss or the state became NaN or infinite; it names the step.
             CheckpointError: the checkpoint to continue from does not fit the state or the data.
-            RunDirError: the run directory cannot be used.
+            RunDirError: the directory is not a run's.
+            RunInUseError: another process trains in it.
+            StorageError: something could not be written; older checkpoints are intact.
+            Stopped: SIGINT or SIGTERM came; the chunk was finished and everything is saved. It is
+                a `SystemExit`, so a program ends with status 130 or 143. A second signal ends it
+                at once.
         """
         chunks = steps(*args, **kwargs)
         while True:
@@ -219,34 +327,66 @@ def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run
 fit = _drained(steps)
 
 
-def _resume(run: Run, store: CheckpointStore, batches: Batches) -> dict[str, Any]:
-    """Puts the newest checkpoint's state and rows into `run`; returns its unlogged rows.
+def _resume(session: _Session) -> dict[str, Any]:
+    """Puts the newest checkpoint's state and rows into the run; returns its unlogged rows.
 
     Raises:
-        CheckpointError: it was made with other data, batches or seed.
+        CheckpointError: there were checkpoints and none is whole, or it was made with other data,
+            batches or seed.
     """
-    if not store.steps or run.dir is None:
-        return {}
-    seed = _key_words(run.state)
-    run.state, meta = store.restore(run.state)
-    there = {**meta["data"], "seed": _key_words(run.state)}
-    here = {**batches.identity, "seed": seed}
+    run, store = session.run, session.store
+    # Each chunk reuses the memory of the state it is given; the caller's state must stay whole.
+    run.state, run.step = jax.tree.map(jnp.copy, session.initial), 0
+    meta: dict[str, Any] = {}
+    if store is not None:
+        store.wait()
+        if store.steps or store.damaged:
+            run.state, meta = store.restore(run.state)
+            _check_same(session, meta)
+            run.step = int(meta["step"])
+    if run.rollbacks > meta.get("rollbacks", 0):
+        run.state = run.state.replace(key=_root_key(session.initial, run.rollbacks))
+    run.rollbacks = max(run.rollbacks, meta.get("rollbacks", 0))
+    if run.dir is not None:
+        run.history[:] = [row for row in run.dir.metrics if row["step"] <= run.step]
+        if len(run.history) < meta.get("rows", 0):
+            session.shown.say(
+                f"{run.dir.metrics_file}: has {len(run.history)} of the {meta['rows']} rows "
+                f"logged up to step {run.step:,}; the others are lost"
+            )
+    return dict(meta.get("tail", {}))
+
+
+def _check_same(session: _Session, meta: dict[str, Any]) -> None:
+    """Whether what the run depends on is as it was when the checkpoint was made."""
+    run, store = session.run, session.store
+    assert store is not None
+    expected = _root_key(session.initial, meta["rollbacks"])
+    there = {**meta["data"], "seed": _key_words(run.state.key)}
+    here = {**session.batches.identity, "seed": _key_words(expected)}
     for name in [*there, *here]:
         if there.get(name) != here.get(name):
             raise CheckpointError(
                 f"{store.directory}: made with {name} {there.get(name)}, and now it is "
                 f"{here.get(name)}; give the same to continue, or name another run directory"
             )
-    run.step = int(meta["step"])
-    run.history[:] = [row for row in run.dir.metrics if row["step"] <= run.step]
-    return dict(meta["tail"])
+    if changed := changes(meta["numerics"], numerics()):
+        session.shown.say(
+            f"{_name(run)}: {'; '.join(changed)}; from here on, results may differ in the last "
+            "bits from those of an undisturbed run"
+        )
+
+
+def _root_key(initial: TrainState, rollbacks: int) -> Any:
+    """The root of randomness and of the data's order, another one after each rollback."""
+    return stream(initial.key, f"rollback {rollbacks}") if rollbacks else initial.key
 
 
 def _open_writers(run: Run, recorder: Recorder, batches: Batches, resources: ExitStack) -> None:
     """Notes this start in the run directory and opens its files at the step it begins with."""
     if run.dir is None:
         return
-    run.dir.note_start(run.step, _key_words(run.state), batches.identity)
+    run.dir.note_start(run.step, _key_words(run.state.key), batches.identity)
     timing = [row for row in read_json_lines(run.dir.timing_file) if row["step"] <= run.step]
     lines = JsonLines(run.dir.metrics_file, kept=run.history)
     board = TensorBoard(run.dir.tensorboard, run.step)
@@ -282,6 +422,14 @@ def _whole(name: str, value: Any, advice: str = "") -> int:
     return int(value)
 
 
-def _key_words(state: TrainState) -> list[int]:
-    """The words of the root key: the seed of the data's order, and a seed one can compare."""
-    return [int(word) for word in jax.device_get(jax.random.key_data(state.key)).ravel()]
+def _key_words(key: Any) -> list[int]:
+    """The words of a root key: the seed of the data's order, and a seed one can compare."""
+    return [int(word) for word in jax.device_get(jax.random.key_data(key)).ravel()]
+
+
+def _name(run: Run) -> str:
+    return str(run.dir.path) if run.dir is not None else "the run"
+
+
+def _save_seconds(store: CheckpointStore | None) -> float:
+    return 0.0 if store is None else 2 * store.seconds

@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,16 @@ import jax
 from loopax.account import Account
 from loopax.checkpoint import Checkpoints, CheckpointStore
 from loopax.data.batches import Batches
-from loopax.errors import ConfigError
+from loopax.environment import numerics
+from loopax.errors import ConfigError, NonFiniteError, StorageError
 from loopax.evaluation import Evaluation, evaluator
 from loopax.recorder import Recorder
 from loopax.run import Run
+from loopax.soundness import unsound
 from loopax.step import LossFn
 from loopax.writers import Row, values_of
+
+FIRST_SAVE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Moment:
 
 
 class Saving:
-    """Saves by steps, by time, at each new best, and at the end."""
+    """Saves by steps, by time, at each new best, and at the end; never a state gone bad."""
 
     section = "checkpoint"
 
@@ -63,39 +68,60 @@ class Saving:
         recorder: Recorder,
         batches: Batches,
         settings: Checkpoints,
+        total: int,
+        say: Callable[[str], None],
     ) -> None:
         self.every = settings.every
         self._run, self._store, self._recorder = run, store, recorder
         self._identity, self._settings = dict(batches.identity), settings
-        self._saved_at = time.perf_counter()
+        self._total, self._say = total, say
+        self._saved_step = run.step
+        self._begun = self._saved_at = time.perf_counter()
         self._best = math.inf
         for row in run.history:
             self._improves(row)
 
     def is_due(self, step: int, total: int) -> bool:
+        if self._store.has_settled:
+            self._settle()
         improved = any(self._improves(row) for row in self._measured())
-        seconds = self._settings.seconds
         return (
             step == total
             or improved
             or bool(self.every and step % self.every == 0)
-            or (seconds is not None and time.perf_counter() - self._saved_at >= seconds)
+            or self._is_late()
         )
 
     def act(self) -> None:
+        check_sound(self._run)
+        self._settle()
         meta = {
-            "format": 1,
+            "format": 2,
             "step": self._run.step,
             "data": self._identity,
             "tail": self._recorder.tail,
+            "rows": len(self._run.history),
+            "rollbacks": self._run.rollbacks,
+            "numerics": numerics(),
         }
         metrics = {
             f"{row['source']}/{name}": value
             for row in self._measured()
             for name, value in values_of(row).items()
         }
-        self._store.save(self._run.state, meta, metrics)
+        # What a checkpoint says was logged must outlast a power cut as the checkpoint does.
+        self._recorder.sync()
+        with self._failing():
+            self._store.save(self._run.state, meta, metrics)
+            self._saved_step = self._run.step
         self._saved_at = time.perf_counter()
+
+    def finish(self) -> None:
+        """Saves what was reached and returns when it is on the disk, and found whole there."""
+        if self._saved_step != self._run.step:
+            self.act()
+        self._store.wait()
+        self._store.verify(self._run.step)
 
     def keep_what_was_reached(self, kind: type[BaseException] | None, *_: object) -> None:
         """Saves when the loop is left early by its caller or by Ctrl-C, not when it failed.
@@ -108,8 +134,29 @@ class Saving:
         )
         if kind in (GeneratorExit, KeyboardInterrupt) and whole:
             self._recorder.finish(self._run.step)
-            if self._store.steps[-1:] != [self._run.step]:
-                self.act()
+            self.finish()
+
+    def _is_late(self) -> bool:
+        """Soon after the start there is little time to lose, and as soon a save is due."""
+        if self._settings.seconds is None:
+            return False
+        now = time.perf_counter()
+        patience = max(FIRST_SAVE_SECONDS, now - self._begun)
+        return now - self._saved_at >= min(self._settings.seconds, patience)
+
+    def _settle(self) -> None:
+        with self._failing():
+            self._store.wait()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Goes on after a save that failed, if that is wanted and another one will come."""
+        try:
+            yield
+        except StorageError as error:
+            if self._settings.on_failure == "stop" or self._run.step >= self._total:
+                raise
+            self._say(f"{error}; going on without it")
 
     def _measured(self) -> list[Row]:
         """The rows of this very step; they are the last ones of the history."""
@@ -126,6 +173,23 @@ class Saving:
         rank = value if self._settings.mode == "min" else -value
         improved, self._best = rank < self._best, min(rank, self._best)
         return improved
+
+
+def check_sound(run: Run) -> None:
+    """Makes sure that the numbers of the state are still numbers.
+
+    Raises:
+        NonFiniteError: one of its leaves is not finite.
+    """
+    bad = unsound(run.state)
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise NonFiniteError(
+            f"the state is not finite after {run.step} steps ({bad[0]}{more}), though the loss "
+            "still was; try a lower learning rate or clipping",
+            step=run.step,
+            metric=bad[0],
+        )
 
 
 def evaluations(

@@ -22,7 +22,7 @@ from loopax.data.batches import Batches, Items
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, leaf_path
 from loopax.state import TrainState
-from loopax.step import LossFn, Metrics, eval_step, probe_step, train_step
+from loopax.step import LossFn, Metrics, eval_step, probe_step, skipping_step, train_step
 
 Rows = Float[Array, "capacity metrics"]
 
@@ -51,14 +51,22 @@ class Program:
             self._account.compiled(self._name, reason, time.perf_counter() - start)
         return result
 
+    def compiled(self, *args: Any) -> jax.stages.Compiled:
+        """The machine code for `args`, of which only shapes and types count; shared with calls."""
+        return self._jitted.lower(*args).compile()
+
 
 class TrainProgram:
     """Runs chunks of training steps; `names` are the columns of the rows it returns."""
 
-    def __init__(self, loss_fn: LossFn, batches: Batches, account: Account) -> None:
+    def __init__(
+        self, loss_fn: LossFn, batches: Batches, account: Account, *, skip: bool = False
+    ) -> None:
+        """`skip` passes over steps whose numbers are bad, instead of ending the chunk there."""
         self.names: tuple[str, ...] = ()
         self._batches = batches
-        self._step = train_step(loss_fn)
+        self._skip = skip
+        self._step = skipping_step(loss_fn) if skip else train_step(loss_fn)
         self._program = Program("train", self._chunk, account, donate=(0,))
 
     def __call__(self, state: TrainState, items: Items) -> tuple[TrainState, Rows]:
@@ -67,6 +75,20 @@ class TrainProgram:
         After a step with a non-finite loss the rest of the chunk is not run.
         """
         return self._program(state, self._batches.resident, items.stacked, items.length)
+
+    def compiled(self, state: TrainState, items: Items) -> jax.stages.Compiled:
+        """The chunk that a call with these arguments runs, to ask what it needs."""
+        return self._program.compiled(
+            state, self._batches.resident, items.stacked, items.length
+        )
+
+    def batch(self, items: Items) -> PyTree:
+        """The shapes and types of one batch of these items, as the loss sees it."""
+        return jax.eval_shape(
+            lambda *args: _batch(self._batches, *args, jnp.int32(0)),
+            self._batches.resident,
+            items.stacked,
+        )
 
     def _chunk(
         self, state: TrainState, resident: PyTree, stacked: PyTree, count: Int32[Array, ""]
@@ -81,7 +103,7 @@ class TrainProgram:
         def proceed(carry: Any) -> Any:
             index, _, rows = carry
             loss = rows[jnp.maximum(index - 1, 0), 0]
-            return (index < count) & ((index == 0) | jnp.isfinite(loss))
+            return (index < count) & (self._skip | (index == 0) | jnp.isfinite(loss))
 
         def body(carry: Any) -> Any:
             index, state, rows = carry

@@ -17,6 +17,8 @@ PLAIN_SECONDS = 5.0
 class Display(Protocol):
     """Shows where a run is."""
 
+    def begin(self, step: int) -> None: ...
+
     def update(self, step: int, steps_per_s: float) -> None: ...
 
     def row(self, row: Row) -> None: ...
@@ -26,14 +28,17 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
-def display(total: int, start: int, console: Console | None = None) -> Display:
+def display(total: int, console: Console | None = None) -> Display:
     """The display that suits where standard error goes."""
     console = console or Console(stderr=True)
-    return Live(total, start, console) if console.is_terminal else Lines(total, console)
+    return Live(total, console) if console.is_terminal else Lines(total, console)
 
 
 class Silent:
     """Shows nothing."""
+
+    def begin(self, step: int) -> None:
+        """Nothing."""
 
     def update(self, step: int, steps_per_s: float) -> None:
         """Nothing."""
@@ -51,7 +56,7 @@ class Silent:
 class Live:
     """A bar with rate and time left, redrawn four times a second, and a line an evaluation."""
 
-    def __init__(self, total: int, start: int, console: Console) -> None:
+    def __init__(self, total: int, console: Console) -> None:
         self._bar = Progress(
             BarColumn(bar_width=16),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -63,10 +68,12 @@ class Live:
             expand=True,
             refresh_per_second=4,
         )
-        self._task = self._bar.add_task(
-            "", total=total, completed=start, rate="compiling", values=""
-        )
+        self._task = self._bar.add_task("", total=total, rate="compiling", values="")
         self._bar.start()
+
+    def begin(self, step: int) -> None:
+        # A new start, so that the steps before are not taken for a rate.
+        self._bar.reset(self._task, completed=step, rate="compiling")
 
     def update(self, step: int, steps_per_s: float) -> None:
         self._bar.update(self._task, completed=step, rate=f"{steps_per_s:,.0f} steps/s")
@@ -91,6 +98,9 @@ class Lines:
         self._total, self._console = total, console
         self._rate = 0.0
         self._last = -PLAIN_SECONDS
+
+    def begin(self, step: int) -> None:
+        """A line says where a run goes on."""
 
     def update(self, step: int, steps_per_s: float) -> None:
         self._rate = steps_per_s

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 from loopax.account import Account
 from loopax.errors import NonFiniteError
 from loopax.progress import Display
+from loopax.step import SKIPPED
 from loopax.writers import Row, Writer
 
-FIRST_CHUNK_STEPS = 8
+SKIP_LIMIT = 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Recorder:
         self._interval: list[np.ndarray] = []
         self._norms: dict[str, float] = {}
         self._ready_at, self._logged_at = time.perf_counter(), 0.0
-        self._limit = FIRST_CHUNK_STEPS
+        self._limit = 1
+        self._skipped, self._finished = 0, -1
         account.device_is_busy = lambda: (
             self._pending is not None and not self._pending.rows.is_ready()  # type: ignore[attr-defined]
         )
@@ -117,7 +119,10 @@ class Recorder:
         self._note_pace(chunk)
         self._names = list(chunk.names)
         rows = rows[: chunk.count]
-        _check_finite(chunk, rows, self._interval)
+        if SKIPPED in self._names:
+            self._check_skipped(chunk, rows)
+        else:
+            _check_finite(chunk, rows, self._interval)
         self._norms |= {name: float(value) for name, value in (norms or {}).items()}
         self._interval.extend(rows)
         step = chunk.start + chunk.count
@@ -127,7 +132,8 @@ class Recorder:
     def finish(self, step: int) -> None:
         """Reads what is pending and logs the last, shorter interval, once."""
         self.settle()
-        if self._interval:
+        if self._interval and self._finished != step:
+            self._finished = step
             interval, norms = self._interval, self._norms
             self._log_interval(step)
             # A checkpoint made here must know them: a longer run would go on with this interval.
@@ -144,20 +150,36 @@ class Recorder:
         for writer in self.writers:
             writer.write(row)
 
+    def sync(self) -> None:
+        """Returns when every row that was logged is on the disk itself."""
+        for writer in {*self.writers, *self.timing}:
+            writer.sync()
+
     def _log_interval(self, step: int) -> None:
         rows = np.stack(self._interval)
-        values = dict(zip(self._names, rows.mean(axis=0, dtype=np.float64).tolist(), strict=True))
-        for column, name in enumerate(self._names):
-            if name.startswith("learning_rate"):
-                values[name] = float(rows[-1, column])
-        spent = self._account.training_seconds()
-        rate = len(rows) / max(spent - self._logged_at, 1e-9)
-        self._logged_at = spent
-        self._display.update(step, rate)
-        self.log(step, "train", {"steps": len(rows), **values, **self._norms})
+        self._display.update(step, rate := self._rate(len(rows)))
+        self.log(step, "train", {"steps": len(rows), **_means(self._names, rows), **self._norms})
         for writer in self.timing:
             writer.write({"step": step, "source": "time", "steps_per_s": round(rate, 2)})
         self._interval, self._norms = [], {}
+
+    def _rate(self, steps: int) -> float:
+        """Steps per second since this was last asked for."""
+        spent = self._account.training_seconds()
+        rate = steps / max(spent - self._logged_at, 1e-9)
+        self._logged_at = spent
+        return rate
+
+    def _check_skipped(self, chunk: Pending, rows: np.ndarray) -> None:
+        for step, row in enumerate(rows, chunk.start):
+            self._skipped = self._skipped + 1 if row[self._names.index(SKIPPED)] else 0
+            if self._skipped > SKIP_LIMIT:
+                raise NonFiniteError(
+                    f"all of the last {SKIP_LIMIT} steps up to {step} were skipped because the "
+                    "loss or the gradient was not finite; try a lower learning rate or clipping",
+                    step=step,
+                    metric="loss",
+                )
 
     def _note_pace(self, chunk: Pending) -> None:
         """Lets the next chunks grow towards a second, at most fourfold at a time."""
@@ -165,6 +187,18 @@ class Recorder:
         spent = now - max(self._ready_at, chunk.dispatched)
         self._ready_at = now
         self._limit = min(4 * max(self._limit, chunk.count), int(chunk.count / max(spent, 1e-9)))
+
+
+def _means(names: Sequence[str], rows: np.ndarray) -> dict[str, float]:
+    """The mean of each metric over the steps that were not skipped; of a rate, the last value."""
+    last, counted = dict(zip(names, rows[-1].tolist(), strict=True)), {}
+    if SKIPPED in names:
+        skipped = rows[:, names.index(SKIPPED)].astype(bool)
+        rows, counted = rows[~skipped], {"skipped_steps": int(skipped.sum())}
+    values = rows.mean(axis=0, dtype=np.float64).tolist() if len(rows) else []
+    means = dict(zip(names, values, strict=False))  # none, where all was skipped
+    rates = {name: last[name] for name in names if name.startswith("learning_rate")}
+    return {k: v for k, v in {**means, **rates, **counted}.items() if k != SKIPPED}
 
 
 def _check_finite(chunk: Pending, rows: np.ndarray, before: Sequence[np.ndarray]) -> None:

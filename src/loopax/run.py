@@ -21,6 +21,7 @@ class Run:
         history: every logged row in order, those from before a resumption too.
         dir: the run directory, or None.
         account: where the wall time went, when the run has ended.
+        rollbacks: how many times the run went back to a checkpoint because of bad numbers.
     """
 
     state: TrainState
@@ -28,6 +29,7 @@ class Run:
     history: list[Row] = field(default_factory=list)
     dir: RunDir | None = None
     account: dict[str, Any] = field(default_factory=dict)
+    rollbacks: int = 0
 
     def latest(self, source: str) -> Row:
         """The newest row of a source (`train`, `hook`, or the name of evaluation data), or {}."""

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import json
-import os
-import platform
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from loopax.durable import PARTIAL, storing, write_text
+from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
 from loopax.writers import Row, read_json_lines
 
-PACKAGES = ("loopax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+BEFORE_CONFIG = {"lock", "holder.json"}
+"""What a run that was ended early may have left before it wrote its configuration."""
 
 
 class RunDir:
@@ -33,7 +27,8 @@ class RunDir:
     `checkpoints/` the states, `tensorboard/` the events, `pictures/` what hooks draw.
 
     Raises:
-        RunDirError: the path is a file, or cannot be written, or the directory is not a run's.
+        RunDirError: the path is a file, or the directory is not a run's.
+        StorageError: it cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -43,21 +38,22 @@ class RunDir:
     def create(cls, path: str | Path) -> RunDir:
         """The directory at `path`, made if need be, and known to be writable."""
         run = cls(path)
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            others = [path for path in run.path.iterdir() if path.suffix != ".partial"]
-            if others and not run.config_file.exists():
+        with storing(run.path):
+            try:
+                run.path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
                 raise RunDirError(
-                    f"{run.path}: is not empty and holds no run (no config.json); "
-                    "name a new directory"
-                )
+                    f"{run.path}: is not a directory ({error.strerror}); name another one"
+                ) from error
+            found = {entry.name for entry in run.path.iterdir()}
             # Permissions alone do not tell: the disk may be full, or mounted for reading.
             with tempfile.TemporaryFile(dir=run.path) as probe:
                 probe.write(b"loopax")
-        except OSError as error:
+        others = {name for name in found - BEFORE_CONFIG if not name.startswith(PARTIAL)}
+        if others and not run.config_file.exists():
             raise RunDirError(
-                f"{run.path}: cannot be written ({error.strerror}); name another run directory"
-            ) from error
+                f"{run.path}: is not empty and holds no run (no config.json); name a new directory"
+            )
         return run
 
     @classmethod
@@ -125,7 +121,8 @@ class RunDir:
     def note_start(self, step: int, seed: Any, data: Mapping[str, Any]) -> None:
         """Adds this start of the run, and where it begins, to the provenance in `run.json`."""
         starts = self.read_json("run.json")["starts"] if (self.path / "run.json").exists() else []
-        starts.append({"step": step, **_provenance(), "key": seed, "data": dict(data)})
+        start = {"step": step, **provenance(), "numerics": numerics()}
+        starts.append({**start, "key": seed, "data": dict(data)})
         self.write_json("run.json", {"format": 1, "starts": starts})
 
     def read_json(self, name: str) -> Any:
@@ -137,9 +134,9 @@ class RunDir:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes one JSON file whole or not at all."""
-        partial = self.path / f"{name}.partial"
-        partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
-        partial.replace(self.path / name)
+        path = self.path / name
+        with storing(path):
+            write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def as_mapping(config: Any) -> dict[str, Any]:
@@ -158,39 +155,3 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
             for line in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))
         ]
     return [] if old == new else [f"{name} = {old!r}, not {new!r}"]
-
-
-def _provenance() -> dict[str, Any]:
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "devices": [str(device.device_kind) for device in jax.devices()],
-        "platform": jax.default_backend(),
-        "visible_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "git": _git_revision(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> dict[str, Any] | None:
-    """The revision of the working directory's repository, when it is in one."""
-    try:
-        revision, status = (
-            subprocess.run(
-                ["git", *command], capture_output=True, text=True, timeout=5, check=True
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"revision": revision, "changed": bool(status)}

@@ -19,7 +19,10 @@ from jaxtyping import Array, Float
 from loopax.errors import ConfigError
 from loopax.paths import PyTree
 from loopax.randomness import Streams, stream
+from loopax.soundness import is_sound
 from loopax.state import TrainState
+
+SKIPPED = "skipped"
 
 Batch = PyTree
 Metrics = dict[str, Float[Array, ""]]
@@ -35,12 +38,30 @@ def train_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], tuple[TrainStat
     """The pure function that makes one update: state and batch to state and metrics."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        metrics, mutable, grads = _differentiate(loss_fn, state, batch)
+        metrics, mutable, grads = differentiate(loss_fn, state, batch)
         state = state.apply_gradients(grads=grads, mutable=mutable)
         metrics |= _learning_rates(state.opt_state)
         return state.observe(metrics["loss"], metrics), metrics
 
     return step
+
+
+def skipping_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step` that leaves the state as it was where a number became bad.
+
+    Only the step is counted, so that data and keys move on; `skipped` is 1 then.
+    """
+    step = train_step(loss_fn)
+
+    def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        after, metrics = step(state, batch)
+        if SKIPPED in metrics:
+            raise ConfigError(f"the metric {SKIPPED!r} is counted already; give yours another name")
+        good = jnp.isfinite(metrics["loss"]) & is_sound(after)
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+        return kept.replace(step=after.step), {**metrics, SKIPPED: 1.0 - good}
+
+    return guarded
 
 
 def eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch, Array], Metrics]:
@@ -52,7 +73,7 @@ def eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch, Array], Metrics]:
 
     def step(state: TrainState, batch: Batch, index: Array) -> Metrics:
         rngs = Streams(stream(state.key, "evaluation"), index)
-        return _call(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
+        return call_loss(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
 
     return step
 
@@ -65,7 +86,7 @@ def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        _, _, grads = _differentiate(loss_fn, state, batch)
+        _, _, grads = differentiate(loss_fn, state, batch)
         updates, _ = state.tx.update(grads, state.opt_state, state.trainable)
         return {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
 
@@ -90,19 +111,21 @@ def _learning_rates(opt_state: PyTree) -> Metrics:
     return rates
 
 
-def _differentiate(
+def differentiate(
     loss_fn: LossFn, state: TrainState, batch: Batch
 ) -> tuple[Metrics, PyTree, PyTree]:
+    """The metrics, collections and gradient of one batch; frozen leaves of the gradient are None."""
+
     def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
         params = state.with_trainable(trainable).params
-        metrics, mutable = _call(loss_fn, params, batch, state.rngs, state.mutable)
+        metrics, mutable = call_loss(loss_fn, params, batch, state.rngs, state.mutable)
         return metrics["loss"], (metrics, mutable)
 
     grads, (metrics, mutable) = jax.grad(objective, has_aux=True)(state.trainable)
     return metrics, mutable, grads
 
 
-def _call(
+def call_loss(
     loss_fn: LossFn, params: PyTree, batch: Batch, rngs: Streams, mutable: PyTree
 ) -> tuple[Metrics, PyTree]:
     """Calls the user's loss and checks what comes back: all metrics, the loss among them."""

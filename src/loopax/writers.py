@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from loopax.durable import storing, write_text
+
+FLUSH_SECONDS = 10.0
 
 Row = dict[str, Any]
 """`{"step": 100, "source": "train", "loss": 49.4, ...}`."""
 
 
 class Writer(Protocol):
-    """Anything that rows can be given to."""
+    """Anything that rows can be given to; `sync` returns when they are on the disk itself.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
 
     def write(self, row: Row) -> None: ...
+
+    def sync(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -23,14 +36,21 @@ class JsonLines:
     """One JSON object a line; `kept` is what stays of a file that is continued."""
 
     def __init__(self, path: Path, kept: Iterable[Row] = ()) -> None:
-        text = "".join(map(_line, kept))
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text)
-        partial.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._path = path
+        with storing(path):
+            write_text(path, "".join(map(_line, kept)))
+            # Nothing waits in a buffer: what cannot be written is known at once, and only once.
+            self._file = path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        self._file.write(_line(row))
+        line = _line(row).encode()
+        with storing(self._path):
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def sync(self) -> None:
+        with storing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -50,20 +70,50 @@ def read_json_lines(path: Path) -> list[Row]:
 
 
 class TensorBoard:
-    """Event files for TensorBoard; each metric is drawn as `<source>/<name>`."""
+    """An event file for TensorBoard; each metric is drawn as `<source>/<name>`.
+
+    tensorboardX's own `SummaryWriter` hands events to a thread and waits for ever once a full disk
+    has ended that thread; so they are written here, one by one.
+    """
 
     def __init__(self, directory: Path, step: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+        self._path, self._synced = directory, time.monotonic()
+        with storing(directory):
+            directory.mkdir(exist_ok=True)
+            # A second start within a second would else write over the first one's file.
+            unique = f".{os.getpid()}.{time.time_ns()}"
+            self._events = EventsWriter(str(directory / "events"), unique)
         # Purging hides what a run that was cut short had logged beyond where it continues.
-        self._writer = SummaryWriter(str(directory), purge_step=step, flush_secs=10)
+        begun = Event(
+            wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)
+        )
+        self._write(begun)
 
     def write(self, row: Row) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for name, value in values_of(row).items():
-            self._writer.add_scalar(f"{row['source']}/{name}", value, row["step"])
+            summary = scalar(f"{row['source']}/{name}", value)
+            self._write(Event(wall_time=time.time(), step=row["step"], summary=summary))
+        if time.monotonic() - self._synced > FLUSH_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        self._synced = time.monotonic()
+        with storing(self._path):
+            self._events.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with storing(self._path):
+            self._events.close()
+
+    def _write(self, event: Any) -> None:
+        with storing(self._path):
+            self._events.write_event(event)
 
 
 def values_of(row: Row) -> Mapping[str, float]:

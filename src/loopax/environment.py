@@ -1,0 +1,131 @@
+"""What results depend on besides code and inputs: what a run is made with, and what has changed."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import platform
+import reprlib
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("loopax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+VARIABLES = ("NPROC", "XLA_FLAGS")
+"""Of the environment only these are ever recorded; others may be secrets."""
+SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
+CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
+"""The lines of `/proc/cpuinfo`, on x86 and on ARM, by which XLA chooses its instructions."""
+
+
+def provenance() -> dict[str, Any]:
+    """Who and what made a result: time, command, host, versions, devices, revision."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "platform": jax.default_backend(),
+        "visible_cores": _visible_cores(),
+        "git": _git_revision(),
+    }
+
+
+def numerics() -> dict[str, Any]:
+    """The part of the environment that can change the bits of a result; None where unset.
+
+    XLA on a CPU divides sums among the visible cores unless `NPROC` fixes their number.
+    """
+    devices = jax.devices()
+    return {
+        "jax": _version("jax"),
+        "jaxlib": _version("jaxlib"),
+        "platform": jax.default_backend(),
+        "device_kinds": sorted({str(device.device_kind) for device in devices}),
+        "device_count": len(devices),
+        "cpu": _cpu(),
+        "visible_cores": _visible_cores(),
+        **{name: os.environ.get(name) for name in VARIABLES},
+        **{name: getattr(jax.config, name) for name in SETTINGS},
+    }
+
+
+def changes(before: Any, now: Mapping[str, Any]) -> list[str]:
+    """What differs between two `numerics`, a line each: `visible_cores 2 -> 1`.
+
+    `before` may be anything that a JSON file can hold. What only one of the two knows of is
+    `unknown` in the other; nothing but `numerics unknown` is said when `before` is no record.
+    """
+    if not isinstance(before, Mapping) or not before:
+        return ["numerics unknown -> recorded"]
+    names = [*now, *sorted(before.keys() - now.keys())]
+    return [
+        f"{name if name in now else _shown(name)} {_at(before, name)} -> {_at(now, name)}"
+        for name in names
+        if name not in before or name not in now or before[name] != now[name]
+    ]
+
+
+def _at(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "unknown"
+    return "unset" if values[name] is None else _shown(values[name])
+
+
+def _shown(value: Any) -> str:
+    """A value in one line, of bounded length and depth."""
+    form = reprlib.Repr()
+    form.maxstring = form.maxother = 120
+    return form.repr(value)
+
+
+def _visible_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def _cpu() -> str | None:
+    """The CPU's name, and a short hash of it and of its instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    pairs = (line.partition(":")[::2] for line in lines)
+    known = sorted({(k.strip(), v.strip()) for k, v in pairs if k.strip() in CPU_FIELDS})
+    digest = hashlib.sha256(repr(known).encode()).hexdigest()[:12]
+    return f"{dict(known).get('model name', platform.machine())} {digest}" if known else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> dict[str, Any] | None:
+    """The revision of the working directory's repository, when it is in one."""
+    try:
+        revision, status = (
+            subprocess.run(
+                ["git", *command], capture_output=True, text=True, timeout=5, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"revision": revision, "changed": bool(status)}

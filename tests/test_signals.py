@@ -1,0 +1,296 @@
+"""What a signal does to a process in which something is to be ended politely."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from loopax.signals import PoliteStop
+
+PROGRAM = """
+import ctypes, os, signal, sys, threading, time
+from loopax.errors import Stopped
+from loopax.signals import PoliteStop
+
+def announce(message):
+    print(message, flush=True)
+
+def train():
+    with PoliteStop(announce) as stop:
+        print("ready", flush=True)
+        while not stop.received:
+            time.sleep(0.01)
+    raise Stopped(stop.received, step=3)
+
+def long_call():
+    # A mutex locked twice: without the GIL, and no signal brings the main thread back.
+    c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    c.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
+    c.pthread_mutex_lock(mutex)
+
+"""
+
+
+@contextmanager
+def running(code, **options):
+    """A program that has printed `ready`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM + code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    with process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_lets_the_loop_end(number):
+    with running("train()") as process:
+        process.send_signal(number)
+        out, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert out == f"{number.name}: finishing the chunk and saving; once more stops at once\n"
+    assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGINT),
+    ],
+)
+def test_a_second_signal_ends_a_call_that_never_returns(first, second):
+    with running("with PoliteStop(announce): long_call()") as process:
+        process.send_signal(first)
+        assert process.stdout.readline().startswith(f"{first.name}: finishing")
+        process.send_signal(second)
+        assert process.wait() == 128 + second
+
+
+def test_two_signals_at_once_are_two():
+    code = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+with PoliteStop(announce):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("ready", flush=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+    long_call()
+"""
+    with running(code) as process:
+        assert process.wait() in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+@pytest.mark.parametrize("announce", ["lambda _: 1 / 0", "lambda _: (announce(_), long_call())"])
+def test_an_announcement_that_fails_or_hangs_changes_nothing(announce):
+    code = f"""
+with PoliteStop({announce}) as stop:
+    print("ready", flush=True)
+    while not stop.received:
+        time.sleep(0.01)
+    print("seen", flush=True)
+    long_call()
+"""
+    with running(code) as process:
+        process.send_signal(signal.SIGTERM)
+        while process.stdout.readline() != "seen\n":
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+        assert process.stderr.read() == ""
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As `nohup` and background jobs of a shell want it."""
+    with running("train()", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as one:
+        for _ in range(3):
+            one.send_signal(signal.SIGINT)
+        one.send_signal(signal.SIGTERM)
+        out, _ = one.communicate()
+    assert one.returncode == 128 + signal.SIGTERM
+    assert out.startswith("SIGTERM: finishing")
+
+
+def test_ctrl_c_afterwards_is_as_before():
+    code = """
+for _ in range(2):
+    with PoliteStop(announce):
+        pass
+try:
+    long = time.sleep
+    print("ready", flush=True)
+    long(60)
+except KeyboardInterrupt:
+    sys.exit(9)
+"""
+    with running(code) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 9
+
+
+def test_ctrl_c_in_a_terminal_also_reaches_forked_workers_and_counts_once():
+    code = """
+with PoliteStop(announce) as stop:
+    if os.fork() == 0:
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            os._exit(0)
+    time.sleep(0.01)
+    while not stop.received:
+        time.sleep(0.01)
+    _, status = os.wait()
+    # Longer than the worker's signal would take to be counted.
+    time.sleep(0.2)
+print(status, flush=True)
+raise Stopped(stop.received, step=3)
+"""
+    with running(code, start_new_session=True) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        out, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT
+    assert sorted(out.splitlines())[0] == "0"
+
+
+def test_a_forked_worker_does_not_keep_the_trainer_from_leaving():
+    code = """
+with PoliteStop(announce):
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+print("ready", flush=True)
+os.kill(pid, signal.SIGKILL)
+"""
+    with running(code) as process:
+        assert process.wait() == 0
+
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+def situation():
+    """All that is to be restored."""
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    handlers = [signal.getsignal(number) for number in HANDLED]
+    return wakeup, handlers, threading.active_count(), sorted(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def custom():
+    """Handlers and a wakeup descriptor that are not those of a fresh process."""
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in HANDLED}
+    previous = signal.set_wakeup_fd(writing)
+    yield reading
+    signal.set_wakeup_fd(previous)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_signal_to_oneself_is_seen_at_once():
+    told = []
+    with PoliteStop(told.append) as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received is signal.SIGTERM
+    assert told == ["SIGTERM: finishing the chunk and saving; once more stops at once"]
+
+
+def test_everything_is_restored(custom):
+    before = situation()
+    stop = PoliteStop(lambda _: None)
+    for _ in range(3):
+        with stop:
+            assert stop.received is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.received is signal.SIGINT
+            assert situation() != before
+        assert stop.received is signal.SIGINT
+        assert situation() == before
+    with pytest.raises(KeyError), stop:
+        raise KeyError
+    assert situation() == before
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_several_are_told_together_and_end_in_any_order(custom, order):
+    """Two loops in turns are two generators, and either may end first."""
+    before, told = situation(), []
+    stops = [PoliteStop(lambda _, i=i: told.append(i)) for i in range(2)]
+    for stop in stops:
+        stop.__enter__()
+    stops[order[0]].__exit__()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stops[order[0]].received is None
+    assert stops[order[1]].received is signal.SIGTERM
+    stops[order[1]].__exit__()
+    assert told == [order[1]]
+    assert situation() == before
+
+
+def test_nested_ones_both_know_and_the_inner_one_announces(custom):
+    before, told = situation(), []
+    with ExitStack() as both:
+        outer, inner = (
+            both.enter_context(PoliteStop(lambda _, name=name: told.append(name)))
+            for name in ("outer", "inner")
+        )
+        os.kill(os.getpid(), signal.SIGINT)
+        assert outer.received is inner.received is signal.SIGINT
+    assert told == ["inner"]
+    assert situation() == before
+
+
+def test_other_signals_still_wake_whom_they_woke(custom):
+    previous = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with PoliteStop(lambda _: pytest.fail("it was not for us")) as stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.received is None
+        assert os.read(custom, 9) == bytes([signal.SIGUSR1])
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def test_inside_asyncio():
+    async def train():
+        with PoliteStop(lambda _: None) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return stop.received
+
+    before = situation()
+    assert asyncio.run(train()) is signal.SIGTERM
+    assert situation() == before
+
+
+def test_in_a_thread_it_does_nothing():
+    before, seen = situation()[:2], []
+
+    def body():
+        with PoliteStop(seen.append) as stop:
+            seen.append(stop.received)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [None]
+    assert situation()[:2] == before
