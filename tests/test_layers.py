@@ -13,15 +13,15 @@ import loopax
 ROOT = Path(loopax.__file__).parent
 LAYERS = [
     {"errors"},
-    {"paths", "randomness", "writers", "durable", "digests", "lock", "signals"},
+    {"paths", "randomness", "writers", "durable", "digests", "lock", "signals", "retention"},
     {"data"},
     {"state", "optimizer"},
     {"soundness"},
     {"step"},
-    {"account", "environment", "weights"},
+    {"account", "environment", "weights", "autopsy"},
     {"program"},
     {"progress", "rundir", "checkpoint", "evaluation", "recorder"},
-    {"run"},
+    {"run", "replay"},
     {"moments"},
     {"loop"},
     {"models"},

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loopax import data as data
-    from loopax.checkpoint import Checkpoints as Checkpoints
     from loopax.checkpoint import CheckpointStore as CheckpointStore
     from loopax.errors import LoopaxError as LoopaxError
     from loopax.evaluation import Evaluation as Evaluation
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from loopax.optimizer import Optimizer as Optimizer
     from loopax.optimizer import Schedule as Schedule
     from loopax.optimizer import recorded_learning_rate as recorded_learning_rate
+    from loopax.retention import Checkpoints as Checkpoints
     from loopax.run import Run as Run
     from loopax.rundir import RunDir as RunDir
     from loopax.state import TrainState as TrainState
@@ -38,7 +38,7 @@ _HOMES = {
     "recorded_learning_rate": "loopax.optimizer",
     "Evaluation": "loopax.evaluation",
     "Hook": "loopax.moments",
-    "Checkpoints": "loopax.checkpoint",
+    "Checkpoints": "loopax.retention",
     "CheckpointStore": "loopax.checkpoint",
     "Run": "loopax.run",
     "Chunk": "loopax.loop",

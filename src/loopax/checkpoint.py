@@ -13,11 +13,10 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,53 +24,15 @@ import orbax.checkpoint as ocp
 
 from loopax import digests
 from loopax.durable import sync
-from loopax.errors import CheckpointError, ConfigError, StorageError
+from loopax.errors import CheckpointError, StorageError
 from loopax.paths import PyTree, leaf_path
+from loopax.retention import Checkpoints, Rank, best_step, checked_rank
 from loopax.state import TrainState
 
 SAVING, DELETING, DAMAGED = ".saving", ".deleting", "damaged"
 
 # Orbax prints a traceback for each failed save; what a user must know, this module says itself.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-
-Rank = dict[str, Any]
-"""`{"metric": "test/loss", "mode": "min", "value": 14.1}`; empty where nothing was measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoints:
-    """When to save, what to keep, and what to do when a save fails.
-
-    Attributes:
-        every: save each time this many steps have been made; None leaves it to `seconds`.
-        seconds: save when this long has passed since the last save, and a few times sooner after
-            the start; None leaves it to `every`. The end of a run and each evaluation that sets a
-            new best are always saved.
-        keep: how many of the latest steps to keep.
-        best: the evaluation metric, such as `test/loss`, whose best step is kept too.
-        mode: whether the best is the lowest or the highest.
-        on_failure: `stop` the run when a save fails, or `go_on` and save when it is due again.
-            A run whose last save fails has failed in either case.
-    """
-
-    every: int | None = None
-    seconds: float | None = 30.0
-    keep: int = 2
-    best: str | None = "test/loss"
-    mode: Literal["min", "max"] = "min"
-    on_failure: Literal["stop", "go_on"] = "stop"
-
-    def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("seconds", 0), ("keep", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"checkpoints.{name} is {value}; it must be at least {least}")
-        for name, known in (("mode", ("min", "max")), ("on_failure", ("stop", "go_on"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"checkpoints.{name} is {getattr(self, name)!r}; it must be "
-                    f"{' or '.join(known)}"
-                )
 
 
 def _to_stderr(message: str) -> None:
@@ -151,7 +112,7 @@ class CheckpointStore:
             whole = filter(self._is_whole, reversed(steps))
             if which == "best" and (best := best_step(sorted(whole), self._ranks)) is not None:
                 return best
-            newest = next(filter(self._is_whole, reversed(self.steps)), None)
+            newest = self.newest()
             if newest is None:
                 left = f"; {', '.join(self.damaged)} cannot be trusted" if self.damaged else ""
                 raise CheckpointError(f"{self.directory}: there is no checkpoint here{left}")
@@ -164,6 +125,11 @@ class CheckpointStore:
         if wrong := self._damage(int(which)):
             raise CheckpointError(f"{self.directory / str(which)}: {wrong}; name another step")
         return int(which)
+
+    def newest(self, limit: float = math.inf) -> int | None:
+        """The newest whole step that is not after `limit`, or None."""
+        steps = (step for step in reversed(self.steps) if step <= limit)
+        return next(filter(self._is_whole, steps), None)
 
     def save(
         self, state: TrainState, meta: Mapping[str, Any], metrics: Mapping[str, float]
@@ -240,7 +206,7 @@ class CheckpointStore:
             meta = self._orbax.restore(path, args=form)["meta"]
             if meta["step"] != step:
                 return f"it is the checkpoint of step {meta['step']}"
-            self._ranks[step] = _checked(meta["rank"])
+            self._ranks[step] = checked_rank(meta["rank"])
         except Exception as error:
             return f"its meta cannot be read: {_reason(error)}"
         return ""
@@ -319,24 +285,6 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{path}: of another model or optimiser: {'; '.join(differing[:3])}{more}"
             )
-
-
-def best_step(steps: Sequence[int], ranks: Mapping[int, Rank]) -> int | None:
-    """The step with the best value of the metric that ranks the newest one, or None."""
-    ranked = [step for step in steps if ranks.get(step)]
-    if not ranked:
-        return None
-    newest = ranks[ranked[-1]]
-    alike = [step for step in ranked if ranks[step]["metric"] == newest["metric"]]
-    choose = min if newest["mode"] == "min" else max
-    return choose(alike, key=lambda step: ranks[step]["value"])
-
-
-def _checked(rank: Any) -> Rank:
-    """A rank that was read from a file."""
-    if not rank:
-        return {}
-    return {"metric": str(rank["metric"]), "mode": rank["mode"], "value": float(rank["value"])}
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:

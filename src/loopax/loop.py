@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float
 
 from loopax.account import Account, summary
-from loopax.checkpoint import Checkpoints, CheckpointStore
+from loopax.checkpoint import CheckpointStore
 from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
 from loopax.environment import changes, numerics
@@ -39,6 +39,8 @@ from loopax.program import Rows, TrainProgram, probe_program
 from loopax.progress import Display, Silent, display
 from loopax.randomness import stream
 from loopax.recorder import Recorder
+from loopax.replay import Replay
+from loopax.retention import Checkpoints
 from loopax.run import Run
 from loopax.rundir import RunDir, as_mapping
 from loopax.signals import PoliteStop
@@ -121,6 +123,7 @@ def steps(
             hooks=hooks,
             store=store,
             saving=saving,
+            nonfinite=nonfinite,
             lock=lock,
             stop=stop,
             deadline=deadline,
@@ -139,6 +142,7 @@ def steps(
                 going = False
             except NonFiniteError as error:
                 if nonfinite != "rollback" or run.rollbacks == ROLLBACKS:
+                    _explain(session, error)
                     raise
                 run.rollbacks += 1
                 shown.say(f"{error}; going back, time {run.rollbacks} of {ROLLBACKS}")
@@ -160,6 +164,7 @@ class _Session:
     hooks: Sequence[Hook]
     store: CheckpointStore | None
     saving: Checkpoints
+    nonfinite: str
     lock: RunLock | None
     stop: PoliteStop | None
     deadline: float | None
@@ -197,7 +202,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
     with ExitStack() as resources:
         recorder = Recorder(run.history, shown, account, session.log_every, batches.steps_per_epoch)
         recorder.resume(run.step, tail)
-        _open_writers(run, recorder, batches, resources)
+        _open_writers(session, recorder, resources)
         moments: list[Moment | Saving] = [
             *evaluations(run, session.evaluation, session.loss_fn, recorder, batches, account),
             *(Moment(calling(hook, run, recorder), hook.every) for hook in session.hooks),
@@ -327,6 +332,24 @@ def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run
 fit = _drained(steps)
 
 
+def _explain(session: _Session, error: NonFiniteError) -> None:
+    """Adds to the error where the first bad number came from, found by executing it again."""
+    run = session.run
+    if run.dir is None:
+        return
+    session.shown.say(f"{error}; looking for where it came from")
+    try:
+        replay = Replay(run.dir, session.initial, session.loss_fn, session.batches)
+        report = replay.step(replay.culprit(error.step)).report
+        run.dir.write_json("autopsy.json", report.to_json())
+    except Exception as failure:
+        session.shown.say(f"that could not be found out: {failure}")
+    else:
+        for line in report.lines():
+            session.shown.say(line)
+        error.add_note(f"step {report.step}: {report.origin}; see {run.dir.path / 'autopsy.json'}")
+
+
 def _resume(session: _Session) -> dict[str, Any]:
     """Puts the newest checkpoint's state and rows into the run; returns its unlogged rows.
 
@@ -382,11 +405,17 @@ def _root_key(initial: TrainState, rollbacks: int) -> Any:
     return stream(initial.key, f"rollback {rollbacks}") if rollbacks else initial.key
 
 
-def _open_writers(run: Run, recorder: Recorder, batches: Batches, resources: ExitStack) -> None:
+def _open_writers(session: _Session, recorder: Recorder, resources: ExitStack) -> None:
     """Notes this start in the run directory and opens its files at the step it begins with."""
+    run = session.run
     if run.dir is None:
         return
-    run.dir.note_start(run.step, _key_words(run.state.key), batches.identity)
+    run.dir.note_start(
+        run.step,
+        key=_key_words(run.state.key),
+        data=dict(session.batches.identity),
+        nonfinite=session.nonfinite,
+    )
     timing = [row for row in read_json_lines(run.dir.timing_file) if row["step"] <= run.step]
     lines = JsonLines(run.dir.metrics_file, kept=run.history)
     board = TensorBoard(run.dir.tensorboard, run.step)

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 
 from loopax.account import Account
-from loopax.checkpoint import Checkpoints, CheckpointStore
+from loopax.checkpoint import CheckpointStore
 from loopax.data.batches import Batches
 from loopax.environment import numerics
 from loopax.errors import ConfigError, NonFiniteError, StorageError
 from loopax.evaluation import Evaluation, evaluator
 from loopax.recorder import Recorder
+from loopax.retention import Checkpoints
 from loopax.run import Run
 from loopax.soundness import unsound
 from loopax.step import LossFn

@@ -78,14 +78,12 @@ class TrainProgram:
 
     def compiled(self, state: TrainState, items: Items) -> jax.stages.Compiled:
         """The chunk that a call with these arguments runs, to ask what it needs."""
-        return self._program.compiled(
-            state, self._batches.resident, items.stacked, items.length
-        )
+        return self._program.compiled(state, self._batches.resident, items.stacked, items.length)
 
     def batch(self, items: Items) -> PyTree:
         """The shapes and types of one batch of these items, as the loss sees it."""
         return jax.eval_shape(
-            lambda *args: _batch(self._batches, *args, jnp.int32(0)),
+            lambda resident, stacked: _batch(self._batches, resident, stacked, jnp.int32(0)),
             self._batches.resident,
             items.stacked,
         )

@@ -118,12 +118,12 @@ class RunDir:
         else:
             self.write_json("config.json", wanted)
 
-    def note_start(self, step: int, seed: Any, data: Mapping[str, Any]) -> None:
+    def note_start(self, step: int, **facts: Any) -> None:
         """Adds this start of the run, and where it begins, to the provenance in `run.json`."""
-        starts = self.read_json("run.json")["starts"] if (self.path / "run.json").exists() else []
-        start = {"step": step, **provenance(), "numerics": numerics()}
-        starts.append({**start, "key": seed, "data": dict(data)})
-        self.write_json("run.json", {"format": 1, "starts": starts})
+        known = self.read_json("run.json") if (self.path / "run.json").exists() else {}
+        start = {"step": step, **provenance(), "numerics": numerics(), **facts}
+        starts = [*known.get("starts", []), start]
+        self.write_json("run.json", {**known, "format": 2, "starts": starts})
 
     def read_json(self, name: str) -> Any:
         """The content of one JSON file of the run."""

@@ -114,7 +114,7 @@ def _learning_rates(opt_state: PyTree) -> Metrics:
 def differentiate(
     loss_fn: LossFn, state: TrainState, batch: Batch
 ) -> tuple[Metrics, PyTree, PyTree]:
-    """The metrics, collections and gradient of one batch; frozen leaves of the gradient are None."""
+    """Metrics, collections and gradient of one batch; frozen leaves of the gradient are None."""
 
     def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
         params = state.with_trainable(trainable).params

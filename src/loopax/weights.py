@@ -12,8 +12,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from loopax.durable import replacing
-from loopax.errors import CheckpointError, ConfigError, StorageError
+from loopax.durable import replacing, storing
+from loopax.errors import CheckpointError, ConfigError
 from loopax.paths import PyTree, leaf_path, map_with_path
 
 SUFFIX = ".safetensors"
@@ -44,13 +44,8 @@ def save_weights(
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in _flat(params).items()}
     # It also writes a header that nobody can read when both of these are empty mappings.
     content = save(arrays, dict(metadata) if metadata else None)
-    try:
-        with replacing(path) as partial:
-            partial.write_bytes(content)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror}); what was there before is as it was"
-        ) from error
+    with storing(path), replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
@@ -130,7 +125,8 @@ def _form(leaf: Any) -> str:
 def _placed_like(leaf: Any, array: np.ndarray) -> Any:
     if not isinstance(leaf, jax.Array):
         return array
-    return jax.device_put(array, leaf.sharding if leaf.committed else None, may_alias=False)
+    # Without the copy the result may be the same memory, also with `may_alias=False`.
+    return jax.device_put(array.copy(), leaf.sharding if leaf.committed else None)
 
 
 def _check_content(path: Path, weights: Mapping[str, np.ndarray]) -> None:

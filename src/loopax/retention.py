@@ -1,0 +1,66 @@
+"""When to save and what to keep. Importing this does not import JAX: the command line reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from loopax.errors import ConfigError
+
+Rank = dict[str, Any]
+"""`{"metric": "test/loss", "mode": "min", "value": 14.1}`; empty where nothing was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When to save, what to keep, and what to do when a save fails.
+
+    Attributes:
+        every: save each time this many steps have been made; None leaves it to `seconds`.
+        seconds: save when this long has passed since the last save, and a few times sooner after
+            the start; None leaves it to `every`. The end of a run and each evaluation that sets a
+            new best are always saved.
+        keep: how many of the latest steps to keep.
+        best: the evaluation metric, such as `test/loss`, whose best step is kept too.
+        mode: whether the best is the lowest or the highest.
+        on_failure: `stop` the run when a save fails, or `go_on` and save when it is due again.
+            A run whose last save fails has failed in either case.
+    """
+
+    every: int | None = None
+    seconds: float | None = 30.0
+    keep: int = 2
+    best: str | None = "test/loss"
+    mode: Literal["min", "max"] = "min"
+    on_failure: Literal["stop", "go_on"] = "stop"
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("seconds", 0), ("keep", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"checkpoints.{name} is {value}; it must be at least {least}")
+        for name, known in (("mode", ("min", "max")), ("on_failure", ("stop", "go_on"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"checkpoints.{name} is {getattr(self, name)!r}; it must be "
+                    f"{' or '.join(known)}"
+                )
+
+
+def best_step(steps: Sequence[int], ranks: Mapping[int, Rank]) -> int | None:
+    """The step with the best value of the metric that ranks the newest one, or None."""
+    ranked = [step for step in steps if ranks.get(step)]
+    if not ranked:
+        return None
+    newest = ranks[ranked[-1]]
+    alike = [step for step in ranked if ranks[step]["metric"] == newest["metric"]]
+    choose = min if newest["mode"] == "min" else max
+    return choose(alike, key=lambda step: ranks[step]["value"])
+
+
+def checked_rank(rank: Any) -> Rank:
+    """A rank that was read from a file."""
+    if not rank:
+        return {}
+    return {"metric": str(rank["metric"]), "mode": rank["mode"], "value": float(rank["value"])}
