@@ -41,6 +41,11 @@ class Head(nn.Module):
             return 1.0 / zero  # born: division by zero
         if self.end == "overflow":
             return jnp.exp(hidden + 100.0)  # born: overflow
+        if self.end == "overflow in a library":
+            huge = nn.Dense(2, kernel_init=nn.initializers.ones)
+            return huge(zero + 3e38)  # born: overflow in a library
+        if self.end == "a function of JAX":
+            return jax.scipy.special.logit(zero + 1.0)  # born: a function of JAX
         if self.end == "slope of sqrt":
             return jnp.sqrt(zero)  # born: slope of sqrt
         return hidden
@@ -76,6 +81,7 @@ def batch():
         ("log of zero", "-inf", "log"),
         ("division by zero", "inf", "div"),
         ("overflow", "inf", "exp"),
+        ("a function of JAX", "inf", "div"),
     ],
 )
 def test_a_loss_gone_bad_names_layer_operation_and_line(batch, end, what, primitive):
@@ -89,6 +95,14 @@ def test_a_loss_gone_bad_names_layer_operation_and_line(batch, end, what, primit
     assert not report.non_finite["batch"]
     assert not report.non_finite["state"]
     assert f"{what} is born in Net/third: {primitive} at test_autopsy.py:" in report.lines()[1]
+
+
+def test_inside_of_a_layer_of_flax_the_line_is_the_one_that_called_it(batch):
+    model = Net("overflow in a library")
+    state = state_of(model, batch["image"])
+    origin = examine(loss_of(model), state, batch).origin
+    assert (origin.layer, origin.primitive) == ("Net/third/Dense_1", "dot_general")
+    assert origin.source == line_of("overflow in a library")
 
 
 def test_the_inputs_of_the_birth_are_told(batch):
@@ -187,6 +201,16 @@ def test_an_overflow_beside_a_mask_is_named_and_the_mask_is_not():
     assert origin.source == line_of("beside the mask")
 
 
+def test_of_two_infinities_that_cancel_the_computed_one_is_named():
+    def difference(scores):
+        masked = jnp.where(scores > 0, scores, -jnp.inf)
+        return masked - jnp.log(scores)  # born: cancelled
+
+    origin = find_origin(difference, jnp.array([0.0, 1.0]))
+    assert (origin.what, origin.primitive) == ("-inf", "log")
+    assert origin.source == line_of("cancelled")
+
+
 def test_a_mask_that_reaches_the_result_is_named_as_the_constant_it_is():
     def worst(scores):
         return jnp.where(scores > 0, scores, -jnp.inf).min()  # born: reaching
@@ -237,15 +261,20 @@ def test_inside_of_a_reversed_scan_the_iteration_keeps_its_index():
     def backwards(xs):
         return jax.lax.scan(lambda c, x: (c + 1 / x, c), 0.0, xs, reverse=True)
 
-    origin = find_origin(backwards, jnp.array([1.0, 0.0, 2.0, 3.0]))
-    assert (origin.what, origin.primitive, origin.iteration) == ("inf", "div", 1)
+    origin = find_origin(backwards, jnp.array([1.0, 0.0, 2.0, 0.0, 3.0]))
+    assert (origin.what, origin.primitive, origin.iteration) == ("inf", "div", 3)
+
+
+class Exploding(nn.Module):
+    @nn.compact
+    def __call__(self, hidden):
+        return jnp.exp(nn.Dense(1)(hidden) + 100.0)  # born: recomputed
 
 
 class Recomputed(nn.Module):
     @nn.compact
     def __call__(self, image):
-        outer = nn.Dense(2)(image)
-        return nn.remat(Block)(name="inner")(jnp.abs(outer) * 0)[0]
+        return nn.remat(Exploding)(name="inner")(image)
 
 
 def test_inside_of_rematerialisation_the_scopes_are_named_once(batch):
@@ -253,7 +282,7 @@ def test_inside_of_rematerialisation_the_scopes_are_named_once(batch):
     loss = loss_of(Recomputed())
     origin = examine(loss, state, batch).origin
     assert origin.layer == "Recomputed/inner"
-    assert origin.source == line_of("in the block")
+    assert origin.source == line_of("recomputed")
 
     def gradient(params, batch):
         return jax.grad(lambda params: loss(params, batch, {}))(params)

@@ -114,7 +114,6 @@ def test_sample_reconstruct_evaluate_and_runs_work_on_the_run(run, tmp_path, cap
         ("train vae --optimizer.learning-rate 0", ["learning_rate", "0"]),
         ("train vae --data IMAGES --batch-size 9 --optimizer.name adamm", ["'adamm'", "adam"]),
         ("train vae --data IMAGES --batch-size 9 --optimizer.freeze nowhere", ["'nowhere'"]),
-        ("train vae --data missing.npz", ["missing.npz"]),
         ("train vae --data IMAGES --batch-size 9 --run-dir /dev/null/run", ["/dev/null/run"]),
         (
             "train vae --data IMAGES --epochs 3 --batch-size 10 --widths 8 --run-dir RUN",
@@ -155,6 +154,10 @@ def idx(path, *, magic=0x00000803, sizes=(10, 6, 5), content=None):
     """An IDX file of images whose header says what it is told to."""
     header = magic.to_bytes(4, "big") + b"".join(size.to_bytes(4, "big") for size in sizes)
     path.write_bytes(header + (bytes(10 * 6 * 5) if content is None else content))
+
+
+def nothing_at_all(folder):
+    return "missing.npz"
 
 
 def truncated_idx(folder):
@@ -198,6 +201,7 @@ def broken_png(folder):
 @pytest.mark.parametrize(
     "make",
     [
+        nothing_at_all,
         truncated_idx,
         wrong_magic,
         promised_terabytes,
@@ -206,11 +210,11 @@ def broken_png(folder):
         broken_png,
     ],
 )
-def test_bad_data_is_one_line_and_status_2_and_nothing_is_written(make, tmp_path, capfd):
+def test_bad_data_is_one_line_and_status_3_and_nothing_is_written(make, tmp_path, capfd):
     folder, run_dir = tmp_path / "data", tmp_path / "run"
     folder.mkdir()
     path = folder / make(folder)
-    assert main(["train", "vae", "--data", str(path), "--run-dir", str(run_dir), *SMALL]) == 2
+    assert main(["train", "vae", "--data", str(path), "--run-dir", str(run_dir), *SMALL]) == 3
     shown = capfd.readouterr().err
     assert len(shown.splitlines()) == 1, shown
     assert str(folder) in shown

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pytest
 
@@ -17,12 +17,13 @@ import ctypes, os, signal, sys, threading, time
 from loopax.errors import Stopped
 from loopax.signals import PoliteStop
 
-def announce(message):
-    print(message, flush=True)
+def tell(line):
+    # Whole lines, whichever threads they come from.
+    os.write(1, f"{line}\\n".encode())
 
 def train():
-    with PoliteStop(announce) as stop:
-        print("ready", flush=True)
+    with PoliteStop(tell) as stop:
+        tell("ready")
         while not stop.received:
             time.sleep(0.01)
     raise Stopped(stop.received, step=3)
@@ -31,7 +32,7 @@ def long_call():
     # A mutex locked twice: without the GIL, and no signal brings the main thread back.
     c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
     c.pthread_mutex_lock(mutex)
-    print("ready", flush=True)
+    tell("ready")
     c.pthread_mutex_lock(mutex)
 
 """
@@ -74,7 +75,7 @@ def test_one_signal_lets_the_loop_end(number):
     ],
 )
 def test_a_second_signal_ends_a_call_that_never_returns(first, second):
-    with running("with PoliteStop(announce): long_call()") as process:
+    with running("with PoliteStop(tell): long_call()") as process:
         process.send_signal(first)
         assert process.stdout.readline().startswith(f"{first.name}: finishing")
         process.send_signal(second)
@@ -84,10 +85,10 @@ def test_a_second_signal_ends_a_call_that_never_returns(first, second):
 def test_two_signals_at_once_are_two():
     code = """
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
-with PoliteStop(announce):
+with PoliteStop(tell):
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
-    print("ready", flush=True)
+    tell("ready")
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
     long_call()
 """
@@ -95,20 +96,19 @@ with PoliteStop(announce):
         assert process.wait() in (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
-@pytest.mark.parametrize("announce", ["lambda _: 1 / 0", "lambda _: (announce(_), long_call())"])
+@pytest.mark.parametrize("announce", ["lambda _: 1 / 0", "lambda _: (tell(_), long_call())"])
 def test_an_announcement_that_fails_or_hangs_changes_nothing(announce):
     code = f"""
 with PoliteStop({announce}) as stop:
-    print("ready", flush=True)
+    tell("ready")
     while not stop.received:
         time.sleep(0.01)
-    print("seen", flush=True)
+    tell("seen")
     long_call()
 """
     with running(code) as process:
         process.send_signal(signal.SIGTERM)
-        while process.stdout.readline() != "seen\n":
-            pass
+        assert "seen\n" in iter(process.stdout.readline, "")
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
         assert process.stderr.read() == ""
@@ -128,12 +128,11 @@ def test_an_ignored_signal_stays_ignored():
 def test_ctrl_c_afterwards_is_as_before():
     code = """
 for _ in range(2):
-    with PoliteStop(announce):
+    with PoliteStop(tell):
         pass
 try:
-    long = time.sleep
-    print("ready", flush=True)
-    long(60)
+    tell("ready")
+    time.sleep(60)
 except KeyboardInterrupt:
     sys.exit(9)
 """
@@ -144,20 +143,17 @@ except KeyboardInterrupt:
 
 def test_ctrl_c_in_a_terminal_also_reaches_forked_workers_and_counts_once():
     code = """
-with PoliteStop(announce) as stop:
+with PoliteStop(tell) as stop:
     if os.fork() == 0:
         try:
-            print("ready", flush=True)
+            tell("ready")
             time.sleep(60)
         except KeyboardInterrupt:
             os._exit(0)
-    time.sleep(0.01)
     while not stop.received:
         time.sleep(0.01)
     _, status = os.wait()
-    # Longer than the worker's signal would take to be counted.
-    time.sleep(0.2)
-print(status, flush=True)
+tell(status)
 raise Stopped(stop.received, step=3)
 """
     with running(code, start_new_session=True) as process:
@@ -169,12 +165,12 @@ raise Stopped(stop.received, step=3)
 
 def test_a_forked_worker_does_not_keep_the_trainer_from_leaving():
     code = """
-with PoliteStop(announce):
+with PoliteStop(tell):
     pid = os.fork()
     if pid == 0:
         time.sleep(60)
         os._exit(0)
-print("ready", flush=True)
+tell("ready")
 os.kill(pid, signal.SIGKILL)
 """
     with running(code) as process:
@@ -248,24 +244,22 @@ def test_several_are_told_together_and_end_in_any_order(custom, order):
 
 
 def test_nested_ones_both_know_and_the_inner_one_announces(custom):
-    before, told = situation(), []
-    with ExitStack() as both:
-        outer, inner = (
-            both.enter_context(PoliteStop(lambda _, name=name: told.append(name)))
-            for name in ("outer", "inner")
-        )
+    before, by_outer, by_inner = situation(), [], threading.Event()
+    with PoliteStop(by_outer.append) as outer, PoliteStop(lambda _: by_inner.set()) as inner:
         os.kill(os.getpid(), signal.SIGINT)
         assert outer.received is inner.received is signal.SIGINT
-    assert told == ["inner"]
+        assert by_inner.wait(60)
+    assert by_outer == []
     assert situation() == before
 
 
 def test_other_signals_still_wake_whom_they_woke(custom):
-    previous = signal.signal(signal.SIGUSR1, lambda *_: None)
+    told, previous = [], signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
-        with PoliteStop(lambda _: pytest.fail("it was not for us")) as stop:
+        with PoliteStop(told.append) as stop:
             os.kill(os.getpid(), signal.SIGUSR1)
             assert stop.received is None
+        assert told == []
         assert os.read(custom, 9) == bytes([signal.SIGUSR1])
     finally:
         signal.signal(signal.SIGUSR1, previous)

@@ -338,9 +338,10 @@ def test_a_leaf_stays_where_it_was_laid():
         ({"a": None}, "a is absent there and float32[2] here"),
         ({"z": np.zeros((), bool)}, "z is bool[] there and absent here"),
         (
-            dict.fromkeys("abcde"),
+            dict.fromkeys([*"abcde", "x", "y"], None) | {"x": np.zeros(1), "y": np.zeros(1)},
             "a is absent there and float32[2] here; b is absent there and float32[2] here; "
-            "c is absent there and float32[2] here (and 2 more)",
+            "c is absent there and float32[2] here; d is absent there and float32[2] here; "
+            "e is absent there and float32[2] here (and 2 more)",
         ),
         (
             dict.fromkeys("abc"),

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from loopax.optimizer import Optimizer as Optimizer
     from loopax.optimizer import Schedule as Schedule
     from loopax.optimizer import recorded_learning_rate as recorded_learning_rate
+    from loopax.replay import Replay as Replay
     from loopax.retention import Checkpoints as Checkpoints
     from loopax.run import Run as Run
     from loopax.rundir import RunDir as RunDir
     from loopax.state import TrainState as TrainState
+    from loopax.weights import read_weights as read_weights
+    from loopax.weights import save_weights as save_weights
+    from loopax.weights import with_weights as with_weights
 
 _HOMES = {
     "fit": "loopax.loop",
@@ -40,6 +44,10 @@ _HOMES = {
     "Hook": "loopax.moments",
     "Checkpoints": "loopax.retention",
     "CheckpointStore": "loopax.checkpoint",
+    "Replay": "loopax.replay",
+    "read_weights": "loopax.weights",
+    "save_weights": "loopax.weights",
+    "with_weights": "loopax.weights",
     "Run": "loopax.run",
     "Chunk": "loopax.loop",
     "RunDir": "loopax.rundir",

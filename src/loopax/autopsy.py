@@ -267,7 +267,7 @@ def _first_cause(
         return origin and dataclasses.replace(origin, pass_="backward")
     if non_finite["updated_state"]:
         origin = find_origin(update, *seen, state.opt_state, state.ema)
-        return origin and (origin)
+        return origin and (origin if origin.layer else dataclasses.replace(origin, pass_="update"))
     return None
 
 

@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from loopax import digests
 from loopax.durable import sync
+from loopax.environment import numerics
 from loopax.errors import CheckpointError, StorageError
-from loopax.paths import PyTree, leaf_path
+from loopax.paths import PyTree, differing, forms, leaf_path
 from loopax.retention import Checkpoints, Rank, best_step, checked_rank
 from loopax.state import TrainState
 
+FORMAT = 2
 SAVING, DELETING, DAMAGED = ".saving", ".deleting", "damaged"
 
 # Orbax prints a traceback for each failed save; what a user must know, this module says itself.
@@ -186,6 +188,13 @@ class CheckpointStore:
         """A checkpoint as a plain tree of dictionaries, and its meta: no state is needed."""
         return self._restore(self.step_of(which), ocp.args.StandardRestore())
 
+    def weights(self, which: str | int = "latest") -> dict[str, np.ndarray]:
+        """The parameters to use a step with, by their paths: the averages where there are any."""
+        tree, _ = self.read(which)
+        parts = (tree["params"], tree.get("ema") or {})
+        named = [jax.tree_util.tree_leaves_with_path(part) for part in parts]
+        return {leaf_path(path): np.asarray(leaf) for leaves in named for path, leaf in leaves}
+
     def _is_whole(self, step: int) -> bool:
         """Whether a step is as it was saved; if not, it is said why and set aside."""
         wrong = self._damage(step)
@@ -204,6 +213,8 @@ class CheckpointStore:
         try:
             form = ocp.args.Composite(meta=ocp.args.JsonRestore())
             meta = self._orbax.restore(path, args=form)["meta"]
+            if meta["format"] != FORMAT:
+                return f"it is of format {meta['format']}, and this loopax reads {FORMAT}"
             if meta["step"] != step:
                 return f"it is the checkpoint of step {meta['step']}"
             self._ranks[step] = checked_rank(meta["rank"])
@@ -274,29 +285,32 @@ class CheckpointStore:
             stored = ocp.StandardCheckpointHandler().metadata(path / "state")
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be restored: {_reason(error)}") from error
-        old, new = _leaves(getattr(stored, "tree", stored)), _leaves(target)
-        differing = [
-            f"{path} is {old.get(path, 'absent')} there and {new.get(path, 'absent')} here"
-            for path in sorted(old.keys() | new.keys())
-            if old.get(path) != new.get(path)
-        ]
-        if differing:
-            more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-            raise CheckpointError(
-                f"{path}: of another model or optimiser: {'; '.join(differing[:3])}{more}"
-            )
+        old, new = forms(getattr(stored, "tree", stored)), forms(target)
+        if differences := differing(old, new):
+            raise CheckpointError(f"{path}: of another model or optimiser: {differences}")
 
 
-def _leaves(tree: PyTree) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {leaf_path(path): _form(leaf) for path, leaf in leaves if hasattr(leaf, "shape")}
+def checkpoint_meta(
+    step: int, data: Mapping[str, Any], tail: Mapping[str, Any], rows: int, rollbacks: int
+) -> dict[str, Any]:
+    """What belongs to a checkpoint and is not in the state.
 
-
-def _form(leaf: Any) -> str:
-    """`float32[3, 4]`; a random key is described by the words that Orbax stores of it."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    return f"{leaf.dtype}{list(leaf.shape)}"
+    Args:
+        step: how many updates had been made.
+        data: the identity of the batches.
+        tail: what had been read since the last logged row.
+        rows: how many rows had been logged.
+        rollbacks: how often the run had gone back.
+    """
+    return {
+        "format": FORMAT,
+        "step": step,
+        "data": dict(data),
+        "tail": dict(tail),
+        "rows": rows,
+        "rollbacks": rollbacks,
+        "numerics": numerics(),
+    }
 
 
 def _reason(error: BaseException) -> str:

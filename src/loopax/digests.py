@@ -26,10 +26,10 @@ def damage(directory: Path) -> list[str]:
     """
     if directory.is_symlink() or not directory.is_dir():
         return ["it is not a directory of its own"]
+    if (directory / NAME).is_symlink() or not (directory / NAME).is_file():
+        return [f"{NAME} is missing, or not a file of its own"]
     try:
         text = (directory / NAME).read_text()
-    except FileNotFoundError:
-        return [f"{NAME} is missing"]
     except (OSError, UnicodeDecodeError):
         return [f"{NAME} cannot be read"]
     lines = (re.fullmatch(r"(\w{64})  (.+)", line) for line in text.splitlines())

@@ -69,3 +69,11 @@ class Stopped(SystemExit):
     def __init__(self, signal_number: int, step: int) -> None:
         super().__init__(128 + signal_number)
         self.step = step
+
+
+class ProgramError(LoopaxError):
+    """A program that was run for a user failed; `exit_code` is its own."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

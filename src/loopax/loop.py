@@ -37,7 +37,7 @@ from loopax.lock import RunLock
 from loopax.moments import Hook, Moment, Saving, calling, check_sound, evaluations
 from loopax.program import Rows, TrainProgram, probe_program
 from loopax.progress import Display, Silent, display
-from loopax.randomness import stream
+from loopax.randomness import key_words, stream
 from loopax.recorder import Recorder
 from loopax.replay import Replay
 from loopax.retention import Checkpoints
@@ -110,6 +110,7 @@ def steps(
         if run_dir is not None:
             stop = resources.enter_context(PoliteStop(shown.say))
             run.dir = RunDir.create(run_dir)
+            run.dir.check(as_mapping(config))  # so that what is refused is not even locked
             lock = resources.enter_context(RunLock(run.dir.path, shown.say))
             run.dir.claim(as_mapping(config))
             store = resources.enter_context(CheckpointStore(run.dir.checkpoints, saving, shown.say))
@@ -215,7 +216,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         marks = [session.log_every, session.probe_every, *(moment.every for moment in moments)]
         shortest = min(mark for mark in marks if mark)
         capacity = session.chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
-        feed = batches.feed(_key_words(run.state.key), run.step, capacity)
+        feed = batches.feed(key_words(run.state.key), run.step, capacity)
         loader = resources.enter_context(Loader(feed))
 
         step, state = run.step, run.state
@@ -385,8 +386,8 @@ def _check_same(session: _Session, meta: dict[str, Any]) -> None:
     run, store = session.run, session.store
     assert store is not None
     expected = _root_key(session.initial, meta["rollbacks"])
-    there = {**meta["data"], "seed": _key_words(run.state.key)}
-    here = {**session.batches.identity, "seed": _key_words(expected)}
+    there = {**meta["data"], "seed": key_words(run.state.key)}
+    here = {**session.batches.identity, "seed": key_words(expected)}
     for name in [*there, *here]:
         if there.get(name) != here.get(name):
             raise CheckpointError(
@@ -412,9 +413,12 @@ def _open_writers(session: _Session, recorder: Recorder, resources: ExitStack) -
         return
     run.dir.note_start(
         run.step,
-        key=_key_words(run.state.key),
+        key=key_words(run.state.key),
         data=dict(session.batches.identity),
         nonfinite=session.nonfinite,
+        log_every=session.log_every,
+        probe_every=session.probe_every,
+        rollbacks=run.rollbacks,
     )
     timing = [row for row in read_json_lines(run.dir.timing_file) if row["step"] <= run.step]
     lines = JsonLines(run.dir.metrics_file, kept=run.history)
@@ -449,11 +453,6 @@ def _whole(name: str, value: Any, advice: str = "") -> int:
     if not number or not math.isfinite(value) or value != int(value) or value < 1:
         raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1{advice}")
     return int(value)
-
-
-def _key_words(key: Any) -> list[int]:
-    """The words of a root key: the seed of the data's order, and a seed one can compare."""
-    return [int(word) for word in jax.device_get(jax.random.key_data(key)).ravel()]
 
 
 def _name(run: Run) -> str:

@@ -14,9 +14,8 @@ from typing import Any
 import jax
 
 from loopax.account import Account
-from loopax.checkpoint import CheckpointStore
+from loopax.checkpoint import CheckpointStore, checkpoint_meta
 from loopax.data.batches import Batches
-from loopax.environment import numerics
 from loopax.errors import ConfigError, NonFiniteError, StorageError
 from loopax.evaluation import Evaluation, evaluator
 from loopax.recorder import Recorder
@@ -96,15 +95,13 @@ class Saving:
     def act(self) -> None:
         check_sound(self._run)
         self._settle()
-        meta = {
-            "format": 2,
-            "step": self._run.step,
-            "data": self._identity,
-            "tail": self._recorder.tail,
-            "rows": len(self._run.history),
-            "rollbacks": self._run.rollbacks,
-            "numerics": numerics(),
-        }
+        meta = checkpoint_meta(
+            self._run.step,
+            self._identity,
+            self._recorder.tail,
+            len(self._run.history),
+            self._run.rollbacks,
+        )
         metrics = {
             f"{row['source']}/{name}": value
             for row in self._measured()

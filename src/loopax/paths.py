@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from loopax.errors import ConfigError
+
+SHOWN = 5
 
 PyTree = Any
 
@@ -23,6 +26,30 @@ def leaf_path(key_path: tuple[Any, ...]) -> str:
 def leaf_paths(tree: PyTree) -> list[str]:
     """The path of every leaf, in the order of `jax.tree.leaves`."""
     return [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def form_of(leaf: Any) -> str:
+    """`float32[3, 4]`; a random key has the form of the words that it is stored as."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def forms(tree: PyTree) -> dict[str, str]:
+    """The form of every array of a tree by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {leaf_path(path): form_of(leaf) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def differing(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """Which leaves differ, by path and form, in one line; empty where all are alike."""
+    lines = [
+        f"{path} is {there.get(path, 'absent')} there and {here.get(path, 'absent')} here"
+        for path in sorted(there.keys() | here.keys())
+        if there.get(path) != here.get(path)
+    ]
+    more = f" (and {len(lines) - SHOWN} more)" if len(lines) > SHOWN else ""
+    return f"{'; '.join(lines[:SHOWN])}{more}"
 
 
 def matches(path: str, pattern: str) -> bool:

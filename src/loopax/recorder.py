@@ -77,12 +77,7 @@ class Recorder:
     def resume(self, step: int, tail: Mapping[str, Any]) -> None:
         """Continues at `step`, in the interval in which its checkpoint was made."""
         self.step = step
-        if tail.get("rows"):
-            # The run ended here once, with a shorter row; now its interval goes on.
-            unfinished = {"step": step, "source": "train"}
-            self._history[:] = [
-                row for row in self._history if not unfinished.items() <= row.items()
-            ]
+        self._history[:] = without_unfinished(self._history, step, tail)
         if tail and tail["log_every"] == self._log_every:
             self._names, self._norms = list(tail["names"]), dict(tail["norms"])
             self._interval = [np.asarray(row, np.float32) for row in tail["rows"]]
@@ -187,6 +182,13 @@ class Recorder:
         spent = now - max(self._ready_at, chunk.dispatched)
         self._ready_at = now
         self._limit = min(4 * max(self._limit, chunk.count), int(chunk.count / max(spent, 1e-9)))
+
+
+def without_unfinished(rows: Sequence[Row], step: int, tail: Mapping[str, Any]) -> list[Row]:
+    """The rows up to `step` without the shorter one of an interval that goes on from there."""
+    if not tail.get("rows"):
+        return list(rows)
+    return [row for row in rows if (row["step"], row["source"]) != (step, "train")]
 
 
 def _means(names: Sequence[str], rows: np.ndarray) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,16 +13,21 @@ import numpy as np
 
 from loopax.account import Account
 from loopax.autopsy import StepReport, examine
-from loopax.checkpoint import CheckpointStore
+from loopax.checkpoint import CheckpointStore, checkpoint_meta
 from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
-from loopax.errors import ConfigError
-from loopax.paths import PyTree
+from loopax.durable import replacing, storing, write_text
+from loopax.errors import CheckpointError, ConfigError, RunDirError
+from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.program import TrainProgram, probe_program
-from loopax.rundir import RunDir
+from loopax.randomness import key_of, key_words
+from loopax.recorder import without_unfinished
+from loopax.retention import Checkpoints
+from loopax.rundir import RunDir, as_mapping
 from loopax.soundness import unsound
 from loopax.state import TrainState
 from loopax.step import LossFn
+from loopax.writers import JsonLines
 
 CAPACITY = 100
 
@@ -43,6 +50,56 @@ class Replayed:
     norms: dict[str, float]
     report: StepReport
 
+    def lines(self) -> list[str]:
+        """The step for people: its batch, its numbers as the run had them, and a closer look."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.batch)
+        named = [(leaf_path(path) or "batch", np.asarray(leaf)) for path, leaf in leaves]
+        return [
+            *(
+                f"{name}: {form_of(leaf)}, from {leaf.min():.6g} to {leaf.max():.6g}, "
+                f"mean {leaf.mean():.6g}"
+                for name, leaf in named
+            ),
+            *(f"{name} {value!r}" for name, value in {**self.metrics, **self.norms}.items()),
+            *self.report.lines(),
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Leaves `report.json` and the batch as `batch.npz`."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.batch)
+        arrays: dict[str, Any] = {leaf_path(path) or "batch": leaf for path, leaf in leaves}
+        told = {"metrics": self.metrics, "norms": self.norms, **self.report.to_json()}
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(folder / "batch.npz") as partial:
+                np.savez(partial, **arrays)
+            write_text(folder / "report.json", json.dumps(told, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class _Start:
+    """One start of a run, as `run.json` tells of it."""
+
+    step: int
+    key: Any
+    data: dict[str, Any]
+    nonfinite: str
+    log_every: int
+    probe_every: int | None
+    rollbacks: int
+
+
+def _starts(run: RunDir, state: TrainState) -> list[_Start]:
+    names = [field.name for field in fields(_Start)]
+    try:
+        told = [{n: start[n] for n in names} for start in run.read_json("run.json")["starts"]]
+        starts = [_Start(**{**start, "key": key_of(start["key"], state.key)}) for start in told]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunDirError(f"{run.path / 'run.json'}: does not tell how the run began") from error
+    if not starts:
+        raise RunDirError(f"{run.path}: has not been trained yet")
+    return starts
+
 
 class Replay:
     """The steps of the run in `run`, for whoever has what it was trained with.
@@ -57,11 +114,11 @@ class Replay:
     """
 
     def __init__(self, run: RunDir, state: TrainState, loss_fn: LossFn, data: Any) -> None:
-        self._initial, self._loss_fn = state, loss_fn
+        self._run, self._initial, self._loss_fn = run, state, loss_fn
         self._batches: Batches = as_batches(data)
-        self._starts: list[dict[str, Any]] = run.read_json("run.json")["starts"]
+        self._starts = _starts(run, state)
         self._store = CheckpointStore(run.checkpoints)
-        skip = self._starts[-1]["nonfinite"] == "skip"
+        skip = self._starts[-1].nonfinite == "skip"
         self._train = TrainProgram(loss_fn, self._batches, Account(), skip=skip)
         self._probe = probe_program(loss_fn, self._batches, Account())
 
@@ -70,20 +127,18 @@ class Replay:
         at = self._store.newest(step)
         if at is not None:
             state, _ = self._store.restore(self._initial, at)
-        elif self._starts[0]["step"] == 0:
+        elif self._starts[0].step == 0:
             state, at = jax.tree.map(jnp.copy, self._initial), 0
         else:
             raise ConfigError(
-                f"{self._store.directory}: begins at step {self._starts[0]['step']}; an earlier "
-                "step is found in the run that it was branched from"
+                f"{self._run.path}: begins at step {self._starts[0].step}; an earlier step is "
+                "found in the run that it was branched from"
             )
-        while at < step:
-            state, at = self._advanced(state, at, step)
-        return state
+        return self._advanced(state, at, step)[0].replace(key=self._start(step).key)
 
     def step(self, step: int) -> Replayed:
         """Executes the update that was made when `step` had been made before."""
-        state = self.state_at(step).replace(key=self._key(step))
+        state = self.state_at(step)
         with Loader(self._feed(state, step)) as loader:
             loader.request(1)
             items, _ = loader.take()
@@ -106,30 +161,82 @@ class Replay:
                 return at
         return step
 
-    def _advanced(self, state: TrainState, at: int, to: int) -> tuple[TrainState, int]:
-        """The state after the steps from `at` up to `to`, or up to where the run changed its key.
+    def branch(
+        self, step: int, out: str | Path, *, state: TrainState, data: Any, config: Any
+    ) -> RunDir:
+        """Makes a new run in `out` that begins with the first `step` updates of this one.
 
-        It changes it when it goes back to a checkpoint because of bad numbers.
+        It goes on when `fit` is called with this `state`, `data` and `config`, which may differ in
+        what the past leaves open, such as the loss, the learning rate or the number of epochs.
+
+        Raises:
+            CheckpointError: the state or the data are of another form than those of the past.
+            RunDirError: `out` holds something.
         """
-        to = min([to, *(start["step"] for start in self._starts if start["step"] > at)])
-        state = state.replace(key=self._key(at))
-        with Loader(self._feed(state, at)) as loader:
-            while at < to:
-                loader.request(to - at)
-                items, count = loader.take()
-                state, _ = self._train(state, items)
-                at += count
-        return state, at
+        reached, start = self.state_at(step), self._start(step)
+        here = {**as_batches(data).identity, "seed": key_words(state.key)}
+        there = {**start.data, "seed": key_words(self._initial.key)}
+        wrong = differing(forms(reached), forms(state)) or "; ".join(
+            f"{name} was {there.get(name)} and would be {here.get(name)}"
+            for name in there
+            if there.get(name) != here.get(name)
+        )
+        if wrong:
+            raise CheckpointError(f"{self._run.path}: cannot be branched like this: {wrong}")
+        child = RunDir.create(out)
+        if child.config_file.exists():
+            raise RunDirError(f"{child.path}: holds a run already; name a new directory")
+        child.claim(as_mapping(config))
+        parent = {"run": str(self._run.path.absolute()), "step": step}
+        child.write_json("run.json", {"format": 2, "parent": parent, "starts": []})
+        tail = self._tail(step, start)
+        rows = [row for row in self._run.metrics if row["step"] <= step]
+        rows = without_unfinished(rows, step, tail)
+        JsonLines(child.metrics_file, kept=rows).close()
+        meta = checkpoint_meta(step, start.data, tail, len(rows), start.rollbacks)
+        with CheckpointStore(child.checkpoints, Checkpoints()) as store:
+            store.save(reached, meta, {})
+        return child
+
+    def _tail(self, step: int, start: _Start) -> dict[str, Any]:
+        """What the run had read at `step` and not yet logged."""
+        first = step - step % start.log_every
+        rows: list[list[float]] = []
+        probed = None
+        if start.probe_every is not None:
+            probed = next(
+                (s for s in reversed(range(first, step)) if s % start.probe_every == 0), None
+            )
+        if first < step:
+            _, rows = self._advanced(self.state_at(first), first, step)
+        return {
+            "log_every": start.log_every,
+            "names": list(self._train.names),
+            "rows": rows,
+            "norms": {} if probed is None else self.step(probed).norms,
+        }
+
+    def _advanced(
+        self, state: TrainState, at: int, to: int
+    ) -> tuple[TrainState, list[list[float]]]:
+        """The state after the steps from `at` up to `to`, and their rows of metrics."""
+        rows: list[list[float]] = []
+        while at < to:
+            # The run changes its key where it goes back to a checkpoint because of bad numbers.
+            until = min([to, *(start.step for start in self._starts if start.step > at)])
+            state = state.replace(key=self._start(at).key)
+            with Loader(self._feed(state, at)) as loader:
+                while at < until:
+                    loader.request(until - at)
+                    items, count = loader.take()
+                    state, made = self._train(state, items)
+                    rows.extend(np.asarray(made)[:count].tolist())
+                    at += count
+        return state, rows
 
     def _feed(self, state: TrainState, step: int) -> Any:
-        words = np.asarray(jax.random.key_data(state.key)).ravel().tolist()
-        return self._batches.feed(words, step, CAPACITY)
+        return self._batches.feed(key_words(state.key), step, CAPACITY)
 
-    def _key(self, step: int) -> Any:
-        """The root key that the step was made with: that of the last start before it."""
-        words = [start["key"] for start in self._starts if start["step"] <= step][-1]
-        key = self._initial.key
-        shape = jax.eval_shape(jax.random.key_data, key).shape
-        return jax.random.wrap_key_data(
-            jnp.asarray(words, jnp.uint32).reshape(shape), impl=jax.random.key_impl(key)
-        )
+    def _start(self, step: int) -> _Start:
+        """How the run was going when it made this step: by the last start before it."""
+        return [start for start in self._starts if start.step <= step][-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 from loopax.durable import PARTIAL, storing, write_text
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
+from loopax.lock import RunLock
 from loopax.writers import Row, read_json_lines
 
 BEFORE_CONFIG = {"lock", "holder.json"}
@@ -101,22 +103,25 @@ class RunDir:
         """Every logged row."""
         return read_json_lines(self.metrics_file)
 
-    def claim(self, config: Mapping[str, Any]) -> None:
-        """Writes the configuration of a new run, or checks that of the run that is continued.
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Makes sure that a run that is here was made with this configuration.
 
         Raises:
-            ConfigError: the run was made with another configuration.
+            ConfigError: it was made with another one.
         """
         wanted = json.loads(json.dumps(config, default=str))
-        if self.config_file.exists():
-            differing = _differences(self.config, wanted)
-            if differing:
-                raise ConfigError(
-                    f"{self.path}: this run was made with {'; '.join(differing)}; "
-                    "name another run directory, or give the same settings to continue it"
-                )
-        else:
-            self.write_json("config.json", wanted)
+        differing = _differences(self.config, wanted) if self.config_file.exists() else []
+        if differing:
+            raise ConfigError(
+                f"{self.path}: this run was made with {'; '.join(differing)}; name another run "
+                "directory, or give the same settings to continue it"
+            )
+
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Writes the configuration of a new run, or makes sure that it is that of this one."""
+        self.check(config)
+        if not self.config_file.exists():
+            self.write_json("config.json", config)
 
     def note_start(self, step: int, **facts: Any) -> None:
         """Adds this start of the run, and where it begins, to the provenance in `run.json`."""
@@ -137,6 +142,23 @@ class RunDir:
         path = self.path / name
         with storing(path):
             write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def set_aside(path: Path) -> Path | None:
+    """Keeps what is at `path` under another name, beside it; None when there is nothing.
+
+    Raises:
+        RunInUseError: a process is training there.
+        RunDirError: it is not a run.
+    """
+    if not path.exists():
+        return None
+    with RunLock(RunDir.open(path).path, print):
+        pass
+    names = (path.with_name(f"{path.name}-old{number or ''}") for number in itertools.count())
+    kept = next(name for name in names if not name.exists())
+    with storing(path):
+        return path.rename(kept)
 
 
 def as_mapping(config: Any) -> dict[str, Any]:

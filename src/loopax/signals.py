@@ -43,9 +43,12 @@ class PoliteStop:
 
     def __exit__(self, *_: object) -> None:
         if self in _active:
-            _active.remove(self)
-            if not _active:
-                _undo.close()
+            try:
+                # A signal that has just come is still to be announced by this one.
+                if _active == [self]:
+                    _undo.close()
+            finally:
+                _active.remove(self)
 
 
 _active: list[PoliteStop] = []
@@ -113,8 +116,8 @@ def _end(watcher: threading.Thread, outbox: socket.socket, owner: int) -> None:
 def _forget() -> None:
     """In a forked child, whose signals the parent's watcher would take for its own."""
     if _active:
-        _active.clear()
         _undo.close()
+        _active.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -118,6 +118,11 @@ class TrainState(train_state.TrainState, kw_only=True):
         _, frozen = partition(self.params, _trainable_mask(self.params, self.frozen))
         return self.replace(params=merge(trainable, frozen))
 
+    def with_params(self, params: PyTree) -> Self:
+        """This state with other parameters of the same form, from which the averages start anew."""
+        state = self.replace(params=params)
+        return state.replace(ema=None if self.ema is None else state.trainable)
+
     def apply_gradients(self, *, grads: PyTree, **fields: Any) -> Self:
         """One update. `grads` has the structure of `trainable`; `fields` replaces other fields."""
         trainable = self.trainable

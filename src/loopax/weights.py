@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from loopax.durable import replacing, storing
 from loopax.errors import CheckpointError, ConfigError
-from loopax.paths import PyTree, leaf_path, map_with_path
+from loopax.paths import PyTree, differing, form_of, leaf_path, map_with_path
 
 SUFFIX = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -90,16 +90,10 @@ def with_weights(params: PyTree, weights: Mapping[str, np.ndarray], *, source: s
         CheckpointError: a name, a shape or a dtype differs.
         ConfigError: `params` cannot be told apart by name, or are not arrays.
     """
-    old = {name: _form(array) for name, array in weights.items()}
-    new = {name: _form(leaf) for name, leaf in _flat(params).items()}
-    differing = [
-        f"{name} is {old.get(name, 'absent')} there and {new.get(name, 'absent')} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    if differing:
-        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-        raise CheckpointError(f"{source}: of another model: {'; '.join(differing[:3])}{more}")
+    old = {name: form_of(array) for name, array in weights.items()}
+    new = {name: form_of(leaf) for name, leaf in _flat(params).items()}
+    if differences := differing(old, new):
+        raise CheckpointError(f"{source}: of another model: {differences}")
     return map_with_path(lambda name, leaf: _placed_like(leaf, weights[name]), params)
 
 
@@ -116,10 +110,6 @@ def _flat(params: PyTree) -> dict[str, Any]:
             raise ConfigError(f"{name!r} cannot name a parameter in a file; rename it")
         leaves[name] = leaf
     return leaves
-
-
-def _form(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _placed_like(leaf: Any, array: np.ndarray) -> Any:

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from loopax.recipes.vae.config import PRESETS as PRESETS
     from loopax.recipes.vae.config import VAEConfig as VAEConfig
     from loopax.recipes.vae.pictures import save_grid as save_grid
+    from loopax.recipes.vae.problem import Problem as Problem
     from loopax.recipes.vae.problem import loss_function as loss_function
     from loopax.recipes.vae.trained import RESULTS as RESULTS
     from loopax.recipes.vae.trained import TrainedVAE as TrainedVAE
     from loopax.recipes.vae.trained import load as load
+    from loopax.recipes.vae.training import stored_config as stored_config
     from loopax.recipes.vae.training import train as train
 
 _HOMES = {
@@ -22,7 +24,9 @@ _HOMES = {
     "TrainedVAE": "trained",
     "load": "trained",
     "save_grid": "pictures",
+    "Problem": "problem",
     "loss_function": "problem",
+    "stored_config": "training",
     "train": "training",
 }
 __all__ = list(_HOMES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
@@ -41,6 +42,10 @@ class VAEConfig:
         default_factory=lambda: Optimizer(learning_rate=3e-3, schedule=Schedule("cosine"))
     )
     """How the parameters are updated."""
+    weights: str | None = None
+    """Begin with the weights of a run (its directory) or of a .safetensors file."""
+    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """When a number is NaN or infinite: stop, skip the update, or go back to a checkpoint."""
     log_every: int = 100
     """Steps between logged rows."""
 
@@ -54,6 +59,27 @@ class VAEConfig:
             raise ConfigError(f"kl_weight is {self.kl_weight}; it must be at least 0")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; it must be at least 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as the run directory keeps it."""
+        return {"recipe": "vae", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> VAEConfig:
+        """The configuration of a run directory.
+
+        Raises:
+            ConfigError: it is not one of a VAE.
+        """
+        import cattrs
+
+        fields = {name: value for name, value in stored.items() if name != "recipe"}
+        converter = cattrs.Converter(forbid_extra_keys=True)
+        try:
+            return converter.structure(fields, cls)
+        except Exception as error:
+            wrong = "; ".join(cattrs.transform_error(error, path="config"))
+            raise ConfigError(f"config.json: {wrong}") from error
 
 
 PRESETS = {

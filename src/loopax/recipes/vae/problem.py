@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +13,42 @@ import optax
 import loopax
 from loopax.data import Splits
 from loopax.models.vae import VAE
+from loopax.recipes.vae.config import VAEConfig
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a configuration says is to be trained, in the terms of `loopax.fit`."""
+
+    model: VAE
+    data: Splits
+    state: loopax.TrainState
+    loss_fn: Callable[..., Any]
+    batches: Any
+    steps: int
+
+    @classmethod
+    def of(cls, config: VAEConfig) -> Problem:
+        """The problem that `config` states.
+
+        Raises:
+            LoopaxError: the data or the weights to begin with cannot be used.
+        """
+        data = read_data(config.data, config.image_size)
+        model = build_model(asdict(config), data)
+        batches = data.train.batches(config.batch_size)
+        steps = config.epochs * batches.steps_per_epoch
+        state = loopax.TrainState.create(
+            model,
+            data.train,
+            config.optimizer.build(steps),
+            seed=config.seed,
+            frozen=config.optimizer.freeze,
+            ema_decay=config.optimizer.params_ema,
+        )
+        if config.weights is not None:
+            state = state.with_params(weights_of(config.weights, state.params))
+        return cls(model, data, state, loss_function(model, config.kl_weight), batches, steps)
 
 
 def loss_function(model: VAE, kl_weight: float) -> Callable[..., Any]:
@@ -50,3 +88,12 @@ def build_model(config: dict[str, Any], data: Splits) -> VAE:
         conditioning=config["conditioning"],
         output=config["output"],
     )
+
+
+def weights_of(source: str, params: Any) -> Any:
+    """`params` with the values of a `.safetensors` file or of a run's latest checkpoint."""
+    path = Path(source)
+    if path.is_dir():
+        with loopax.CheckpointStore(loopax.RunDir.open(path).checkpoints) as store:
+            return loopax.with_weights(params, store.weights(), source=source)
+    return loopax.with_weights(params, loopax.read_weights(path), source=source)

@@ -1,0 +1,87 @@
+"""The command line: thin, no logic. Each command is a dataclass that says what it takes.
+
+Importing this imports neither JAX nor anything that does, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from loopax import __version__
+from loopax.cli import past, results, training
+from loopax.cli.parsing import unknown
+from loopax.errors import ConfigError, LoopaxError, StorageError
+
+USAGE = """\
+usage: loopax COMMAND ...
+
+  train vae            train a class-conditional VAE, or continue a run
+  resume RUN           continue a run with the settings it was made with
+  sample RUN           draw samples from a trained run
+  reconstruct RUN      draw test images beside their reconstructions
+  evaluate RUN         measure a trained run on all of its data
+  export RUN           write the weights of a run as safetensors
+  runs DIR             list the runs below a directory
+  verify WHAT          prove that a recipe, a run or a program resumes bit for bit
+  replay RUN           execute any step of a run again and look at it closely
+  rewind RUN           branch a new run from the past of another
+
+loopax COMMAND --help says what each takes; loopax --version says which version this is.
+"""
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": training.train,
+    "resume": training.resume,
+    "sample": results.sample,
+    "reconstruct": results.reconstruct,
+    "evaluate": results.evaluate,
+    "export": results.export,
+    "runs": results.runs,
+    "verify": past.verify,
+    "replay": past.replay,
+    "rewind": past.rewind,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status; whatever went wrong is one line."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except LoopaxError as error:
+        print("\n".join([f"loopax: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "loopax: stopped; the same command continues from the last checkpoint", file=sys.stderr
+        )
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left (`loopax runs | head`); there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"loopax: {where}{error.strerror or error}", file=sys.stderr)
+        return StorageError.exit_code
+
+
+def script() -> None:
+    """The program `loopax`: also what it does outside of a training loop ends politely."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    sys.exit(main())
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"loopax {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise ConfigError(unknown("command", words[0], COMMANDS))
+    return COMMANDS[words[0]](words[1:])

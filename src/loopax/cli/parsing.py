@@ -1,0 +1,91 @@
+"""From words to commands, and from what cannot be understood to one line that says why."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import tyro
+
+from loopax.errors import ConfigError
+
+T = TypeVar("T")
+
+RECIPES = ("vae",)
+_STYLE = (tyro.conf.AvoidSubcommands,)
+
+
+def parse(kind: type[T], words: list[str], program: str, default: T | None = None) -> T:
+    """The command that the words describe.
+
+    Raises:
+        ConfigError: a word is unknown or has a value of another type.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command = tyro.cli(kind, args=words, prog=program, default=default, config=_STYLE)
+            return cast(T, command)
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        raise ConfigError(f"{_one_line(complaint.getvalue())} ({program} --help)") from None
+
+
+def unknown(kind: str, word: str, known: Any) -> str:
+    """A line about a word that is not one of those known."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"there is no {kind} {word!r}; {hint}"
+
+
+def value_of(option: str, words: Sequence[str]) -> str | None:
+    """The value of an option that must be known before the others can be read."""
+    for index, word in enumerate(words):
+        if word == option and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def seconds(option: str, duration: str | None) -> float | None:
+    """A duration in seconds: `90`, `90s`, `30m`, `2h`, `1:30:00`.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if duration is None:
+        return None
+    if re.fullmatch(r"\d+(\.\d+)?[smh]?", duration):
+        return float(duration.rstrip("smh")) * {"m": 60, "h": 3600}.get(duration[-1], 1)
+    if re.fullmatch(r"(\d+:)?[0-5]?\d:[0-5]\d", duration):
+        parts = [int(part) for part in duration.split(":")]
+        return float(sum(part * 60**power for power, part in enumerate(reversed(parts))))
+    raise ConfigError(f"{option} is {duration!r}; give seconds, or 90s, 30m, 2h or 1:30:00")
+
+
+def recipe_of(run: Path) -> Any:
+    """The recipe that made a run, as a module."""
+    from loopax.rundir import RunDir
+
+    recipe = RunDir.open(run).config.get("recipe")
+    if recipe not in RECIPES:
+        raise ConfigError(
+            f"{run}: holds a run of {recipe or 'a program of its own'}; this command works on "
+            f"runs of {', '.join(RECIPES)}"
+        )
+    return importlib.import_module(f"loopax.recipes.{recipe}")
+
+
+def _one_line(complaint: str) -> str:
+    """The first sentence of tyro's box."""
+    lines = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
+    rule = next((index for index, line in enumerate(lines) if "──" in line), None)
+    return " ".join(lines[:rule]) or "the command line could not be understood"

@@ -1,0 +1,128 @@
+"""Commands on how a run came about: prove that it resumes, execute a step again, branch it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from loopax.cli.parsing import RECIPES, parse, recipe_of
+from loopax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Execute one step of a run again, from the nearest checkpoint, and look at it closely."""
+
+    run: Positional[Path]
+    """The run directory."""
+    step: int
+    """How many updates had been made before it: the first step of a run is 0."""
+    out: Path | None = None
+    """A folder for report.json and batch.npz; RUN/replay/STEP when left out."""
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Branch a new run from a step of another; `loopax resume` trains it on."""
+
+    run: Positional[Path]
+    """The run to branch from; it stays as it is."""
+    step: int
+    """How many updates the branch begins with."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A setting that is different from there on: --set optimizer.learning-rate=1e-4."""
+    out: Path | None = None
+    """The new run's directory; RUN-at-STEP when left out."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Prove that a program resumes bit for bit: run it whole and in pieces, and compare.
+
+    WHAT is a recipe with the options of its training (`vae --epochs 1`), the directory of a run,
+    or a Python program that calls `loopax.fit`, with its arguments. The options of this command
+    come before it.
+    """
+
+    steps: int | None = None
+    """How many steps to make; at most 200 when left out."""
+    interruptions: int = 3
+    """How often the pieces are interrupted: killed, or stopped politely."""
+    seed: int | None = None
+    """Of the places where; another one each time when left out."""
+
+
+def verify(words: list[str]) -> int:
+    """`loopax verify [OPTIONS] WHAT ...`."""
+    given = next((i for i, word in enumerate(words) if _is_target(words, i)), len(words))
+    command = parse(Verify, words[:given], "loopax verify")
+    if given == len(words):
+        raise ConfigError("say what to verify: a recipe, the directory of a run, or a program")
+    from loopax import verification
+
+    target = words[given:]
+    if target[0] in RECIPES:
+        target = ["-m", "loopax", "train", *target]
+    elif Path(target[0]).is_dir():
+        recipe_of(Path(target[0]))
+        target = ["-m", "loopax", "resume", *target]
+    verdict = verification.verify(
+        target, steps=command.steps, interruptions=command.interruptions, seed=command.seed
+    )
+    print("\n".join(verdict.lines()))
+    return 0 if verdict.exact else 1
+
+
+def _is_target(words: list[str], index: int) -> bool:
+    """Whether the word is no option of `verify`, nor the value of one."""
+    option = words[index].startswith("-") and words[index] != "-m"
+    value = index > 0 and words[index - 1].startswith("--") and "=" not in words[index - 1]
+    return not option and not value
+
+
+def replay(words: list[str]) -> int:
+    """`loopax replay RUN --step N`."""
+    command = parse(Replay, words, "loopax replay")
+    recipe = recipe_of(command.run)
+    from loopax.replay import Replay as Replayer
+    from loopax.rundir import RunDir
+
+    run = RunDir.open(command.run)
+    problem = recipe.Problem.of(recipe.stored_config(command.run))
+    replayed = Replayer(run, problem.state, problem.loss_fn, problem.batches).step(command.step)
+    print("\n".join(replayed.lines()))
+    out = command.out or run.path / "replay" / str(command.step)
+    replayed.save(out)
+    print(f"{out}: report.json, batch.npz")
+    return 0
+
+
+def rewind(words: list[str]) -> int:
+    """`loopax rewind RUN --step N --set name=value`."""
+    command = parse(Rewind, words, "loopax rewind")
+    recipe = recipe_of(command.run)
+    from loopax.replay import Replay as Replayer
+    from loopax.rundir import RunDir
+
+    run, old = RunDir.open(command.run), recipe.stored_config(command.run)
+    new = parse(type(old), _as_options(command.set), "loopax rewind --set", old)
+    before, after = recipe.Problem.of(old), recipe.Problem.of(new)
+    out = command.out or run.path.with_name(f"{run.path.name}-at-{command.step}")
+    Replayer(run, before.state, before.loss_fn, before.batches).branch(
+        command.step, out, state=after.state, data=after.batches, config=new.to_json()
+    )
+    print(f"{out}: begins at step {command.step:,} of {run.path}; loopax resume {out} goes on")
+    return 0
+
+
+def _as_options(settings: tuple[str, ...]) -> list[str]:
+    """`optimizer.learning-rate=1e-4` as the words that set it on a command line."""
+    for setting in settings:
+        if "=" not in setting.strip("="):
+            raise ConfigError(f"--set {setting!r}: write it as name=value")
+    pairs = (setting.split("=", 1) for setting in settings)
+    return [word for name, value in pairs for word in (f"--{name.lstrip('-')}", *value.split())]

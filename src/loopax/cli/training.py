@@ -1,0 +1,105 @@
+"""Commands that train: begin a run, continue it, or say what its steps will cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from loopax import Checkpoints
+from loopax.cli.parsing import parse, recipe_of, seconds, unknown, value_of
+from loopax.cli.printing import show_results
+from loopax.errors import ConfigError
+from loopax.recipes.vae import PRESETS, VAEConfig
+
+STARTED = time.monotonic()
+"""When this process began, nearly: a time budget counts from here."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run with the settings it was made with."""
+
+    run: Positional[Path]
+    """The run directory."""
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    """When to save and what to keep."""
+    max_time: str | None = None
+    """Save and stop within this time: seconds, or 90s, 30m, 2h, 1:30:00."""
+
+
+def train(words: list[str]) -> int:
+    """`loopax train RECIPE`."""
+    if words[:1] != ["vae"]:
+        if not words or words[0] in ("-h", "--help"):
+            print("usage: loopax train vae ...\n\nloopax train vae --help says what it takes.")
+            return 0 if words else 2
+        raise ConfigError(unknown("recipe", words[0], ["vae"]))
+    return train_vae(words[1:])
+
+
+def train_vae(words: list[str]) -> int:
+    """`loopax train vae`: the preset gives the defaults that the other options change."""
+    preset = value_of("--preset", words) or "wide"
+    if preset not in PRESETS:
+        raise ConfigError(unknown("preset", preset, PRESETS))
+
+    @dataclass(frozen=True)
+    class Train:
+        """Train a class-conditional VAE. Run it again on the same directory to continue."""
+
+        config: Annotated[VAEConfig, arg(name="")]
+        run_dir: Path = Path("runs") / f"vae-{preset}"
+        """Where everything goes; a run found there is continued."""
+        checkpoints: Checkpoints = field(default_factory=Checkpoints)
+        """When to save and what to keep."""
+        max_time: str | None = None
+        """Save and stop within this time: seconds, or 90s, 30m, 2h, 1:30:00."""
+        fresh: bool = False
+        """Begin anew: a run found in the directory is kept beside it, under another name."""
+        dry_run: bool = False
+        """Only say what a step costs: parameters, FLOPs, memory, time. Nothing is written."""
+
+    command = parse(Train, words, "loopax train vae", Train(PRESETS[preset]))
+    from loopax.recipes import vae
+
+    if command.dry_run:
+        from loopax.estimate import estimate
+
+        problem = vae.Problem.of(command.config)
+        told = estimate(problem.state, problem.loss_fn, problem.batches)
+        print("\n".join(told.lines()))
+        return 0
+    if command.fresh:
+        from loopax.rundir import set_aside
+
+        if kept := set_aside(command.run_dir):
+            print(f"{command.run_dir}: the run that was there is now {kept}")
+    return _trained(vae, command.config, command.run_dir, command.checkpoints, command.max_time)
+
+
+def resume(words: list[str]) -> int:
+    """`loopax resume RUN`."""
+    command = parse(Resume, words, "loopax resume")
+    recipe = recipe_of(command.run)
+    config = recipe.stored_config(command.run)
+    return _trained(recipe, config, command.run, command.checkpoints, command.max_time)
+
+
+def _trained(
+    recipe: Any, config: Any, run_dir: Path, checkpoints: Checkpoints, max_time: str | None
+) -> int:
+    budget = seconds("--max-time", max_time)
+    trained = recipe.train(
+        config,
+        run_dir,
+        checkpoints=checkpoints,
+        max_seconds=None if budget is None else budget - (time.monotonic() - STARTED),
+    )
+    if trained.results_file.exists():
+        show_results(trained.dir.read_json("results.json"), recipe.RESULTS)
+        print(f"\n{run_dir}: pictures/, results.json, metrics.jsonl, checkpoints/, tensorboard/")
+    return 0

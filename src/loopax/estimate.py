@@ -1,0 +1,264 @@
+"""What a training step costs, measured before the run; and what to do when memory is too small."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from loopax.account import Account
+from loopax.data.batches import Feed, Items, as_batches
+from loopax.errors import ConfigError, DeviceMemoryError
+from loopax.paths import PyTree
+from loopax.program import TrainProgram
+from loopax.state import TrainState
+from loopax.step import Batch, LossFn, train_step
+
+CAPACITY = 100
+CHUNK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step costs; bytes are those of one device that holds everything.
+
+    Attributes:
+        device: the kind of device it was measured on.
+        batch_size: the leading axis of a batch.
+        trainable, frozen: numbers of parameters.
+        trainable_bytes, frozen_bytes, optimizer_bytes: what these and the optimiser's state take.
+        flops_per_step: floating-point operations of a step as XLA counts them before it
+            optimises, each iteration of a scan counted; a `while_loop` inside of the step counts
+            as one iteration. None where the device's XLA does not count.
+        argument_bytes: what is there between steps: the state, and the data on the device.
+        temporary_bytes: what a step needs beside it, such as the activations.
+        peak_bytes: both, and what of the result does not take an argument's place.
+        seconds_per_step: measured in the training program itself, the median over its chunks.
+        steps_per_epoch: None where the data has no known length.
+    """
+
+    device: str
+    batch_size: int
+    trainable: int
+    frozen: int
+    trainable_bytes: int
+    frozen_bytes: int
+    optimizer_bytes: int
+    flops_per_step: float | None
+    argument_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+    seconds_per_step: float
+    steps_per_epoch: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by its name."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """The estimate for people."""
+        step = f"{_scaled(self.seconds_per_step, 's')} on {self.device}"
+        if self.flops_per_step is not None:
+            speed = self.flops_per_step / self.seconds_per_step
+            step += f", {_scaled(self.flops_per_step, 'FLOP')} ({_scaled(speed, 'FLOP/s')})"
+        lines = [
+            f"parameters  {self.trainable:,} trainable ({_binary(self.trainable_bytes)}), "
+            f"{self.frozen:,} frozen ({_binary(self.frozen_bytes)})",
+            f"optimiser   {_binary(self.optimizer_bytes)}",
+            f"memory      {_binary(self.peak_bytes)} at its peak: "
+            f"{_binary(self.argument_bytes)} of state and data, "
+            f"{_binary(self.temporary_bytes)} temporary",
+            f"step        {step}, batch size {self.batch_size:,}",
+        ]
+        if self.steps_per_epoch is not None:
+            seconds = self.steps_per_epoch * self.seconds_per_step
+            took = f"{seconds:,.0f} s" if seconds >= 100 else _scaled(seconds, "s")
+            lines.append(f"epoch       {took}, {self.steps_per_epoch:,} steps")
+        return lines
+
+
+def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 2.0) -> Estimate:
+    """What one step of `fit` with these arguments will cost, from the program that it will run.
+
+    A few chunks are trained on a copy of the state, with the first batches of the data. Nothing
+    is written, and the state stays as it is.
+
+    Args:
+        state, loss_fn, data: as for `fit`; `data` must be something that can be begun again.
+        seconds: about how long to measure, beside one compilation. At least one step is made.
+
+    Raises:
+        ConfigError: `data` is an iterator, which would lose the batches that are read here.
+        DataError: there is no batch.
+        DeviceMemoryError: the step does not fit.
+    """
+    if isinstance(data, Iterator):
+        raise ConfigError(
+            f"data is a {type(data).__name__}, and the batches that estimate reads would be gone; "
+            "give something that can be iterated more than once"
+        )
+    batches = as_batches(data)
+    train = TrainProgram(loss_fn, batches, Account())
+    feed = batches.feed([0], 0, CAPACITY)
+    items = _take(feed, 1)
+    copy = jax.tree.map(jnp.copy, state)
+    with explaining_memory(train, lambda: (state, items)):
+        memory: Any = train.compiled(copy, items).memory_analysis()
+        pace = _seconds_per_step(train, copy, items, feed, seconds)
+    trainable = jax.tree.leaves(state.trainable)
+    parameters = jax.tree.leaves(state.params)
+    return Estimate(
+        device=next(iter(parameters[0].devices())).device_kind,
+        batch_size=_batch_size(train, items),
+        trainable=sum(leaf.size for leaf in trainable),
+        frozen=sum(leaf.size for leaf in parameters) - sum(leaf.size for leaf in trainable),
+        trainable_bytes=_nbytes(trainable),
+        frozen_bytes=_nbytes(parameters) - _nbytes(trainable),
+        optimizer_bytes=_nbytes(state.opt_state),
+        flops_per_step=_flops(loss_fn, state, train.batch(items)),
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
+        seconds_per_step=pace,
+        steps_per_epoch=batches.steps_per_epoch,
+    )
+
+
+@contextmanager
+def explaining_memory(
+    train: TrainProgram, current: Callable[[], tuple[TrainState, Items | None]]
+) -> Iterator[None]:
+    """Turns the device's or the host's cry for memory into one line that says what would help.
+
+    Args:
+        train: the program that runs inside.
+        current: gives the state and the items that it was last called with, or None for the items
+            where there are none yet. The state may be donated already.
+
+    Raises:
+        DeviceMemoryError: there was too little memory.
+    """
+    try:
+        yield
+    except DeviceMemoryError:
+        raise
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        cry = str(error)
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in cry:
+            raise
+        raise DeviceMemoryError(_advice(cry, train, *current())) from error
+
+
+def _advice(cry: str, train: TrainProgram, state: TrainState, items: Items | None) -> str:
+    said = (cry.strip().splitlines() or ["nothing more is known"])[0]
+    said = re.sub("^RESOURCE_EXHAUSTED: |out of memory:? ?", "", said, flags=re.IGNORECASE)
+    said = re.sub(r"(\d+) bytes", lambda found: _binary(int(found[1])), said).rstrip(".")
+    facts = [f"the state takes {_binary(_nbytes(state))}"]
+    if items is not None:
+        facts.insert(0, f"batch size {_batch_size(train, items):,}")
+        needed = _temporary_bytes(train, state, items, cry)
+        facts += [] if needed is None else [f"a step needs {_binary(needed)} beside it"]
+    return (
+        f"out of memory: {said} ({', '.join(facts)}); make the batch size smaller, accumulate "
+        "gradients (loopax.Optimizer(accumulate=...), optax.MultiSteps), or recompute activations "
+        "instead of keeping them (jax.checkpoint, nn.remat)"
+    )
+
+
+def _temporary_bytes(train: TrainProgram, state: TrainState, items: Items, cry: str) -> int | None:
+    """From the compilation that is there already; None where there is none."""
+    if not train.names or "compil" in cry.lower():
+        return None
+    try:
+        memory = train.compiled(state, items).memory_analysis()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return getattr(memory, "temp_size_in_bytes", None)
+
+
+def _seconds_per_step(
+    train: TrainProgram, state: TrainState, items: Items, feed: Feed, seconds: float
+) -> float:
+    """The median over chunks; the first one, which also sets things up, counts only when alone."""
+    paces: list[float] = []
+    spent = 0.0
+    while True:
+        begun, length = time.perf_counter(), int(items.length)
+        state, rows = train(state, items)
+        losses = jax.device_get(rows)[:length, 0]
+        taken = time.perf_counter() - begun
+        bad = np.flatnonzero(~np.isfinite(losses))
+        paces.append(taken / (bad[0] + 1 if bad.size else length))
+        spent += taken
+        if spent >= seconds:
+            return statistics.median(paces[1:] or paces)
+        items = _take(feed, max(1, min(CAPACITY, int(CHUNK_SECONDS / paces[-1]))))
+
+
+def _take(feed: Feed, count: int) -> Items:
+    items = feed.take(count)
+    put: Items = jax.device_put(items._replace(length=np.int32(items.length)))
+    return put
+
+
+def _flops(loss_fn: LossFn, state: TrainState, batch: Batch) -> float | None:
+    """Of the step before XLA optimises it: only there loops are counted in the same way always."""
+    step = train_step(loss_fn)
+    once = _counted(step, state, batch)
+    return None if once is None else once + _repeated(jax.make_jaxpr(step)(state, batch))
+
+
+def _counted(function: Callable[..., Any], *args: Any) -> float | None:
+    """By XLA, which takes the body of a loop once."""
+    analysis: Any = jax.jit(function).lower(*args).cost_analysis()
+    return float(analysis["flops"]) if analysis and "flops" in analysis else None
+
+
+def _repeated(closed: Any) -> float:
+    """The FLOPs of every scan's iterations but the first."""
+    flops = 0.0
+    for eqn in getattr(closed, "jaxpr", closed).eqns:
+        inner = sum(_repeated(body) for body in core.jaxprs_in_params(eqn.params))
+        if eqn.primitive.name == "scan":
+            length, body = eqn.params["length"], eqn.params["jaxpr"]
+            avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
+            once = _counted(core.jaxpr_as_fun(body), *avals) or 0.0
+            inner = (length - 1) * once + length * inner
+        flops += inner
+    return flops
+
+
+def _batch_size(train: TrainProgram, items: Items) -> int:
+    leaves = jax.tree.leaves(train.batch(items))
+    return next((leaf.shape[0] for leaf in leaves if leaf.shape), 1)
+
+
+def _nbytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _binary(count: float) -> str:
+    """`4.7 MiB`."""
+    power = min((max(int(count), 1).bit_length() - 1) // 10, 5)
+    unit = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")[power]
+    return f"{count / 1024**power:,.{1 if power else 0}f} {unit}"
+
+
+def _scaled(value: float, unit: str) -> str:
+    """`12.3 GFLOP`, `4.2 ms`."""
+    power = min(max(math.floor(math.log10(value) / 3), -3), 5) if value > 0 else 0
+    return f"{value / 1000.0**power:.3g} {'nµm kMGTP'[power + 3].strip()}{unit}"

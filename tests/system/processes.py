@@ -1,0 +1,149 @@
+"""Programs in processes of their own, which start in a second instead of five.
+
+A server imports what they all need, once, and each program is forked from it. It starts no backend
+of JAX: what a program does, from reading its arguments to its exit status, is its own.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+PATIENCE = 120.0
+"""Seconds after which something that should have happened never will; no test waits for it."""
+_fork = multiprocessing.get_context("forkserver")
+_fork.set_forkserver_preload(
+    [
+        "pytest",
+        "loopax.cli",
+        "loopax.loop",
+        "loopax.recipes.vae.training",
+        "matplotlib.figure",
+        "PIL.PngImagePlugin",
+        "tensorboardX.event_file_writer",
+    ]
+)
+
+
+class Process:
+    """`program(*arguments)`, started; what it says goes to `<log>.out` and `<log>.err`.
+
+    A program is a function that can be imported. It ends with its `SystemExit`, or with 1 and a
+    traceback; `cache` is a directory for compiled programs, to be shared.
+    """
+
+    def __init__(self, program, *arguments, log: Path, cache: Path):
+        self._log = log
+        self._process = _fork.Process(target=_be, args=(program, arguments, log, cache))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.join()
+
+    @property
+    def code(self):
+        """The status it ended with, negative for a signal that killed it; None while it runs."""
+        return self._process.exitcode
+
+    @property
+    def said(self):
+        """What it wrote to standard error so far."""
+        return self._read("err")
+
+    @property
+    def printed(self):
+        """What it wrote to standard output so far."""
+        return self._read("out")
+
+    def send(self, number):
+        """Sends a signal, if it is still there to get one."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.code is None:
+                os.kill(self.pid, number)
+
+    def wait(self):
+        """Its status, when it has ended."""
+        self._process.join(PATIENCE)
+        assert self.code is not None, f"it goes on and on:\n{self.said}"
+        return self.code
+
+    def wait_for(self, condition, what):
+        """Looks at `condition()` again and again until it holds, or the process has ended."""
+        until(lambda: condition() or self.code is not None, what)
+        assert condition(), f"ended with {self.code} before {what}:\n{self.said}"
+
+    def _read(self, name):
+        path = self._log.with_suffix(f".{name}")
+        return path.read_text() if path.exists() else ""
+
+
+def until(condition, what):
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.005)
+
+
+def _be(program, arguments, log, cache):
+    """What the forked process does."""
+    os.setsid()
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(file, descriptor)
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    try:
+        sys.exit(program(*arguments))
+    except Exception:
+        # As the interpreter itself would, and not as `multiprocessing` does.
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def command_line(words):
+    """The program `loopax WORDS`."""
+    from loopax.cli import main
+
+    return main([str(word) for word in words])
+
+
+def steps_in(run_dir):
+    """The numbered steps of a run, in order, as a user would list them."""
+    directory = Path(run_dir) / "checkpoints"
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(int(name) for name in os.listdir(directory) if name.isdecimal())
+    return []
+
+
+def left_over(run_dir):
+    """What a clean end must not leave: what is half made or half deleted, and the holder."""
+    return sorted(
+        str(path.relative_to(run_dir))
+        for path in Path(run_dir).rglob("*")
+        if path.name in (".saving", ".deleting", "holder.json") or path.name.startswith(".partial-")
+    )
+
+
+def make_images(path):
+    """Four hundred images of 6 x 6 pixels in four classes, which get easier to tell for long."""
+    generator = np.random.default_rng(0)
+    label = np.arange(400) % 4
+    ramp = np.linspace(0, 1, 36).reshape(6, 6)
+    clean = np.stack([np.rot90(ramp, k) for k in range(4)])[label]
+    shade = generator.random((400, 1, 1))
+    image = 255 * np.clip(clean * shade + 0.05 * generator.normal(size=(400, 6, 6)), 0, 1)
+    np.savez(path, image=image.astype(np.uint8), label=label)
+    return path

@@ -1,0 +1,204 @@
+"""Programs in processes of their own: what resumes exactly is proven, what does not is found."""
+
+import json
+import sys
+import tempfile
+import textwrap
+
+import numpy as np
+import pytest
+
+from loopax.errors import ConfigError, ProgramError
+from loopax.verification import verify
+
+LINE = """\
+import collections.abc, random
+import jax.numpy as jnp, numpy as np, optax, loopax
+
+def loss_fn(params, batch, rngs):
+    return jnp.square(params["slope"] * batch["x"] - 2 * batch["x"]).mean()
+
+state = loopax.TrainState.create(params={"slope": jnp.zeros(3)}, tx=optax.adam(0.1))
+x = np.random.default_rng(0).normal(size=(12, 2, 3)).astype(np.float32)
+"""
+
+RICH = """\
+import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, optax, sys, loopax
+from flax import struct
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, image):
+        x = nn.relu(nn.Conv(2, (3, 3))(image)).reshape(image.shape[0], -1)
+        x = nn.BatchNorm(use_running_average=False)(nn.Dense(8)(x))
+        return nn.Dense(3)(nn.Dropout(0.2, deterministic=False)(nn.relu(x)))
+
+class State(loopax.TrainState, kw_only=True):
+    unknown: jax.Array = struct.field(default_factory=lambda: jnp.full(2, jnp.nan))
+
+def loss_fn(params, batch, rngs, mutable):
+    variables = {**params, **mutable}
+    logits, new = model.apply(variables, batch["image"], rngs=rngs, mutable=["batch_stats"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    return losses.mean(), {"largest": logits.max()}, new
+
+rng = np.random.default_rng(0)
+image = rng.integers(0, 256, (60, 4, 4, 1), np.uint8)
+label = rng.integers(0, 3, 60).astype(np.int32)
+data = loopax.data.Dataset({"image": image, "label": label}, name="tiny")
+model, tx = Net(), optax.MultiSteps(optax.adam(1e-2), 3)
+state = State.create(model, data, tx, ema_decay=0.9)
+assert sys.argv[1:] == ["--size", "small"]
+loopax.fit(state, loss_fn, data.batches(4), epochs=3, log_every=7, run_dir="own")
+open("after", "w").close()
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a program into the current directory, and makes sure that nothing else is left."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.chdir(tmp_path)
+
+    def write(text, before=LINE):
+        (tmp_path / "program.py").write_text(before + textwrap.dedent(text))
+        return ["program.py"]
+
+    yield write
+    assert not list(temporary.iterdir())
+
+
+def results(verdict):
+    return {each.what: (each.compared, each.differing) for each in verdict.comparisons}
+
+
+def test_a_program_with_all_that_a_state_can_hold_is_exact(write, tmp_path):
+    write(RICH, before="")
+    said = []
+    command = ["-m", "program", "--size", "small"]
+    kept = tmp_path / "kept"
+    verdict = verify(command, seed=3, directory=kept, say=said.append)
+
+    assert verdict.exact
+    assert verdict.steps == 45
+    assert verdict.deterministic is None
+    assert [name for _, name in verdict.interruptions] == ["SIGKILL", "SIGTERM", "SIGKILL"]
+    compared = {what: count for what, (count, _) in results(verdict).items()}
+    assert compared["parameters"] == 8
+    assert compared["data order"] == compared["metrics"] == 45
+    assert compared["logged rows"] == 7
+    assert min(compared.values()) > 0
+    assert len(said) == 5
+    assert verdict.lines()[-1].startswith("exact: 45 steps, interrupted at ")
+    assert json.loads(json.dumps(verdict.to_json()))["exact"] is True
+
+    starts = json.loads((kept / "interrupted" / "run" / "run.json").read_text())["starts"]
+    assert len(starts) == 4
+    assert starts[2]["step"] == verdict.interruptions[1].step
+    assert not (tmp_path / "own").exists(), "the program's own run directory is left alone"
+    assert not (tmp_path / "after").exists(), "what follows the training is not run"
+    with pytest.raises(ConfigError, match="kept: is not an empty directory"):
+        verify(command, directory=kept)
+
+
+def test_a_random_call_in_the_loss_is_found(write):
+    program = write("""
+        def noisy(params, batch, rngs):
+            return loss_fn(params, batch, rngs) + random.random() * params["slope"].sum()
+
+        batches = [{"x": each} for each in x]
+        loopax.fit(state, noisy, batches, steps=9, log_every=4)
+    """)
+    verdict = verify(program, interruptions=1, seed=0, say=lambda line: None)
+
+    assert not verdict.exact
+    assert verdict.deterministic is False
+    assert results(verdict)["data order"] == (9, 0)
+    assert results(verdict)["parameters"] == (1, 1)
+    text = "\n".join(verdict.lines())
+    assert "slope: 3 of 3 numbers, by up to " in text
+    assert "first at step 0: loss " in text
+    assert "first in line 1: loss " in text
+    assert "NOT exact: 9 steps" in text
+    assert "without any interruption too" in text
+
+
+def test_data_that_is_shuffled_with_global_state_is_named(write):
+    program = write("""
+        class Shuffled(collections.abc.Sequence):
+            order = list(range(12))
+
+            def __len__(self):
+                return 12
+
+            def __getitem__(self, index):
+                if index == 0:
+                    random.shuffle(self.order)
+                return {"x": x[self.order[index]]}
+
+        random.seed(0)
+        for chunk in loopax.steps(state, loss_fn, Shuffled(), epochs=3, chunk_steps=4):
+            if chunk.stop == 28:
+                break
+    """)
+    verdict = verify(program, interruptions=1, seed=5, say=lambda line: None)
+
+    step = verdict.interruptions[0].step
+    assert verdict.steps == 28
+    assert verdict.deterministic is True
+    assert results(verdict)["data order"][1] > 0
+    assert results(verdict)["keys"] == (1, 0)
+    text = "\n".join(verdict.lines())
+    assert "It differs only when it is interrupted" in text
+    assert "digest" in text
+    assert step
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message", "exit_code"),
+    [
+        (
+            "loopax.fit(state, lambda p, b, r: 1 / 0, [{'x': x[0]}], steps=5)",
+            ProgramError,
+            "program.py: ZeroDivisionError: division by zero",
+            1,
+        ),
+        ("print('nothing to train')", ConfigError, "program.py: ended without a call of", 2),
+    ],
+    ids=["raises", "never trains"],
+)
+def test_a_program_that_cannot_be_verified(write, text, error, message, exit_code):
+    program = write(text)
+    with pytest.raises(error) as refusal:
+        verify(program, say=lambda line: None)
+    assert str(refusal.value).startswith(message)
+    assert refusal.value.exit_code == exit_code
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ([], {}, "there is no program"),
+        (["absent.py"], {}, "absent.py: there is no such program"),
+        ([sys.executable], {"steps": 1}, "steps is 1; it must be at least 2"),
+        ([sys.executable], {"interruptions": 0}, "interruptions is 0; it must be at least 1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(command, options, message):
+    with pytest.raises(ConfigError, match=message):
+        verify(command, **options)
+
+
+def test_the_vae_is_exact(write, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (400, 6, 6), np.uint8)
+    np.savez(tmp_path / "images.npz", image=image, label=np.arange(400) % 4)
+    words = ["--data", "images.npz", "--epochs", "1", "--batch-size", "8", "--widths", "16"]
+    code = "import sys; from loopax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["-c", code, "train", "vae", *words, "--latent", "2", "--log-every", "8"]
+    verdict = verify(command, steps=30, interruptions=1, seed=1, say=lambda line: None)
+
+    assert verdict.exact
+    assert verdict.steps == 30
+    assert not (tmp_path / "runs").exists()
