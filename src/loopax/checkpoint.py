@@ -254,10 +254,10 @@ class CheckpointStore:
                 doomed.parent.mkdir(exist_ok=True)
                 shutil.rmtree(doomed, ignore_errors=True)
                 (self.directory / str(step)).rename(doomed)
-        shutil.rmtree(self.directory / DELETING, ignore_errors=True)
+        self._clear()
 
     def _clear(self) -> None:
-        """Removes what a save or a deletion that was cut short has left."""
+        """Removes what a save or a deletion has left, also one that was cut short."""
         for name in (SAVING, DELETING):
             shutil.rmtree(self.directory / name, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from loopax.autopsy import StepReport, examine
 from loopax.checkpoint import CheckpointStore, checkpoint_meta
 from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
-from loopax.durable import replacing, storing, write_text
+from loopax.durable import PARTIAL, replacing, storing, write_text
 from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.program import TrainProgram, probe_program
@@ -81,7 +82,7 @@ class _Start:
     """One start of a run, as `run.json` tells of it."""
 
     step: int
-    key: Any
+    key: list[int]
     data: dict[str, Any]
     nonfinite: str
     log_every: int
@@ -89,11 +90,11 @@ class _Start:
     rollbacks: int
 
 
-def _starts(run: RunDir, state: TrainState) -> list[_Start]:
+def _starts(run: RunDir) -> list[_Start]:
     names = [field.name for field in fields(_Start)]
     try:
-        told = [{n: start[n] for n in names} for start in run.read_json("run.json")["starts"]]
-        starts = [_Start(**{**start, "key": key_of(start["key"], state.key)}) for start in told]
+        told = run.read_json("run.json")["starts"]
+        starts = [_Start(**{name: start[name] for name in names}) for start in told]
     except (KeyError, TypeError, ValueError) as error:
         raise RunDirError(f"{run.path / 'run.json'}: does not tell how the run began") from error
     if not starts:
@@ -116,7 +117,7 @@ class Replay:
     def __init__(self, run: RunDir, state: TrainState, loss_fn: LossFn, data: Any) -> None:
         self._run, self._initial, self._loss_fn = run, state, loss_fn
         self._batches: Batches = as_batches(data)
-        self._starts = _starts(run, state)
+        self._starts = _starts(run)
         self._store = CheckpointStore(run.checkpoints)
         skip = self._starts[-1].nonfinite == "skip"
         self._train = TrainProgram(loss_fn, self._batches, Account(), skip=skip)
@@ -134,7 +135,7 @@ class Replay:
                 f"{self._run.path}: begins at step {self._starts[0].step}; an earlier step is "
                 "found in the run that it was branched from"
             )
-        return self._advanced(state, at, step)[0].replace(key=self._start(step).key)
+        return self._advanced(state, at, step)[0].replace(key=self._key(step))
 
     def step(self, step: int) -> Replayed:
         """Executes the update that was made when `step` had been made before."""
@@ -183,20 +184,26 @@ class Replay:
         )
         if wrong:
             raise CheckpointError(f"{self._run.path}: cannot be branched like this: {wrong}")
-        child = RunDir.create(out)
-        if child.config_file.exists():
-            raise RunDirError(f"{child.path}: holds a run already; name a new directory")
-        child.claim(as_mapping(config))
-        parent = {"run": str(self._run.path.absolute()), "step": step}
-        child.write_json("run.json", {"format": 2, "parent": parent, "starts": []})
+        out = Path(out)
+        if out.exists():
+            raise RunDirError(f"{out}: is there already; name a new directory")
         tail = self._tail(step, start)
         rows = [row for row in self._run.metrics if row["step"] <= step]
         rows = without_unfinished(rows, step, tail)
-        JsonLines(child.metrics_file, kept=rows).close()
         meta = checkpoint_meta(step, start.data, tail, len(rows), start.rollbacks)
-        with CheckpointStore(child.checkpoints, Checkpoints()) as store:
-            store.save(reached, meta, {})
-        return child
+        # A branch that is cut short must not be taken for a run that has yet to begin.
+        partial = out.with_name(f"{PARTIAL}{out.name}")
+        with storing(out):
+            shutil.rmtree(partial, ignore_errors=True)
+            child = RunDir.create(partial)
+            child.claim(as_mapping(config))
+            parent = {"run": str(self._run.path.absolute()), "step": step}
+            child.write_json("run.json", {"format": 2, "parent": parent, "starts": []})
+            JsonLines(child.metrics_file, kept=rows).close()
+            with CheckpointStore(child.checkpoints, Checkpoints()) as store:
+                store.save(reached, meta, {})
+            partial.rename(out)
+        return RunDir(out)
 
     def _tail(self, step: int, start: _Start) -> dict[str, Any]:
         """What the run had read at `step` and not yet logged."""
@@ -224,7 +231,7 @@ class Replay:
         while at < to:
             # The run changes its key where it goes back to a checkpoint because of bad numbers.
             until = min([to, *(start.step for start in self._starts if start.step > at)])
-            state = state.replace(key=self._start(at).key)
+            state = state.replace(key=self._key(at))
             with Loader(self._feed(state, at)) as loader:
                 while at < until:
                     loader.request(until - at)
@@ -236,6 +243,9 @@ class Replay:
 
     def _feed(self, state: TrainState, step: int) -> Any:
         return self._batches.feed(key_words(state.key), step, CAPACITY)
+
+    def _key(self, step: int) -> Any:
+        return key_of(self._start(step).key, self._initial.key)
 
     def _start(self, step: int) -> _Start:
         """How the run was going when it made this step: by the last start before it."""

@@ -106,24 +106,29 @@ PROGRAMS = {"vae": (vae, 300), "fit": (fit, 40)}
 
 
 def there_is(pattern):
-    return lambda run_dir, _: next(run_dir.glob(pattern), None) is not None
+    return lambda run_dir, seen: next(run_dir.glob(pattern), None) is not None
 
 
+def there_is_more(pattern):
+    return lambda run_dir, seen: not seen.issuperset(run_dir.glob(pattern))
+
+
+STARTING, REPLACING, ENDING = "while starting", "while replacing a file", "after the last step"
+IN_VAIN = "when what was drawn did not come"
 MOMENTS = {
-    "at some time": (lambda run_dir, before: True, 0.8),
+    "at some time": (lambda run_dir, seen: True, 0.8),
     "while saving": (there_is("checkpoints/.saving/*"), 0.04),
     "while sealing a save": (there_is("checkpoints/.saving/*/SHA256SUMS"), 0.002),
-    "once a save was renamed": (lambda run_dir, before: steps_in(run_dir)[-1:] > before, 0.002),
+    "once a save was renamed": (there_is_more("checkpoints/[0-9]*"), 0.002),
     "while deleting": (there_is("checkpoints/.deleting/*"), 0.001),
-    "while replacing a file": (there_is(".partial-*"), 0.001),
-    "while replacing a picture": (there_is("pictures/.partial-*"), 0.001),
+    "while drawing a picture": (there_is_more("pictures/*"), 0.002),
+    REPLACING: (there_is(".partial-*"), 0.001),
 }
-"""What to wait for, and within how many seconds afterwards to kill."""
-STARTING, ENDING, IN_VAIN = "while starting", "after the last step", "when the moment did not come"
+"""What to wait for, given the files that were there before, and within how many seconds to kill."""
 
 
 class Campaign:
-    """One run, killed `kills` times and then compared with `whole`, the outcome without any."""
+    """One run, killed so often or once more, and compared with `whole`, the outcome without."""
 
     def __init__(self, start, run_dir, whole, kills, draw):
         self.kills, self.problems, self.hits = 0, [], collections.Counter()
@@ -139,6 +144,8 @@ class Campaign:
             with self._start(self._run_dir) as process:
                 if self.kills < self.wanted:
                     yield from self._death(process)
+                elif self.kills == self.wanted:
+                    yield from self._death_at_the_end(process)
                 yield from waiting(process, PATIENCE, lambda: False)
             code = process.code
             self.kills += code == -signal.SIGKILL
@@ -159,28 +166,34 @@ class Campaign:
     def _death(self, process):
         """Kills at a moment that is drawn, unless the process ends before."""
         draw, run_dir = self._draw, self._run_dir
-        progress, name = draw.randrange(4), draw.choice([STARTING, *MOMENTS])
+        name, progress = draw.choice([STARTING, *MOMENTS]), draw.randrange(4)
         if name == STARTING:
             yield from waiting(process, draw.uniform(0, 1.5), lambda: False)
         else:
+            if name == REPLACING:
+                progress = 0  # since that happens when a run opens its files
             been = set(self._listed)
             yield from waiting(
                 process,
                 PATIENCE,
                 lambda: len(set(steps_in(run_dir)) - been) >= progress or is_trained(run_dir),
             )
-            is_there, seconds = MOMENTS[name]
-            before = steps_in(run_dir)[-1:]
-            come = yield from waiting(process, 1.5, lambda: is_there(run_dir, before))
-            name = name if come else IN_VAIN
-            if is_trained(run_dir):
-                if draw.random() < 0.5:
-                    return
-                name, seconds = ENDING, 0.8
+            (is_there, seconds), seen = MOMENTS[name], set(run_dir.rglob("*"))
+            if not (yield from waiting(process, 1.0, lambda: is_there(run_dir, seen))):
+                name = IN_VAIN
             yield from waiting(process, draw.uniform(0, seconds), lambda: False)
+        self._kill(process, name)
+
+    def _death_at_the_end(self, process):
+        """Kills when all is trained, and perhaps drawn and measured."""
+        yield from waiting(process, PATIENCE, lambda: is_trained(self._run_dir))
+        yield from waiting(process, self._draw.uniform(0, 0.8), lambda: False)
+        self._kill(process, ENDING)
+
+    def _kill(self, process, moment):
         if process.code is None:
             process.send(signal.SIGKILL)
-            self.hits[name] += 1
+            self.hits[moment] += 1
 
     def _look_at_what_is_left(self, process):
         from loopax import digests

@@ -71,15 +71,15 @@ class VAEConfig:
         Raises:
             ConfigError: it is not one of a VAE.
         """
-        import cattrs
+        import pydantic
 
         fields = {name: value for name, value in stored.items() if name != "recipe"}
-        converter = cattrs.Converter(forbid_extra_keys=True)
         try:
-            return converter.structure(fields, cls)
-        except Exception as error:
-            wrong = "; ".join(cattrs.transform_error(error, path="config"))
-            raise ConfigError(f"config.json: {wrong}") from error
+            return pydantic.TypeAdapter(cls).validate_python(fields)
+        except pydantic.ValidationError as error:
+            wrong = error.errors()[0]
+            where = ".".join(map(str, ["config.json", *wrong["loc"]]))
+            raise ConfigError(f"{where}: {wrong['msg']}") from error
 
 
 PRESETS = {

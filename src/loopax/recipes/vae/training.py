@@ -69,4 +69,7 @@ def stored_config(run: str | Path) -> VAEConfig:
     Raises:
         LoopaxError: it is not the run of a VAE.
     """
-    return VAEConfig.from_json(loopax.RunDir.open(run).config)
+    directory = loopax.RunDir.open(run)
+    config = VAEConfig.from_json(directory.config)
+    directory.check(config.to_json())
+    return config
