@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,10 @@ _compiled = tempfile.TemporaryDirectory(prefix="loopax-tests-", ignore_cleanup_e
 jax.config.update("jax_compilation_cache_dir", _compiled.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# Processes that tests start share it too.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 settings.register_profile("loopax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("loopax")
 

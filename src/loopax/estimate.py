@@ -204,7 +204,7 @@ def _seconds_per_step(
         bad = np.flatnonzero(~np.isfinite(losses))
         paces.append(taken / (bad[0] + 1 if bad.size else length))
         spent += taken
-        if spent >= seconds:
+        if spent >= seconds or bad.size:
             return statistics.median(paces[1:] or paces)
         items = _take(feed, max(1, min(CAPACITY, int(CHUNK_SECONDS / paces[-1]))))
 

@@ -29,10 +29,11 @@ from jaxtyping import Float
 
 from loopax.account import Account, summary
 from loopax.checkpoint import CheckpointStore
-from loopax.data.batches import Batches, as_batches
+from loopax.data.batches import Batches, Items, as_batches
 from loopax.data.loader import Loader
 from loopax.environment import changes, numerics
 from loopax.errors import CheckpointError, ConfigError, DataError, NonFiniteError, Stopped
+from loopax.estimate import explaining_memory
 from loopax.lock import RunLock
 from loopax.moments import Hook, Moment, Saving, calling, check_sound, evaluations
 from loopax.program import Rows, TrainProgram, probe_program
@@ -227,6 +228,8 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
             limit = session.chunk_steps or min(capacity, recorder.chunk_limit(CHUNK_SECONDS))
             return min(*(end - step for end in ends), limit)
 
+        items: Items | None = None
+        resources.enter_context(explaining_memory(session.train, lambda: (run.state, items)))
         resources.enter_context(account.section("host"))
         loader.request(plan())
         slowest = CHUNK_SECONDS
@@ -311,6 +314,7 @@ def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run
             ConfigError: an argument cannot work, or the run was made with another `config`.
             DataError: the data ended, or is not made of numbers.
             NonFiniteError: the loss or the state became NaN or infinite; it names the step.
+            DeviceMemoryError: the step needs more memory than there is.
             CheckpointError: the checkpoint to continue from does not fit the state or the data.
             RunDirError: the directory is not a run's.
             RunInUseError: another process trains in it.

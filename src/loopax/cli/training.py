@@ -92,7 +92,10 @@ def resume(words: list[str]) -> int:
 def _trained(
     recipe: Any, config: Any, run_dir: Path, checkpoints: Checkpoints, max_time: str | None
 ) -> int:
+    from loopax.environment import keep_compiled
+
     budget = seconds("--max-time", max_time)
+    keep_compiled()
     trained = recipe.train(
         config,
         run_dir,

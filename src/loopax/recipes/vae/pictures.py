@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+import loopax
+
 Grid = Float[np.ndarray, "rows columns height width channels"]
 
 ENLARGE = 2
@@ -23,7 +25,8 @@ def save_grid(images: Grid, path: Path) -> None:
     picture = Image.fromarray(tiled(images))
     size = (picture.width * ENLARGE, picture.height * ENLARGE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize(size, Image.Resampling.NEAREST).save(path)
+    with loopax.replacing(path) as partial:
+        picture.resize(size, Image.Resampling.NEAREST).save(partial)
 
 
 def tiled(images: Grid) -> UInt8[np.ndarray, ...]:
@@ -62,4 +65,5 @@ def save_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    with loopax.replacing(path) as partial:
+        figure.savefig(partial, dpi=110)
