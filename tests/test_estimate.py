@@ -121,13 +121,21 @@ def test_the_lines_have_units_and_the_report_is_json():
 
 
 def test_a_loss_that_goes_bad_ends_the_measurement():
-    state = loopax.TrainState.create(params={"w": jnp.ones(3)}, tx=optax.sgd(1e30))
+    reads = []
+
+    class Counting(list):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
 
     def exploding(params, batch, rngs):
         del rngs
         return (params["w"] ** 4).sum() * batch.mean()
 
-    assert estimate(state, exploding, [np.ones(2, np.float32)], seconds=1e9).seconds_per_step > 0
+    state = loopax.TrainState.create(params={"w": jnp.ones(3)}, tx=optax.sgd(1e30))
+    data = Counting([np.ones(2, np.float32)] * 1000)
+    assert estimate(state, exploding, data, seconds=1.0).seconds_per_step > 0
+    assert len(reads) <= 1 + 100, "the first step, and the chunk in which it happened"
 
 
 def test_an_iterator_is_not_used_up():

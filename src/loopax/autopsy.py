@@ -58,6 +58,8 @@ ARGUMENTS = {
     "opt_state": "the optimiser state",
     "ema": "the average of",
 }
+PARTS = ("batch", "state", "loss", "gradients", "updated_state")
+"""Of a step, in its order."""
 ORDINALS = ("first", "second", "third")
 
 
@@ -132,7 +134,8 @@ class StepReport:
 
     def lines(self, limit: int = 10) -> list[str]:
         """The report for people; of the norms those that are not finite, then the largest."""
-        values = ", ".join(f"{name} {value:.6g}" for name, value in self.metrics.items())
+        metrics = {"loss": self.metrics["loss"], **self.metrics}
+        values = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
         lines = [f"step {self.step}: {values}"]
         if self.origin is not None:
             lines.append(str(self.origin))
@@ -172,8 +175,8 @@ def examine(loss_fn: LossFn, state: TrainState, batch: Batch) -> StepReport:
             jax.jit(functools.partial(_measure, loss_fn))(state, batch)
         )
         non_finite = {
-            part: tuple(sorted(path for path, good in flags.items() if not good))
-            for part, flags in sound.items()
+            part: tuple(sorted(path for path, good in sound[part].items() if not good))
+            for part in PARTS
         }
         origin = _first_cause(loss_fn, state, batch, non_finite)
     numbers = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import shutil
 import sys
@@ -35,6 +36,19 @@ SAVING, DELETING, DAMAGED = ".saving", ".deleting", "damaged"
 
 # Orbax prints a traceback for each failed save; what a user must know, this module says itself.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+def _without_late_news(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """TensorStore tells Orbax's event loop what else failed of a save, when that is closed."""
+
+    def quiet(unraisable: Any) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return quiet
+
+
+sys.unraisablehook = _without_late_news(sys.unraisablehook)
 
 
 def _to_stderr(message: str) -> None:
@@ -319,5 +333,7 @@ def _reason(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
+        if number := re.search(r"os_error_code='(\d+)'", str(cause)):
+            return os.strerror(int(number[1]))
         cause = cause.__cause__ or cause.__context__
     return str(error).splitlines()[0] if str(error) else type(error).__name__

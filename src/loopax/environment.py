@@ -88,7 +88,8 @@ def keep_compiled() -> None:
     A resumed run begins seconds sooner. What `JAX_COMPILATION_CACHE_DIR` says goes first. Other
     processors get a folder of their own: JAX would run instructions there that they do not have.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir is not None:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kind = hashlib.sha256(repr((_cpu(), _visible_cores())).encode()).hexdigest()[:12]
@@ -97,8 +98,8 @@ def keep_compiled() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    config.update("jax_compilation_cache_dir", str(folder))
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     # An entry that a kill cut short is noticed and compiled again; that is nothing to report.
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache", UserWarning)
 

@@ -133,7 +133,7 @@ def verify(
     """Runs a program straight and in interrupted pieces, up to the end of its first training.
 
     Args:
-        command: what would follow `python`: a script, `-m module` or `-c code`, and their words.
+        command: what would follow `python`: a script, or `-m` and a module, and their words.
         steps: train for at most so many.
         interruptions: at random steps, by SIGKILL and SIGTERM in turn.
         seed: of these steps; a new one each time when left out.
@@ -145,9 +145,9 @@ def verify(
         ProgramError: the program failed, or was not interrupted where it should have been.
     """
     command, limit = [os.fspath(word) for word in command], STEPS if steps is None else steps
-    if not command:
+    if command in ([], ["-m"]):
         raise ConfigError("there is no program to verify; name a script, or -m and a module")
-    if not command[0].startswith("-") and not Path(command[0]).exists():
+    if command[0] != "-m" and not Path(command[0]).exists():
         raise ConfigError(f"{command[0]}: there is no such program")
     for name, value, least in (("steps", limit, 2), ("interruptions", interruptions, 1)):
         if value < least:
@@ -176,14 +176,11 @@ def verify(
 class _Trial:
     """What a program that was run to the end left behind."""
 
+    steps: int
     arrays: dict[str, np.ndarray]
     data: dict[int, str]
     metrics: dict[int, str]
     rows: dict[int, str]
-
-    @property
-    def steps(self) -> int:
-        return int(self.arrays["other state/step"])
 
 
 @dataclass(frozen=True)
@@ -255,9 +252,14 @@ def _trial(
         end = f"{signalled.signal} at step {signalled.step:,}" if signalled else "to the end"
         say(f"{directory.name}: {end}")
         _run(command, plan)
-    seen = [row for plan in plans for row in read_json_lines(plan.seen)]
+    arrays = read_weights(plan.final)
+    steps = int(arrays["other state/step"])
+    # Data is taken ahead of the steps, and a loop that is left early never comes to the last of it.
+    taken = [row for plan in plans for row in read_json_lines(plan.seen)]
+    seen = [row for row in taken if row["step"] < steps]
     return _Trial(
-        read_weights(plan.final),
+        steps,
+        arrays,
         # What a later piece saw at a step replaces what one that was killed had seen there.
         {row["step"]: json.dumps(row["data"]) for row in seen if "data" in row},
         {row["step"]: json.dumps(row["metrics"]) for row in seen if "metrics" in row},
@@ -283,7 +285,7 @@ def _run(command: Sequence[str], plan: _Plan) -> None:
             stdout=subprocess.DEVNULL,
             stderr=errors,
         ).returncode
-    name = command[0] if not command[0].startswith("-") else " ".join(command[:2]).splitlines()[0]
+    name = command[command[0] == "-m"]
     if plan.interruption is not None:
         number = signal.Signals[plan.interruption.signal]
         if status in (-number, 128 + number):
@@ -353,8 +355,14 @@ def _difference(one: Any, two: Any) -> str:
     wide = np.complex128 if one.dtype.kind == "c" else np.float64
     with np.errstate(invalid="ignore"):
         distance = np.abs(one.astype(wide) - two.astype(wide))
-    count = np.count_nonzero(distance)
-    return f"{count:,} of {one.size:,} numbers, by up to {distance.max():.3g}"
+    count = np.count_nonzero(_each(one) != _each(two))
+    most = f"by up to {distance.max():.3g}" if distance.any() else "in the sign of zeros"
+    return f"{count:,} of {one.size:,} numbers, {most}"
+
+
+def _each(array: np.ndarray) -> np.ndarray:
+    """The bits of each number, as something that can only be compared."""
+    return np.frombuffer(array.tobytes(), f"V{array.itemsize}")
 
 
 def _watched(steps: Callable[..., Generator[loop.Chunk, None, Run]], plan: _Plan) -> Any:
@@ -485,10 +493,6 @@ def _as_python(command: list[str]) -> None:
             sys.argv = command[1:]
             sys.path.insert(0, os.getcwd())
             runpy.run_module(module, run_name="__main__", alter_sys=True)
-        case ["-c", code, *words]:
-            sys.argv = ["-c", *words]
-            sys.path.insert(0, os.getcwd())
-            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
         case _:
             sys.argv = command
             sys.path.insert(0, str(Path(command[0]).absolute().parent))

@@ -17,7 +17,7 @@ import pytest
 
 from loopax import digests
 from tests.system.faults import outcome
-from tests.system.processes import Process, command_line, left_over, make_images, steps_in
+from tests.system.processes import Process, command_line, left_over, make_images, steps_in, until
 
 KILOBYTE = 1024
 SMALL = 100 * KILOBYTE
@@ -44,7 +44,7 @@ def walk(run_dir, at=None, on_failure="stop"):
 
     def disturb(run):
         if at and run.step in at:
-            globals()[at[run.step]](run_dir)
+            globals()[at[run.step]](run_dir, run.step)
 
     # Not zeros, which would fit on any disk.
     start = np.random.default_rng(0).normal(size=250_000).astype(np.float32)
@@ -74,19 +74,26 @@ def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
 
-def fill(run_dir):
+def fill(run_dir, step):
+    """Once what was to be saved before is on the disk."""
+    until(lambda: (step - 1) // 20 * 20 in steps_in(run_dir), "the save before")
     limit(SMALL)
 
 
-def fill_up(run_dir):
-    limit(0)
+def fill_at_once(run_dir, step):
+    limit(SMALL)
 
 
-def make_room(run_dir):
+def fill_up(run_dir, step):
+    fill(run_dir, step)
+    limit((run_dir / "metrics.jsonl").stat().st_size)
+
+
+def make_room(run_dir, step):
     limit(resource.RLIM_INFINITY)
 
 
-def remove_all(run_dir):
+def remove_all(run_dir, step):
     shutil.rmtree(run_dir)
 
 
@@ -185,6 +192,17 @@ def test_a_full_disk_during_a_save_ends_the_run_and_spares_what_was_saved(
     assert outcome(run_dir) == undisturbed
 
 
+def test_a_disk_that_fills_up_in_the_middle_of_a_save(finish, undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    code, said = finish(walk, run_dir, {50: "fill_at_once"})
+    assert code == 6
+    is_one_line(said, f"{run_dir}/checkpoints: the checkpoint of step ", "File too large")
+    assert all_whole(run_dir) in ([20], [20, 40])
+    assert left_over(run_dir) == []
+    assert finish(walk, run_dir)[0] == 0
+    assert outcome(run_dir) == undisturbed
+
+
 def test_a_run_that_may_go_on_without_a_save_saves_when_there_is_room_again(
     finish, undisturbed, tmp_path
 ):
@@ -219,7 +237,7 @@ def test_a_full_disk_while_rows_are_written(finish, undisturbed, tmp_path):
     code, said = finish(walk, run_dir, {70: "fill_up"})
     assert code == 6, said
     is_one_line(said, str(run_dir), "cannot be written")
-    assert all_whole(run_dir)[-1] in (40, 60)
+    assert all_whole(run_dir) == [40, 60]
     assert finish(walk, run_dir)[0] == 0
     assert outcome(run_dir) == undisturbed
     assert left_over(run_dir) == []
@@ -232,5 +250,12 @@ def test_a_full_disk_from_the_start(finish, tmp_path):
 
 
 def full(run_dir):
+    # Standard error is a file here, which nothing could be written to either.
+    reading, writing = os.pipe()
+    said = os.dup(2)
+    os.dup2(writing, 2)
     limit(0)
-    return walk(run_dir)
+    code = walk(run_dir)
+    limit(resource.RLIM_INFINITY)
+    os.write(said, os.read(reading, 100_000))
+    return code

@@ -93,7 +93,7 @@ def replay(words: list[str]) -> int:
 
     run = RunDir.open(command.run)
     problem = recipe.Problem.of(recipe.stored_config(command.run))
-    replayed = Replayer(run, problem.state, problem.loss_fn, problem.batches).step(command.step)
+    replayed = Replayer(run, problem.state(), problem.loss_fn, problem.batches).step(command.step)
     print("\n".join(replayed.lines()))
     out = command.out or run.path / "replay" / str(command.step)
     replayed.save(out)
@@ -112,8 +112,8 @@ def rewind(words: list[str]) -> int:
     new = parse(type(old), _as_options(command.set), "loopax rewind --set", old)
     before, after = recipe.Problem.of(old), recipe.Problem.of(new)
     out = command.out or run.path.with_name(f"{run.path.name}-at-{command.step}")
-    Replayer(run, before.state, before.loss_fn, before.batches).branch(
-        command.step, out, state=after.state, data=after.batches, config=new.to_json()
+    Replayer(run, before.state(), before.loss_fn, before.batches).branch(
+        command.step, out, state=after.state(), data=after.batches, config=new.to_json()
     )
     print(f"{out}: begins at step {command.step:,} of {run.path}; loopax resume {out} goes on")
     return 0

@@ -70,7 +70,7 @@ def train_vae(words: list[str]) -> int:
         from loopax.estimate import estimate
 
         problem = vae.Problem.of(command.config)
-        told = estimate(problem.state, problem.loss_fn, problem.batches)
+        told = estimate(problem.state(), problem.loss_fn, problem.batches)
         print("\n".join(told.lines()))
         return 0
     if command.fresh:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from loopax.recipes.vae.trained import RESULTS as RESULTS
     from loopax.recipes.vae.trained import TrainedVAE as TrainedVAE
     from loopax.recipes.vae.trained import load as load
-    from loopax.recipes.vae.training import stored_config as stored_config
+    from loopax.recipes.vae.trained import stored_config as stored_config
     from loopax.recipes.vae.training import train as train
 
 _HOMES = {
@@ -26,7 +26,7 @@ _HOMES = {
     "save_grid": "pictures",
     "Problem": "problem",
     "loss_function": "problem",
-    "stored_config": "training",
+    "stored_config": "trained",
     "train": "training",
 }
 __all__ = list(_HOMES)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +20,63 @@ from loopax.recipes.vae.config import VAEConfig
 class Problem:
     """What a configuration says is to be trained, in the terms of `loopax.fit`."""
 
-    model: VAE
+    config: VAEConfig
     data: Splits
-    state: loopax.TrainState
-    loss_fn: Callable[..., Any]
+    model: VAE
     batches: Any
-    steps: int
 
     @classmethod
     def of(cls, config: VAEConfig) -> Problem:
         """The problem that `config` states.
 
         Raises:
-            LoopaxError: the data or the weights to begin with cannot be used.
+            LoopaxError: the data cannot be used.
         """
-        data = read_data(config.data, config.image_size)
-        model = build_model(asdict(config), data)
-        batches = data.train.batches(config.batch_size)
-        steps = config.epochs * batches.steps_per_epoch
+        size = None if config.image_size is None else (config.image_size[0], config.image_size[1])
+        data = (
+            loopax.data.mnist()
+            if config.data == "mnist"
+            else loopax.data.load(config.data, size=size)
+        )
+        model = VAE(
+            image_shape=data.train.columns["image"].shape[1:],
+            classes=len(data.train.class_names),
+            latent=config.latent,
+            widths=config.widths,
+            activation=config.activation,
+            conditioning=config.conditioning,
+            output=config.output,
+        )
+        return cls(config, data, model, data.train.batches(config.batch_size))
+
+    @property
+    def steps(self) -> int:
+        """How many steps the whole training has."""
+        return self.config.epochs * self.batches.steps_per_epoch
+
+    @property
+    def loss_fn(self) -> Callable[..., Any]:
+        """The objective, as `fit` takes it."""
+        return loss_function(self.model, self.config.kl_weight)
+
+    def state(self) -> loopax.TrainState:
+        """The state that training begins with.
+
+        Raises:
+            LoopaxError: the weights to begin with cannot be used.
+        """
+        config = self.config
         state = loopax.TrainState.create(
-            model,
-            data.train,
-            config.optimizer.build(steps),
+            self.model,
+            self.data.train,
+            config.optimizer.build(self.steps),
             seed=config.seed,
             frozen=config.optimizer.freeze,
             ema_decay=config.optimizer.params_ema,
         )
-        if config.weights is not None:
-            state = state.with_params(weights_of(config.weights, state.params))
-        return cls(model, data, state, loss_function(model, config.kl_weight), batches, steps)
+        if config.weights is None:
+            return state
+        return state.with_params(weights_of(config.weights, state.params))
 
 
 def loss_function(model: VAE, kl_weight: float) -> Callable[..., Any]:
@@ -67,27 +95,6 @@ def loss_function(model: VAE, kl_weight: float) -> Callable[..., Any]:
         return sse_half + kl_weight * kl, {"sse_half": sse_half, "kl_nats": kl}
 
     return loss_fn
-
-
-def read_data(source: str, image_size: Sequence[int] | None) -> Splits:
-    """The images that a configuration names: `mnist`, or a path."""
-    if source == "mnist":
-        return loopax.data.mnist()
-    size = (image_size[0], image_size[1]) if image_size else None
-    return loopax.data.load(source, size=size)
-
-
-def build_model(config: dict[str, Any], data: Splits) -> VAE:
-    """The model that a configuration describes, for these images."""
-    return VAE(
-        image_shape=data.train.columns["image"].shape[1:],
-        classes=len(data.train.class_names),
-        latent=config["latent"],
-        widths=tuple(config["widths"]),
-        activation=config["activation"],
-        conditioning=config["conditioning"],
-        output=config["output"],
-    )
 
 
 def weights_of(source: str, params: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from loopax.data import Splits
 from loopax.errors import ConfigError, DataError
 from loopax.models.vae import VAE
 from loopax.recipes.vae import pictures
-from loopax.recipes.vae.problem import build_model, loss_function, read_data
+from loopax.recipes.vae.config import VAEConfig
+from loopax.recipes.vae.problem import Problem
 
 SAMPLE_SEED = 1
 EVAL_BATCH = 500
@@ -33,12 +35,21 @@ RESULTS = {
 
 @dataclass(frozen=True)
 class TrainedVAE:
-    """A VAE with its parameters, the data it belongs to and its run directory."""
+    """A VAE with its parameters, the problem that it solves and its run directory."""
 
-    model: VAE
+    problem: Problem
     params: Any
-    data: Splits
     dir: loopax.RunDir
+
+    @property
+    def model(self) -> VAE:
+        """The Flax module."""
+        return self.problem.model
+
+    @property
+    def data(self) -> Splits:
+        """The images, by split."""
+        return self.problem.data
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -101,22 +112,18 @@ class TrainedVAE:
         pictures.save_curves(self.dir.metrics, folder / "curves.png")
 
     def measure(self) -> dict[str, dict[str, float]]:
-        """The final metrics of both splits over every image once; kept in `results.json`.
+        """The final metrics of both splits over every image once.
 
         `mse_per_pixel` is twice `sse_half` over the number of pixels.
         """
-        config = self.dir.config
-        loss_fn = loss_function(self.model, config["kl_weight"])
-        state = loopax.TrainState.create(
-            params=self.params, tx=optax.identity(), seed=config["seed"]
-        )
+        seed = self.problem.config.seed
+        state = loopax.TrainState.create(params=self.params, tx=optax.identity(), seed=seed)
         results = {}
         for name, dataset in self.data._asdict().items():
             batches = dataset.batches(min(EVAL_BATCH, len(dataset)))
-            metrics = loopax.evaluate(state, loss_fn, batches)
+            metrics = loopax.evaluate(state, self.problem.loss_fn, batches)
             metrics["mse_per_pixel"] = 2 * metrics["sse_half"] / math.prod(self.model.image_shape)
             results[name] = metrics
-        self.dir.write_json("results.json", results)
         return results
 
     def _samples(self, labels: np.ndarray, seed: int) -> Float[np.ndarray, "n height width c"]:
@@ -125,7 +132,7 @@ class TrainedVAE:
 
     @property
     def results_file(self) -> Path:
-        """Where `measure` leaves its table."""
+        """Where training leaves what it has measured at its end."""
         return self.dir.path / "results.json"
 
 
@@ -148,22 +155,32 @@ def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
         CheckpointError: there is no such checkpoint.
         DataError: the data is not what the run was trained on.
     """
-    directory = loopax.RunDir.open(run)
-    config = directory.config
-    if config.get("recipe") != "vae":
-        raise loopax.errors.RunDirError(
-            f"{run}: holds a run of {config.get('recipe', 'a program')}, not of the vae recipe"
-        )
+    config = stored_config(run)
+    problem, directory = Problem.of(config), loopax.RunDir.open(run)
+    # Only its form is needed, so nothing is computed, nor are weights read that it began with.
+    blank = dataclasses.replace(problem, config=dataclasses.replace(config, weights=None))
     with loopax.CheckpointStore(directory.checkpoints) as store:
-        tree, meta = store.read(checkpoint)
-    data = read_data(config["data"], config["image_size"])
-    if data.train.fingerprint != meta["data"]["data"]:
-        raise DataError(f"{config['data']}: its images are not those that {run} was trained on")
-    state = loopax.TrainState.create(
-        params=tree["params"], tx=optax.identity(), frozen=tuple(config["optimizer"]["freeze"])
-    )
-    params = state.replace(ema=tree.get("ema")).eval_params
-    return TrainedVAE(build_model(config, data), params, data, directory)
+        state, meta = store.restore(jax.eval_shape(blank.state), checkpoint)
+    if problem.data.train.fingerprint != meta["data"]["data"]:
+        raise DataError(f"{config.data}: its images are not those that {run} was trained on")
+    return TrainedVAE(problem, state.eval_params, directory)
+
+
+def stored_config(run: str | Path) -> VAEConfig:
+    """What the run in this directory was configured with.
+
+    Raises:
+        RunDirError: `run` is not the directory of a VAE run.
+    """
+    directory = loopax.RunDir.open(run)
+    recipe = directory.config.get("recipe")
+    if recipe != "vae":
+        raise loopax.errors.RunDirError(
+            f"{run}: holds a run of {recipe or 'a program'}, not of the vae recipe"
+        )
+    config = VAEConfig.from_json(directory.config)
+    directory.check(config.to_json())
+    return config
 
 
 def _checked(count: int) -> int:

@@ -32,21 +32,21 @@ def train(
         LoopaxError: the data, the configuration or the run directory cannot be used.
     """
     problem = Problem.of(config)
-    model, data, each = problem.model, problem.data, problem.batches.steps_per_epoch
+    each, test = problem.batches.steps_per_epoch, problem.data.test
 
     def draw(run: loopax.Run) -> None:
         if run.dir is not None:
-            trained = TrainedVAE(model, run.state.eval_params, data, run.dir)
+            trained = TrainedVAE(problem, run.state.eval_params, run.dir)
             name = f"samples-epoch-{run.step // each:03d}.png"
             pictures.save_grid(trained.samples_by_class(10), run.dir.pictures / name)
 
     run = loopax.fit(
-        problem.state,
+        problem.state(),
         problem.loss_fn,
         problem.batches,
         steps=problem.steps if steps is None else min(steps, problem.steps),
         run_dir=run_dir,
-        evaluation=data.test.batches(min(EVAL_BATCH, len(data.test))),
+        evaluation=test.batches(min(EVAL_BATCH, len(test))),
         hooks=[loopax.Hook(draw, every=each)],
         checkpoints=checkpoints,
         nonfinite=config.nonfinite,
@@ -56,20 +56,8 @@ def train(
         config=config.to_json(),
     )
     assert run.dir is not None
-    trained = TrainedVAE(model, run.state.eval_params, data, run.dir)
+    trained = TrainedVAE(problem, run.state.eval_params, run.dir)
     if run.step == problem.steps and not trained.results_file.exists():
         trained.draw()
-        trained.measure()
+        run.dir.write_json("results.json", trained.measure())
     return trained
-
-
-def stored_config(run: str | Path) -> VAEConfig:
-    """What the run in this directory was configured with.
-
-    Raises:
-        LoopaxError: it is not the run of a VAE.
-    """
-    directory = loopax.RunDir.open(run)
-    config = VAEConfig.from_json(directory.config)
-    directory.check(config.to_json())
-    return config
