@@ -21,7 +21,7 @@ LAYERS = [
     {"account", "environment", "weights", "autopsy"},
     {"program"},
     {"progress", "rundir", "checkpoint", "evaluation", "recorder"},
-    {"run", "replay", "estimate"},
+    {"run", "replay", "cost"},
     {"moments"},
     {"loop"},
     {"verification"},

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loopax.checkpoint import CheckpointStore as CheckpointStore
     from loopax.durable import replacing as replacing
     from loopax.errors import LoopaxError as LoopaxError
-    from loopax.estimate import estimate as estimate
+    from loopax.cost import estimate as estimate
     from loopax.evaluation import Evaluation as Evaluation
     from loopax.evaluation import evaluate as evaluate
     from loopax.loop import Chunk as Chunk
@@ -54,7 +54,7 @@ _HOMES = {
     "Chunk": "loopax.loop",
     "RunDir": "loopax.rundir",
     "replacing": "loopax.durable",
-    "estimate": "loopax.estimate",
+    "estimate": "loopax.cost",
     "LoopaxError": "loopax.errors",
 }
 _MODULES = ("data", "models", "recipes", "errors")

@@ -33,7 +33,7 @@ from loopax.data.batches import Batches, Items, as_batches
 from loopax.data.loader import Loader
 from loopax.environment import changes, numerics
 from loopax.errors import CheckpointError, ConfigError, DataError, NonFiniteError, Stopped
-from loopax.estimate import explaining_memory
+from loopax.cost import explaining_memory
 from loopax.lock import RunLock
 from loopax.moments import Hook, Moment, Saving, calling, check_sound, evaluations
 from loopax.program import Rows, TrainProgram, probe_program
@@ -146,6 +146,8 @@ def steps(
                 if nonfinite != "rollback" or run.rollbacks == ROLLBACKS:
                     _explain(session, error)
                     raise
+                if isinstance(error.__context__, GeneratorExit):
+                    return run  # The caller has left; the next start goes back by itself.
                 run.rollbacks += 1
                 shown.say(f"{error}; going back, time {run.rollbacks} of {ROLLBACKS}")
     if stop is not None and stop.received is not None:

@@ -119,7 +119,8 @@ class Saving:
         if self._saved_step != self._run.step:
             self.act()
         self._store.wait()
-        self._store.verify(self._run.step)
+        if self._run.step:  # Before the first step there was nothing to save.
+            self._store.verify(self._run.step)
 
     def keep_what_was_reached(self, kind: type[BaseException] | None, *_: object) -> None:
         """Saves when the loop is left early by its caller or by Ctrl-C, not when it failed.

@@ -15,8 +15,8 @@ Flags = dict[str, Bool[Array, ""]]
 def sound_leaves(state: TrainState) -> Flags:
     """For each leaf that training writes, whether it is sound; traceable.
 
-    An array must be finite. A scalar of the optimiser, such as the best value so far, may be
-    infinite and must not be NaN.
+    It must be finite. Only a scalar of the optimiser, such as the best value so far, may be
+    infinite, and must not be NaN.
     """
     parts = {
         "params": state.trainable,
@@ -24,11 +24,14 @@ def sound_leaves(state: TrainState) -> Flags:
         "mutable": state.mutable,
         "ema": state.ema,
     }
-    return {
-        leaf_path(path): jnp.isfinite(leaf).all() if leaf.ndim else ~jnp.isnan(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(parts)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    }
+    flags = {}
+    for part, tree in parts.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                lenient = part == "opt_state" and not leaf.ndim
+                sound = ~jnp.isnan(leaf) if lenient else jnp.isfinite(leaf).all()
+                flags[f"{part}/{leaf_path(path)}"] = sound
+    return flags
 
 
 def is_sound(state: TrainState) -> Bool[Array, ""]:

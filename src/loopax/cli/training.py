@@ -67,7 +67,7 @@ def train_vae(words: list[str]) -> int:
     from loopax.recipes import vae
 
     if command.dry_run:
-        from loopax.estimate import estimate
+        from loopax.cost import estimate
 
         problem = vae.Problem.of(command.config)
         told = estimate(problem.state(), problem.loss_fn, problem.batches)

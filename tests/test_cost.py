@@ -15,7 +15,7 @@ import loopax
 from loopax.account import Account
 from loopax.data.batches import as_batches
 from loopax.errors import ConfigError, DataError, DeviceMemoryError
-from loopax.estimate import estimate, explaining_memory
+from loopax.cost import estimate, explaining_memory
 from loopax.program import TrainProgram
 
 WIDTHS = (32, 64, 128, 16)
