@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -16,6 +17,8 @@ PROGRAM = """
 import ctypes, os, signal, sys, threading, time
 from loopax.errors import Stopped
 from loopax.signals import PoliteStop
+
+signal.alarm(60)  # What hangs is to fail.
 
 def tell(line):
     # Whole lines, whichever threads they come from.
@@ -163,6 +166,21 @@ raise Stopped(stop.received, step=3)
     assert sorted(out.splitlines())[0] == "0"
 
 
+def test_a_forked_worker_does_not_end_the_watch():
+    code = """
+with PoliteStop(tell):
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+    long_call()
+"""
+    with running(code) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline().startswith("SIGTERM: finishing")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+
+
 def test_a_forked_worker_does_not_keep_the_trainer_from_leaving():
     code = """
 with PoliteStop(tell):
@@ -202,9 +220,14 @@ def custom():
     os.close(writing)
 
 
-def test_a_signal_to_oneself_is_seen_at_once():
+def test_a_signal_to_oneself_is_seen_at_once_and_announced_before_the_end():
     told = []
-    with PoliteStop(told.append) as stop:
+
+    def announce(message):
+        time.sleep(0.1)
+        told.append(message)
+
+    with PoliteStop(announce) as stop:
         assert stop.received is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received is signal.SIGTERM

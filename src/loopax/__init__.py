@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loopax import data as data
     from loopax.checkpoint import CheckpointStore as CheckpointStore
+    from loopax.cost import estimate as estimate
     from loopax.durable import replacing as replacing
     from loopax.errors import LoopaxError as LoopaxError
-    from loopax.cost import estimate as estimate
     from loopax.evaluation import Evaluation as Evaluation
     from loopax.evaluation import evaluate as evaluate
     from loopax.loop import Chunk as Chunk

@@ -24,9 +24,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from loopax import digests
-from loopax.durable import sync
+from loopax.durable import storing, sync
 from loopax.environment import numerics
-from loopax.errors import CheckpointError, StorageError
+from loopax.errors import CheckpointError, LoopaxError, StorageError
 from loopax.paths import PyTree, differing, forms, leaf_path
 from loopax.retention import Checkpoints, Rank, best_step, checked_rank
 from loopax.state import TrainState
@@ -88,6 +88,8 @@ class CheckpointStore:
         self._saving: tuple[int, Future[None]] | None = None
         self.seconds = 0.0
         if settings is not None:
+            with storing(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
             self._clear()
 
     def __enter__(self) -> CheckpointStore:
@@ -96,7 +98,7 @@ class CheckpointStore:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.wait()
-        except StorageError as error:
+        except LoopaxError as error:
             if kind is None:
                 raise
             self._say(str(error))
@@ -148,11 +150,19 @@ class CheckpointStore:
         return next(filter(self._is_whole, steps), None)
 
     def save(
-        self, state: TrainState, meta: Mapping[str, Any], metrics: Mapping[str, float]
+        self,
+        state: TrainState,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts to save `state`; only copying it holds the caller up, or a save still going on.
 
-        `meta` is what belongs to this step and is not in the state; `metrics` rank the best.
+        Args:
+            state: what to save.
+            meta: what belongs to this step and is not in the state.
+            metrics: by these the best is found.
+            check: called in the background; what it raises, `wait` raises, and nothing is saved.
         """
         assert self._settings is not None, "opened for reading"
         self.wait()
@@ -165,10 +175,12 @@ class CheckpointStore:
         )
         path = self.directory / SAVING / str(step)
         try:
+            # Orbax would make the folders above as well, also those of a run that was removed.
+            path.parent.mkdir(exist_ok=True)
             self._orbax.save(path, args=args)
         except Exception as error:
             raise self._failure(step, error) from error
-        self._saving = step, self._worker.submit(self._commit, path, rank, time.monotonic())
+        self._saving = step, self._worker.submit(self._commit, path, rank, check, time.monotonic())
 
     @property
     def has_settled(self) -> bool:
@@ -183,6 +195,9 @@ class CheckpointStore:
         self._saving = None
         try:
             future.result()
+        except LoopaxError:
+            self._clear()
+            raise
         except Exception as error:
             raise self._failure(step, error) from error
 
@@ -243,9 +258,10 @@ class CheckpointStore:
         (self.directory / str(step)).rename(self.directory / name)
         return name
 
-    def _commit(self, path: Path, rank: Rank, begun: float) -> None:
+    def _commit(self, path: Path, rank: Rank, check: Callable[[], None], begun: float) -> None:
         """Runs in the background: completes a save, gives it its number, deletes what is old."""
         self._orbax.wait_until_finished()
+        check()
         digests.seal(path)
         step = int(path.name)
         target = self.directory / path.name

@@ -29,13 +29,13 @@ from jaxtyping import Float
 
 from loopax.account import Account, summary
 from loopax.checkpoint import CheckpointStore
+from loopax.cost import explaining_memory
 from loopax.data.batches import Batches, Items, as_batches
 from loopax.data.loader import Loader
 from loopax.environment import changes, numerics
 from loopax.errors import CheckpointError, ConfigError, DataError, NonFiniteError, Stopped
-from loopax.cost import explaining_memory
 from loopax.lock import RunLock
-from loopax.moments import Hook, Moment, Saving, calling, check_sound, evaluations
+from loopax.moments import Hook, Moment, Saving, calling, evaluations
 from loopax.program import Rows, TrainProgram, probe_program
 from loopax.progress import Display, Silent, display
 from loopax.randomness import key_words, stream
@@ -45,6 +45,7 @@ from loopax.retention import Checkpoints
 from loopax.run import Run
 from loopax.rundir import RunDir, as_mapping
 from loopax.signals import PoliteStop
+from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
 from loopax.step import LossFn
 from loopax.writers import JsonLines, TensorBoard, read_json_lines
@@ -265,7 +266,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
             if keeper is not None:
                 keeper.finish()
             else:
-                check_sound(run)
+                check_sound(flags_of(run.state), step)
         run.account = account.report()
         if run.dir is not None:
             run.dir.write_json("account.json", run.account)

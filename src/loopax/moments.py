@@ -16,12 +16,12 @@ import jax
 from loopax.account import Account
 from loopax.checkpoint import CheckpointStore, checkpoint_meta
 from loopax.data.batches import Batches
-from loopax.errors import ConfigError, NonFiniteError, StorageError
+from loopax.errors import ConfigError, StorageError
 from loopax.evaluation import Evaluation, evaluator
 from loopax.recorder import Recorder
 from loopax.retention import Checkpoints
 from loopax.run import Run
-from loopax.soundness import unsound
+from loopax.soundness import check_sound, flags_of
 from loopax.step import LossFn
 from loopax.writers import Row, values_of
 
@@ -93,10 +93,10 @@ class Saving:
         )
 
     def act(self) -> None:
-        check_sound(self._run)
         self._settle()
+        step, flags = self._run.step, flags_of(self._run.state)
         meta = checkpoint_meta(
-            self._run.step,
+            step,
             self._identity,
             self._recorder.tail,
             len(self._run.history),
@@ -110,7 +110,7 @@ class Saving:
         # What a checkpoint says was logged must outlast a power cut as the checkpoint does.
         self._recorder.sync()
         with self._failing():
-            self._store.save(self._run.state, meta, metrics)
+            self._store.save(self._run.state, meta, metrics, lambda: check_sound(flags, step))
             self._saved_step = self._run.step
         self._saved_at = time.perf_counter()
 
@@ -172,23 +172,6 @@ class Saving:
         rank = value if self._settings.mode == "min" else -value
         improved, self._best = rank < self._best, min(rank, self._best)
         return improved
-
-
-def check_sound(run: Run) -> None:
-    """Makes sure that the numbers of the state are still numbers.
-
-    Raises:
-        NonFiniteError: one of its leaves is not finite.
-    """
-    bad = unsound(run.state)
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise NonFiniteError(
-            f"the state is not finite after {run.step} steps ({bad[0]}{more}), though the loss "
-            "still was; try a lower learning rate or clipping",
-            step=run.step,
-            metric=bad[0],
-        )
 
 
 def evaluations(

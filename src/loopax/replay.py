@@ -25,7 +25,7 @@ from loopax.randomness import key_of, key_words
 from loopax.recorder import without_unfinished
 from loopax.retention import Checkpoints
 from loopax.rundir import RunDir, as_mapping
-from loopax.soundness import unsound
+from loopax.soundness import flags_of, unsound
 from loopax.state import TrainState
 from loopax.step import LossFn
 from loopax.writers import JsonLines
@@ -154,11 +154,11 @@ class Replay:
     def culprit(self, step: int) -> int:
         """The step, `step` itself or one before it, whose update first made a number bad."""
         back = 1
-        while unsound(state := self.state_at(first := max(0, step - back))) and first:
+        while unsound(flags_of(state := self.state_at(first := max(0, step - back)))) and first:
             back *= 8
         for at in range(first, step):
             state, _ = self._advanced(state, at, at + 1)
-            if unsound(state):
+            if unsound(flags_of(state)):
                 return at
         return step
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from loopax.errors import NonFiniteError
 from loopax.paths import leaf_path
 from loopax.state import TrainState
 
@@ -40,10 +41,28 @@ def is_sound(state: TrainState) -> Bool[Array, ""]:
 
 
 @jax.jit
-def _flags(state: TrainState) -> Flags:
+def flags_of(state: TrainState) -> Flags:
+    """`sound_leaves`, begun on the device; reading them waits for it."""
     return sound_leaves(state)
 
 
-def unsound(state: TrainState) -> list[str]:
-    """The paths of the leaves that are not sound, such as `opt_state/0/mu/Dense_0/kernel`."""
-    return sorted(path for path, sound in jax.device_get(_flags(state)).items() if not sound)
+def unsound(flags: Flags) -> list[str]:
+    """The paths of the leaves that are not sound, such as `params/Dense_0/kernel`."""
+    return sorted(path for path, sound in jax.device_get(flags).items() if not sound)
+
+
+def check_sound(flags: Flags, step: int) -> None:
+    """Makes sure that the numbers of the state after `step` steps are still numbers.
+
+    Raises:
+        NonFiniteError: one of its leaves is not finite.
+    """
+    bad = unsound(flags)
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise NonFiniteError(
+            f"the state is not finite after {step} steps ({bad[0]}{more}), though the loss still "
+            "was; try a lower learning rate or clipping",
+            step=step,
+            metric=bad[0],
+        )

@@ -261,8 +261,8 @@ def _trial(
         steps,
         arrays,
         # What a later piece saw at a step replaces what one that was killed had seen there.
-        {row["step"]: json.dumps(row["data"]) for row in seen if "data" in row},
-        {row["step"]: json.dumps(row["metrics"]) for row in seen if "metrics" in row},
+        {row["step"]: json.dumps(row) for row in seen if row["source"] == "data"},
+        {row["step"]: json.dumps(row) for row in seen if row["source"] == "train"},
         dict(enumerate(plan.run.metrics_file.read_text().splitlines(), 1)),
     )
 
@@ -276,7 +276,7 @@ def _run(command: Sequence[str], plan: _Plan) -> None:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    with storing(plan.errors), plan.errors.open("wb") as errors:
+    with plan.errors.open("wb") as errors:
         # Safe path: the program's own folder is put there later, and this module is not shadowed.
         status = subprocess.run(
             [sys.executable, "-P", "-m", "loopax.verification", str(plan), *command],
@@ -394,7 +394,7 @@ def _watched(steps: Callable[..., Generator[loop.Chunk, None, Run]], plan: _Plan
                 for chunk in chunks:
                     for index, step in enumerate(range(chunk.start, chunk.stop)):
                         values = {name: float(row[index]) for name, row in chunk.metrics.items()}
-                        seen.write({"step": step, "metrics": values})
+                        seen.write({"step": step, "source": "train", **values})
                     yield chunk
         except Stopped as stopped:
             _leave(stopped.code)
@@ -433,7 +433,9 @@ class _RecordedFeed:
             for path, leaf in leaves:
                 digest.update(f"{leaf_path(path)} {leaf.dtype} {leaf.shape[1:]}".encode())
                 digest.update(leaf[index].tobytes())
-            self._seen.write({"step": self._step, "data": {"digest": digest.hexdigest()[:16]}})
+            self._seen.write(
+                {"step": self._step, "source": "data", "digest": digest.hexdigest()[:16]}
+            )
             self._step += 1
         return items
 

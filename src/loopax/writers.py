@@ -63,7 +63,7 @@ def read_json_lines(path: Path) -> list[Row]:
     rows = []
     for line in path.read_text().splitlines():
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line, object_hook=_as_logged))
         except json.JSONDecodeError:
             break
     return rows
@@ -125,3 +125,9 @@ def _line(row: Row) -> str:
     # NaN and Infinity are not JSON; a reader of another language would refuse the whole file.
     safe = {k: repr(v) if isinstance(v, float) and v - v != 0 else v for k, v in row.items()}
     return json.dumps(safe) + "\n"
+
+
+def _as_logged(row: Row) -> Row:
+    """What `_line` wrote as a word is a number again."""
+    words = ("nan", "inf", "-inf")
+    return {k: float(v) if k != "source" and v in words else v for k, v in row.items()}

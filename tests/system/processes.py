@@ -88,6 +88,7 @@ class Process:
 
 
 def until(condition, what):
+    """Looks at `condition()` again and again until it holds."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"waited in vain for {what}"

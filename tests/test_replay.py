@@ -1,0 +1,371 @@
+"""Any step of a run again: the very bits of its rows and checkpoints, and another way on."""
+
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import loopax
+from loopax.data import Dataset
+from loopax.errors import CheckpointError, ConfigError, RunDirError
+
+QUIET = {"progress": False}
+EACH_TWENTY = loopax.Checkpoints(every=20, seconds=None, best=None, keep=9)
+TRAP, SEED = 0.025, 509
+
+
+class KilledError(Exception):
+    """Nothing is saved after it."""
+
+
+def kill(run):
+    raise KilledError
+
+
+def ready_batches(dataset):
+    images = dataset.columns["image"].astype(np.float32) / 255
+    labels = dataset.columns["label"]
+    return [
+        {"image": images[first : first + 2], "label": labels[first : first + 2]}
+        for first in range(0, len(labels), 2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def trapped_loss(loss_fn):
+    """The classifier's loss, bad where the key of a step says so: at step 27 with this seed."""
+
+    def loss(params, batch, rngs):
+        value, metrics = loss_fn(params, batch, rngs)
+        bad = jax.random.uniform(rngs["trap"]) < TRAP
+        return jnp.where(bad, jnp.nan, value), metrics
+
+    return loss
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, dataset, loss_fn, trapped_loss, new_state):
+    """Runs of 60 steps that log each of them, by what happened to them, each made once.
+
+    Gives the directory, the state, the loss and the data of each.
+    """
+    made = {}
+
+    def train(name, directory):
+        data = {
+            "host": lambda: dataset.batches(2, resident=False),
+            "iterable": lambda: ready_batches(dataset),
+        }.get(name, lambda: dataset.batches(2))()
+        trap = name in ("rolled back", "skipped")
+        state = new_state(seed=SEED if trap else 0, ema_decay=0.9)
+        loss = trapped_loss if trap else loss_fn
+
+        def fit(*hooks):
+            loopax.fit(
+                state,
+                loss,
+                data,
+                steps=60,
+                run_dir=directory,
+                checkpoints=EACH_TWENTY,
+                nonfinite={"rolled back": "rollback", "skipped": "skip"}.get(name, "stop"),
+                hooks=hooks,
+                log_every=1,
+                probe_every=7,
+                **QUIET,
+            )
+
+        if name == "resumed":
+            for step in (27, 47):
+                with pytest.raises(KilledError):
+                    fit(loopax.Hook(kill, step))
+        fit()
+        return loopax.RunDir.open(directory), state, loss, data
+
+    def run(name):
+        if name not in made:
+            made[name] = train(name, tmp_path_factory.mktemp("runs") / name.replace(" ", "-"))
+        return made[name]
+
+    return run
+
+
+STEPS = (0, 7, 19, 20, 21, 27, 42, 59)
+
+
+@pytest.mark.parametrize("name", ["device", "host", "iterable", "resumed", "rolled back", "skipped"])
+def test_a_step_again_has_the_numbers_that_were_logged(runs, name):
+    directory, state, loss, data = runs(name)
+    rows = {row["step"] - 1: row for row in directory.metrics if row["source"] == "train"}
+    replay = loopax.Replay(directory, state, loss, data)
+    for step in STEPS:
+        again, row = replay.step(step), rows[step]
+        assert again.step == again.report.step == step
+        assert again.batch["image"].shape == (2, 4, 4, 1)
+        if row.get("skipped_steps"):
+            assert (name, step) == ("skipped", 27)
+            assert again.metrics["skipped"] == 1
+            assert math.isnan(again.metrics["loss"])
+            continue
+        assert again.metrics.keys() - {"skipped"} == {"loss", "accuracy"}
+        for metric in ("loss", "accuracy"):
+            assert again.metrics[metric] == row[metric], f"{metric} of step {step}"
+        if step % 7 == 0:
+            assert again.norms == {n: row[n] for n in ("grad_norm", "update_norm")}
+        # Outside of the loop it is the same mathematics, if not the same bits.
+        assert again.report.metrics["loss"] == pytest.approx(row["loss"], rel=1e-4)
+    starts = [start["step"] for start in directory.read_json("run.json")["starts"]]
+    expected = {"resumed": [0, 20, 40], "rolled back": [0, 20]}
+    assert starts == expected.get(name, [0])
+
+
+@pytest.mark.parametrize("name", ["resumed", "rolled back", "skipped"])
+@pytest.mark.parametrize("kept", [None, 20, 40])
+def test_a_state_on_the_way_is_the_one_that_was_saved(runs, name, kept, tmp_path, bits):
+    """With all other checkpoints gone, or with none at all."""
+    original, state, loss, data = runs(name)
+    shutil.copytree(original.path, tmp_path / "run")
+    directory = loopax.RunDir(tmp_path / "run")
+    for path in directory.checkpoints.iterdir():
+        if path.name != str(kept):
+            shutil.rmtree(path)
+    replay = loopax.Replay(directory, state, loss, data)
+    store = loopax.CheckpointStore(original.checkpoints)
+    for step in (20, 40, 60):
+        saved = bits(store.restore(state, step)[0])
+        replayed = bits(replay.state_at(step))
+        if (name, step) == ("rolled back", 20):
+            # The run went on from here with other keys than those that led here.
+            assert saved.pop(".key") != replayed.pop(".key")
+        assert replayed == saved, f"step {step}"
+    assert replay.state_at(0).step == 0
+    assert loopax.CheckpointStore(directory.checkpoints).steps == ([kept] if kept else [])
+
+
+def test_replaying_writes_nothing_and_leaves_the_state_as_it_is(runs, bits):
+    directory, state, loss, data = runs("device")
+    before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    given = bits(state)
+    replay = loopax.Replay(directory, state, loss, data)
+    assert replay.step(3).metrics == replay.step(3).metrics
+    replay.state_at(0)
+    assert bits(state) == given
+    after = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_what_is_kept_of_a_step_is_json_and_arrays(runs, tmp_path):
+    directory, state, loss, data = runs("skipped")
+    again = loopax.Replay(directory, state, loss, data).step(27)
+    again.save(tmp_path / "kept" / "27")
+    text = (tmp_path / "kept" / "27" / "report.json").read_text()
+    told = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert told["step"] == 27
+    assert told["metrics"] == {**again.metrics, "loss": "nan"}
+    assert told["norms"].keys() == {"grad_norm", "update_norm"}
+    assert told["origin"]["what"] == "nan"
+    with np.load(tmp_path / "kept" / "27" / "batch.npz") as arrays:
+        assert {name: array.tolist() for name, array in arrays.items()} == {
+            name: np.asarray(leaf).tolist() for name, leaf in again.batch.items()
+        }
+    lines = again.lines()
+    assert any(line.startswith("image: float32[2, 4, 4, 1], from 0") for line in lines)
+    assert "loss nan" in lines
+    assert f"accuracy {again.metrics['accuracy']!r}" in lines
+    assert any("nan is" in line for line in lines)
+
+
+def test_a_run_without_steps_has_nothing_to_replay(tmp_path, runs):
+    _, state, loss, data = runs("device")
+    directory = loopax.RunDir.create(tmp_path / "run")
+    directory.claim({})
+    with pytest.raises(RunDirError, match=r"run\.json"):
+        loopax.Replay(directory, state, loss, data)
+    directory.write_json("run.json", {"starts": []})
+    with pytest.raises(RunDirError, match="has not been trained yet"):
+        loopax.Replay(directory, state, loss, data)
+
+
+def test_another_model_is_refused_by_the_leaf_that_differs(runs, line_state):
+    directory, _, loss, data = runs("device")
+    with pytest.raises(CheckpointError, match="of another model or optimiser.*weights"):
+        loopax.Replay(directory, line_state(), loss, data).state_at(30)
+
+
+# --- Where it went bad --------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [0, 1, 33, 57])
+def test_the_step_that_spoiled_the_state_is_found(tmp_path, line_state, bad):
+    """A collection goes bad, and nothing depends on it: the run notices when it ends."""
+
+    def loss(params, batch, rngs, mutable):
+        return jnp.square(params["weights"]).sum(), {}, {"seen": mutable["seen"] + batch["x"]}
+
+    column = np.ones((60, 1), np.float32)
+    column[bad] = np.inf
+    data = Dataset({"x": column}).batches(1, shuffle=False)
+    state = line_state(optax.sgd(0.01), mutable={"seen": jnp.zeros((1, 1))})
+    with pytest.raises(loopax.errors.NonFiniteError) as caught:
+        loopax.fit(
+            state,
+            loss,
+            data,
+            steps=58,
+            run_dir=tmp_path,
+            # One before the bad step, so that it must be looked for between here and there.
+            checkpoints=loopax.Checkpoints(every=bad or None, seconds=None) if bad < 30 else None,
+            **QUIET,
+        )
+    replay = loopax.Replay(loopax.RunDir.open(tmp_path), state, loss, data)
+    assert replay.culprit(caught.value.step) == bad
+    assert replay.culprit(58) == bad
+    # A step that was good is its own answer.
+    assert replay.culprit(bad) == bad
+
+
+# --- Another way on -----------------------------------------------------------
+
+
+def trained(state, loss, data, run_dir, *, evaluation=None, **options):
+    return loopax.fit(
+        state,
+        loss,
+        data,
+        steps=50,
+        run_dir=run_dir,
+        evaluation=None if evaluation is None else loopax.Evaluation(evaluation, every=9),
+        checkpoints=loopax.Checkpoints(every=20, seconds=None, keep=9),
+        **{"log_every": 10, "probe_every": 7, **QUIET, **options},
+    )
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory, dataset, loss_fn, new_state):
+    """Fifty steps with rows each ten, probes each seven and evaluations each nine."""
+    data, state = dataset.batches(2), new_state(ema_decay=0.9)
+    run = trained(
+        state, loss_fn, data, tmp_path_factory.mktemp("runs") / "parent", evaluation=data
+    )
+    return run, state, loopax.Replay(run.dir, state, loss_fn, data), data
+
+
+BRANCHES = {
+    "at the start": 0,
+    "before the first checkpoint": 5,
+    "just after a probe": 15,
+    "at a checkpoint": 20,
+    "before a probe is due": 28,
+    "at an evaluation": 36,
+    "at a logged row": 30,
+    "between everything": 47,
+    "at the end": 50,
+}
+
+
+@pytest.mark.parametrize("step", BRANCHES.values(), ids=BRANCHES.keys())
+def test_a_branch_without_a_change_is_the_run_itself(parent, loss_fn, bits, tmp_path, step):
+    run, state, replay, data = parent
+    branch = replay.branch(step, tmp_path / "branch", state=state, data=data, config=None)
+    assert loopax.CheckpointStore(branch.checkpoints).steps == [step]
+    assert [row["step"] <= step for row in branch.metrics].count(False) == 0
+    again = trained(state, loss_fn, data, tmp_path / "branch", evaluation=data)
+    assert bits(again.state) == bits(run.state)
+    assert branch.metrics_file.read_text() == run.dir.metrics_file.read_text()
+    told = branch.read_json("run.json")
+    assert told["parent"] == {"run": str(run.dir.path.absolute()), "step": step}
+    assert [start["step"] for start in told["starts"]] == ([step] if step < 50 else [])
+
+
+def test_a_run_that_went_back_or_skipped_can_be_branched(runs, bits, tmp_path):
+    for name, policy in (("rolled back", "rollback"), ("skipped", "skip")):
+        directory, state, loss, data = runs(name)
+        for step in (13, 20, 33):
+            out = tmp_path / f"{policy}-{step}"
+            replay = loopax.Replay(directory, state, loss, data)
+            branch = replay.branch(step, out, state=state, data=data, config=None)
+            run = loopax.fit(
+                state,
+                loss,
+                data,
+                steps=60,
+                run_dir=out,
+                checkpoints=EACH_TWENTY,
+                nonfinite=policy,
+                log_every=1,
+                probe_every=7,
+                **QUIET,
+            )
+            last = loopax.CheckpointStore(directory.checkpoints).restore(state, 60)[0]
+            if (name, step) != ("rolled back", 13):
+                assert branch.metrics_file.read_text() == directory.metrics_file.read_text()
+                assert bits(run.state) == bits(last), f"{name} from {step}"
+            assert run.rollbacks == (name == "rolled back")
+
+
+def test_with_another_loss_or_rate_it_goes_on_from_the_same_state(
+    parent, loss_fn, model, dataset, bits, tmp_path
+):
+    run, state, replay, data = parent
+    slower = loopax.TrainState.create(model, dataset, optax.adam(1e-4), ema_decay=0.9)
+
+    def twice(params, batch, rngs):
+        loss, metrics = loss_fn(params, batch, rngs)
+        return 2 * loss, metrics
+
+    for name, tx, loss in (("rate", slower, loss_fn), ("loss", state, twice)):
+        branch = replay.branch(25, tmp_path / name, state=tx, data=data, config={"now": name})
+        begun = loopax.CheckpointStore(branch.checkpoints).restore(state, 25)[0]
+        assert bits(begun) == bits(replay.state_at(25))
+        other = trained(tx, loss, data, tmp_path / name, evaluation=data, config={"now": name})
+        assert branch.config == {"now": name}
+        assert other.history[:2] == [row for row in run.history if row["step"] <= 10][:2]
+        assert bits(other.state.params) != bits(run.state.params)
+        assert other.latest("train")["loss"] != run.latest("train")["loss"]
+
+
+def test_what_does_not_fit_the_past_is_refused_and_nothing_is_left(
+    parent, dataset, model, new_state, tmp_path
+):
+    run, state, replay, data = parent
+    sgd = loopax.TrainState.create(model, dataset, optax.sgd(0.1), ema_decay=0.9)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    cases = [
+        ("new", state, dataset.batches(4), CheckpointError, "batch_size was 2 and would be 4"),
+        ("new", state, dataset.batches(2, shuffle=False), CheckpointError, "shuffle was True"),
+        ("new", state, ready_batches(dataset), CheckpointError, "data was .* would be iterable"),
+        ("new", sgd, data, CheckpointError, "opt_state/0/mu.* there and absent here"),
+        ("new", new_state(), data, CheckpointError, "ema/.* there and absent here"),
+        ("new", new_state(seed=1, ema_decay=0.9), data, CheckpointError, "seed was"),
+        ("taken", state, data, RunDirError, "taken: is there already"),
+    ]
+    for name, there, batches, error, message in cases:
+        with pytest.raises(error, match=message) as caught:
+            replay.branch(20, tmp_path / name, state=there, data=batches, config=None)
+        assert "\n" not in str(caught.value)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_branch_can_be_replayed_from_where_it_begins(parent, loss_fn, tmp_path):
+    run, state, replay, data = parent
+    branch = replay.branch(25, tmp_path / "branch", state=state, data=data, config=None)
+    trained(state, loss_fn, data, tmp_path / "branch", evaluation=data)
+    again = loopax.Replay(branch, state, loss_fn, data)
+    for step in (25, 33, 45):
+        assert again.step(step).metrics == replay.step(step).metrics
+    with pytest.raises(ConfigError, match=r"begins at step 25.*branched from") as caught:
+        again.step(24)
+    assert "\n" not in str(caught.value)
+    # Where the first checkpoint is gone, what came after it is no longer there either.
+    shutil.rmtree(branch.checkpoints / "25")
+    assert again.step(45).metrics == replay.step(45).metrics
+    with pytest.raises(ConfigError, match="step 33.*no checkpoint") as caught:
+        again.step(33)
+    assert "\n" not in str(caught.value)
