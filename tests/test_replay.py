@@ -95,15 +95,22 @@ def runs(tmp_path_factory, dataset, loss_fn, trapped_loss, new_state):
     return run
 
 
-STEPS = (0, 7, 19, 20, 21, 27, 42, 59)
+STEPS = {
+    "device": (0, 19, 20, 21, 59),
+    "host": (21,),
+    "iterable": (21,),
+    "resumed": (35, 42),
+    "rolled back": (19, 20, 35),
+    "skipped": (27, 28),
+}
 
 
-@pytest.mark.parametrize("name", ["device", "host", "iterable", "resumed", "rolled back", "skipped"])
+@pytest.mark.parametrize("name", STEPS)
 def test_a_step_again_has_the_numbers_that_were_logged(runs, name):
     directory, state, loss, data = runs(name)
     rows = {row["step"] - 1: row for row in directory.metrics if row["source"] == "train"}
     replay = loopax.Replay(directory, state, loss, data)
-    for step in STEPS:
+    for step in STEPS[name]:
         again, row = replay.step(step), rows[step]
         assert again.step == again.report.step == step
         assert again.batch["image"].shape == (2, 4, 4, 1)
@@ -124,8 +131,9 @@ def test_a_step_again_has_the_numbers_that_were_logged(runs, name):
     assert starts == expected.get(name, [0])
 
 
-@pytest.mark.parametrize("name", ["resumed", "rolled back", "skipped"])
-@pytest.mark.parametrize("kept", [None, 20, 40])
+@pytest.mark.parametrize(
+    ("name", "kept"), [("resumed", None), ("rolled back", 20), ("rolled back", 40), ("skipped", 20)]
+)
 def test_a_state_on_the_way_is_the_one_that_was_saved(runs, name, kept, tmp_path, bits):
     """With all other checkpoints gone, or with none at all."""
     original, state, loss, data = runs(name)
@@ -193,14 +201,14 @@ def test_a_run_without_steps_has_nothing_to_replay(tmp_path, runs):
 
 def test_another_model_is_refused_by_the_leaf_that_differs(runs, line_state):
     directory, _, loss, data = runs("device")
-    with pytest.raises(CheckpointError, match="of another model or optimiser.*weights"):
+    with pytest.raises(CheckpointError, match="of another model or optimiser: bias is"):
         loopax.Replay(directory, line_state(), loss, data).state_at(30)
 
 
 # --- Where it went bad --------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [0, 1, 33, 57])
+@pytest.mark.parametrize("bad", [0, 1, 33])
 def test_the_step_that_spoiled_the_state_is_found(tmp_path, line_state, bad):
     """A collection goes bad, and nothing depends on it: the run notices when it ends."""
 
@@ -257,13 +265,10 @@ def parent(tmp_path_factory, dataset, loss_fn, new_state):
 
 BRANCHES = {
     "at the start": 0,
-    "before the first checkpoint": 5,
     "just after a probe": 15,
     "at a checkpoint": 20,
-    "before a probe is due": 28,
-    "at an evaluation": 36,
     "at a logged row": 30,
-    "between everything": 47,
+    "at an evaluation between two rows": 36,
     "at the end": 50,
 }
 
@@ -282,30 +287,30 @@ def test_a_branch_without_a_change_is_the_run_itself(parent, loss_fn, bits, tmp_
     assert [start["step"] for start in told["starts"]] == ([step] if step < 50 else [])
 
 
-def test_a_run_that_went_back_or_skipped_can_be_branched(runs, bits, tmp_path):
-    for name, policy in (("rolled back", "rollback"), ("skipped", "skip")):
-        directory, state, loss, data = runs(name)
-        for step in (13, 20, 33):
-            out = tmp_path / f"{policy}-{step}"
-            replay = loopax.Replay(directory, state, loss, data)
-            branch = replay.branch(step, out, state=state, data=data, config=None)
-            run = loopax.fit(
-                state,
-                loss,
-                data,
-                steps=60,
-                run_dir=out,
-                checkpoints=EACH_TWENTY,
-                nonfinite=policy,
-                log_every=1,
-                probe_every=7,
-                **QUIET,
-            )
-            last = loopax.CheckpointStore(directory.checkpoints).restore(state, 60)[0]
-            if (name, step) != ("rolled back", 13):
-                assert branch.metrics_file.read_text() == directory.metrics_file.read_text()
-                assert bits(run.state) == bits(last), f"{name} from {step}"
-            assert run.rollbacks == (name == "rolled back")
+@pytest.mark.parametrize(
+    ("name", "policy", "step"),
+    [("rolled back", "rollback", 20), ("rolled back", "rollback", 33), ("skipped", "skip", 29)],
+)
+def test_a_run_that_went_back_or_skipped_can_be_branched(runs, bits, tmp_path, name, policy, step):
+    directory, state, loss, data = runs(name)
+    replay = loopax.Replay(directory, state, loss, data)
+    branch = replay.branch(step, tmp_path / "branch", state=state, data=data, config=None)
+    run = loopax.fit(
+        state,
+        loss,
+        data,
+        steps=60,
+        run_dir=branch.path,
+        checkpoints=EACH_TWENTY,
+        nonfinite=policy,
+        log_every=1,
+        probe_every=7,
+        **QUIET,
+    )
+    last = loopax.CheckpointStore(directory.checkpoints).restore(state, 60)[0]
+    assert branch.metrics_file.read_text() == directory.metrics_file.read_text()
+    assert bits(run.state) == bits(last)
+    assert run.rollbacks == (name == "rolled back")
 
 
 def test_with_another_loss_or_rate_it_goes_on_from_the_same_state(
@@ -318,15 +323,15 @@ def test_with_another_loss_or_rate_it_goes_on_from_the_same_state(
         loss, metrics = loss_fn(params, batch, rngs)
         return 2 * loss, metrics
 
-    for name, tx, loss in (("rate", slower, loss_fn), ("loss", state, twice)):
-        branch = replay.branch(25, tmp_path / name, state=tx, data=data, config={"now": name})
-        begun = loopax.CheckpointStore(branch.checkpoints).restore(state, 25)[0]
-        assert bits(begun) == bits(replay.state_at(25))
-        other = trained(tx, loss, data, tmp_path / name, evaluation=data, config={"now": name})
-        assert branch.config == {"now": name}
-        assert other.history[:2] == [row for row in run.history if row["step"] <= 10][:2]
-        assert bits(other.state.params) != bits(run.state.params)
-        assert other.latest("train")["loss"] != run.latest("train")["loss"]
+    config = {"rate": 1e-4}
+    branch = replay.branch(25, tmp_path / "other", state=slower, data=data, config=config)
+    begun = loopax.CheckpointStore(branch.checkpoints).restore(slower, 25)[0]
+    assert bits(begun) == bits(replay.state_at(25))
+    other = trained(slower, twice, data, branch.path, evaluation=data, config=config)
+    assert branch.config == config
+    common = [row for row in run.history if row["step"] < 25]
+    assert other.history[: len(common)] == common
+    assert other.latest("train")["loss"] != run.latest("train")["loss"]
 
 
 def test_what_does_not_fit_the_past_is_refused_and_nothing_is_left(
@@ -358,14 +363,12 @@ def test_a_branch_can_be_replayed_from_where_it_begins(parent, loss_fn, tmp_path
     branch = replay.branch(25, tmp_path / "branch", state=state, data=data, config=None)
     trained(state, loss_fn, data, tmp_path / "branch", evaluation=data)
     again = loopax.Replay(branch, state, loss_fn, data)
-    for step in (25, 33, 45):
-        assert again.step(step).metrics == replay.step(step).metrics
-    with pytest.raises(ConfigError, match=r"begins at step 25.*branched from") as caught:
+    assert again.step(33).metrics == replay.step(33).metrics
+    with pytest.raises(ConfigError, match=r"begins at step 25.*up to step 24.*branched from") as caught:
         again.step(24)
     assert "\n" not in str(caught.value)
     # Where the first checkpoint is gone, what came after it is no longer there either.
     shutil.rmtree(branch.checkpoints / "25")
-    assert again.step(45).metrics == replay.step(45).metrics
-    with pytest.raises(ConfigError, match="step 33.*no checkpoint") as caught:
+    assert again.state_at(45).step == 45
+    with pytest.raises(ConfigError, match="no checkpoint up to step 33"):
         again.step(33)
-    assert "\n" not in str(caught.value)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class Replayed:
         """Leaves `report.json` and the batch as `batch.npz`."""
         leaves = jax.tree_util.tree_leaves_with_path(self.batch)
         arrays: dict[str, Any] = {leaf_path(path) or "batch": leaf for path, leaf in leaves}
-        told = {"metrics": self.metrics, "norms": self.norms, **self.report.to_json()}
+        norms = {name: norm if math.isfinite(norm) else repr(norm) for name, norm in self.norms.items()}
+        told = {**replace(self.report, metrics=self.metrics).to_json(), "norms": norms}
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / "batch.npz") as partial:
@@ -132,8 +134,8 @@ class Replay:
             state, at = jax.tree.map(jnp.copy, self._initial), 0
         else:
             raise ConfigError(
-                f"{self._run.path}: begins at step {self._starts[0].step}; an earlier step is "
-                "found in the run that it was branched from"
+                f"{self._run.path}: begins at step {self._starts[0].step} and has no checkpoint up "
+                f"to step {step}; name a later step, or replay the run that it was branched from"
             )
         return self._advanced(state, at, step)[0].replace(key=self._key(step))
 
