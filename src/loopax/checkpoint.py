@@ -288,8 +288,13 @@ class CheckpointStore:
 
     def _clear(self) -> None:
         """Removes what a save or a deletion has left, also one that was cut short."""
-        for name in (SAVING, DELETING):
-            shutil.rmtree(self.directory / name, ignore_errors=True)
+        for path in (self.directory / SAVING, self.directory / DELETING):
+            for _ in range(20):
+                shutil.rmtree(path, ignore_errors=True)
+                if not path.exists():
+                    break
+                # Of a save that failed, TensorStore may still be writing other parts.
+                time.sleep(0.05)
 
     def _failure(self, step: int, error: BaseException) -> StorageError:
         self._clear()

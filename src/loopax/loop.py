@@ -100,7 +100,7 @@ def steps(
     """
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     batches, account = as_batches(data), Account()
-    total = _total_steps(steps, epochs, batches)
+    total = total_steps(steps, epochs, batches)
     if nonfinite not in NONFINITE:
         raise ConfigError(f"nonfinite is {nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
     if nonfinite == "rollback" and run_dir is None:
@@ -276,7 +276,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
             shown.say(f"stopped at step {step:,} of {total:,}{kept}")
 
 
-def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run]:
+def drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run]:
     """`fit` is `steps` with nobody looking on."""
 
     @functools.wraps(steps, assigned=("__module__", "__annotations__"))
@@ -337,7 +337,7 @@ def _drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run
     return fit
 
 
-fit = _drained(steps)
+fit = drained(steps)
 
 
 def _explain(session: _Session, error: NonFiniteError) -> None:
@@ -436,7 +436,7 @@ def _open_writers(session: _Session, recorder: Recorder, resources: ExitStack) -
         resources.callback(writer.close)
 
 
-def _total_steps(steps: int | None, epochs: int | None, batches: Batches) -> int:
+def total_steps(steps: int | None, epochs: int | None, batches: Batches) -> int:
     """How many steps the run has in all.
 
     Raises:

@@ -75,7 +75,7 @@ class Saving:
         self._run, self._store, self._recorder = run, store, recorder
         self._identity, self._settings = dict(batches.identity), settings
         self._total, self._say = total, say
-        self._saved_step = run.step
+        self._saved_step = run.step if run.step in store.steps else None
         self._begun = self._saved_at = time.perf_counter()
         self._best = math.inf
         for row in run.history:

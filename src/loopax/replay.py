@@ -70,7 +70,9 @@ class Replayed:
         """Leaves `report.json` and the batch as `batch.npz`."""
         leaves = jax.tree_util.tree_leaves_with_path(self.batch)
         arrays: dict[str, Any] = {leaf_path(path) or "batch": leaf for path, leaf in leaves}
-        norms = {name: norm if math.isfinite(norm) else repr(norm) for name, norm in self.norms.items()}
+        norms = {
+            name: norm if math.isfinite(norm) else repr(norm) for name, norm in self.norms.items()
+        }
         told = {**replace(self.report, metrics=self.metrics).to_json(), "norms": norms}
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -376,7 +376,7 @@ def _watched(steps: Callable[..., Generator[loop.Chunk, None, Run]], plan: _Plan
         call.apply_defaults()
         given = call.arguments
         batches = as_batches(given["data"])
-        total = min(plan.limit, loop._total_steps(given["steps"], given["epochs"], batches))
+        total = min(plan.limit, loop.total_steps(given["steps"], given["epochs"], batches))
         saving = given["checkpoints"] or Checkpoints()
         seen = JsonLines(plan.seen)
         given |= {
@@ -483,7 +483,7 @@ def _main() -> None:
     _, text, *command = sys.argv
     plan = _Plan.read(text)
     steps = _watched(loop.steps, plan)
-    vars(loop).update(steps=steps, fit=loop._drained(steps))
+    vars(loop).update(steps=steps, fit=loop.drained(steps))
     with _telling(plan):
         _as_python(command)
 

@@ -59,7 +59,7 @@ def gated(run_dir, gate=None, where=None, max_seconds=None):
         run_dir=run_dir,
         evaluation=loopax.Evaluation(Examples(), every=50),
         hooks=[loopax.Hook(at_60, every=20)],
-        checkpoints=loopax.Checkpoints(every=20, seconds=None, keep=3),
+        checkpoints=loopax.Checkpoints(every=20, seconds=None, keep=3, best=None),
         log_every=30,
         probe_every=None,
         max_seconds=max_seconds,

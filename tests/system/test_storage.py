@@ -102,6 +102,10 @@ def remove_all(run_dir, step):
     shutil.rmtree(run_dir)
 
 
+def stop(run_dir, step):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def as_anyone(program, *arguments):
     """Runs a program without the rights by which root ignores permissions."""
 
@@ -255,17 +259,26 @@ def test_a_run_that_may_go_on_without_a_save_saves_when_there_is_room_again(
     assert outcome(run_dir) == undisturbed
 
 
-@pytest.mark.parametrize("on_failure", ["stop", "go_on"])
-@pytest.mark.parametrize("since", [160, 150, 60])
-def test_a_run_whose_last_save_fails_has_failed(on_failure, since, finish, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("on_failure", "since"), [("stop", 160), ("go_on", 160), ("go_on", 150), ("go_on", 60)]
+)
+def test_a_run_whose_last_save_fails_has_failed(on_failure, since, finish, tmp_path):
     run_dir = tmp_path / "run"
     code, said = finish(walk, run_dir, {since: "fill"}, on_failure)
     assert code == 6, said
     is_one_line(said, "could not be saved", "File too large")
     assert left_over(run_dir) == []
     assert all_whole(run_dir)[-1] == (40 if since == 60 else 140)
-    assert finish(walk, run_dir)[0] == 0
-    assert outcome(run_dir) == undisturbed
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "go_on"])
+@pytest.mark.parametrize("fault", ["fill", "remove_all"])
+def test_a_run_that_is_stopped_and_cannot_be_saved_has_failed(on_failure, fault, finish, tmp_path):
+    """A signal, and nothing more to come that would save it."""
+    run_dir = tmp_path / "run"
+    code, said = finish(walk, run_dir, {50: fault, 60: "stop"}, on_failure)
+    assert code == 6, said
+    is_one_line(said, str(run_dir))
 
 
 def test_a_full_disk_while_rows_are_written(finish, undisturbed, tmp_path):
