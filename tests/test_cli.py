@@ -1,13 +1,18 @@
 """The command line as a person types it: help at once, mistakes in one line, status 2."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from loopax.cli import main
+import loopax
+from loopax.cli import main, training
+from loopax.cli.parsing import seconds
+from loopax.recipes import vae
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +229,239 @@ def test_bad_data_is_one_line_and_status_3_and_nothing_is_written(make, tmp_path
 def test_another_checkpoint_is_named_with_those_that_are_there(run, capfd):
     assert main(["sample", str(run), "--checkpoint", "5"]) == 4
     assert "latest and best" in capfd.readouterr().err
+
+
+# --- Continue, look back, branch, take elsewhere ------------------------------
+
+
+def files(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_resume_goes_on_with_the_settings_the_run_was_made_with(
+    run, images, tmp_path, monkeypatch, capfd
+):
+    """Stopped by its budget, which is too short for anything, it is the run that was not."""
+    cut = tmp_path / "cut"
+    words = ["train", "vae", "--data", str(images), "--run-dir", str(cut), *SMALL]
+    monkeypatch.setattr(training, "STARTED", time.monotonic())
+    assert main([*words, "--max-time", "1s"]) == 0
+    shown = capfd.readouterr()
+    assert f"stopped at step 0 of 18; the same command continues {cut}" in shown.err
+    assert "objective" not in shown.out
+    assert not (cut / "results.json").exists()
+    monkeypatch.setattr(training, "STARTED", time.monotonic())
+    assert main(["resume", str(cut), "--max-time", "1:00:00"]) == 0
+    assert "objective" in capfd.readouterr().out
+    for name in ("metrics.jsonl", "results.json", "config.json"):
+        assert (cut / name).read_text() == (run / name).read_text()
+    assert main(["resume", str(cut)]) == 0
+    assert "finished, 18 of 18 steps are done" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("0.5", 0.5),
+        ("30m", 1800),
+        ("1.5h", 5400),
+        ("2h", 7200),
+        ("5:30", 330),
+        ("1:30:00", 5400),
+        ("100:00:00", 360000),
+    ],
+)
+def test_a_budget_is_read(words, expected):
+    assert seconds("--max-time", words) == expected
+
+
+@pytest.mark.parametrize(
+    "words", ["", "soon", "-5", "1d", "90 s", "1:60:00", "0:75", "1:2:3:4", "nan", "inf", "1e3"]
+)
+def test_a_budget_that_cannot_be_read_is_named(words):
+    with pytest.raises(loopax.errors.ConfigError, match="--max-time is .*; give seconds, or 90s"):
+        seconds("--max-time", words)
+
+
+def test_a_fresh_start_keeps_the_old_run_beside_the_new_one(run, images, tmp_path, capsys):
+    old = tmp_path / "tiny"
+    shutil.copytree(run, old)
+    before = {path.relative_to(old): content for path, content in files(old).items()}
+    words = ["train", "vae", "--data", str(images), "--run-dir", str(old), *SMALL, "--fresh"]
+    assert main([*words, "--seed", "5"]) == 0
+    kept = tmp_path / "tiny-old"
+    assert f"{old}: the run that was there is now {kept}" in capsys.readouterr().out
+    after = {path.relative_to(kept): content for path, content in files(kept).items()}
+    assert after == before
+    assert json.loads((old / "config.json").read_text())["seed"] == 5
+    assert main(["evaluate", str(kept)]) == 0
+
+
+def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "vae", "--data", str(images), *SMALL, "--dry-run"]
+    assert main([*words, "--optimizer.freeze", "posterior"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("trainable (", "frozen (", "FLOP", "memory", "KiB", "batch size 10", "9 steps"):
+        assert part in shown
+    assert ", 0 frozen" not in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_writes_the_weights_of_any_run(
+    run, tmp_path, capsys, line_state, line_loss, dataset
+):
+    out = tmp_path / "weights.safetensors"
+    assert main(["export", str(run), "--checkpoint", "best", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    with loopax.CheckpointStore(run / "checkpoints") as store:
+        expected = store.weights("best")
+    written = loopax.read_weights(out)
+    assert written.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(written[name], array)
+    other = tmp_path / "line"
+    line = loopax.fit(
+        line_state(), line_loss, dataset.batches(2), steps=5, run_dir=other, progress=False
+    )
+    assert main(["export", str(other)]) == 0
+    weights = loopax.read_weights(other / "weights.safetensors")
+    np.testing.assert_array_equal(weights["weights"], line.state.params["weights"])
+
+
+def test_weights_begin_another_run(run, images, tmp_path, capfd):
+    """From the run or from its file: the same first step, and not that of random parameters."""
+    out = tmp_path / "weights.safetensors"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    first = {}
+    for name, more in (
+        ("run", ["--weights", str(run)]),
+        ("file", ["--weights", str(out)]),
+        ("none", []),
+    ):
+        words = ["train", "vae", "--data", str(images), *SMALL, "--log-every", "1", "--epochs", "1"]
+        assert main([*words, *more, "--run-dir", str(tmp_path / name)]) == 0
+        first[name] = loopax.RunDir.open(tmp_path / name).metrics[0]["loss"]
+    assert first["run"] == first["file"] < first["none"]
+    capfd.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    words = ["train", "vae", "--data", str(images), "--run-dir", str(tmp_path / "misfit"), *SMALL]
+    assert main([*words, "--widths", "4", "--weights", str(run)]) == 4
+    shown = capfd.readouterr().err
+    assert len(shown.splitlines()) == 1
+    assert f"{run}: of another model" in shown
+    assert "there and float32" in shown
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_replay_shows_a_step_and_keeps_it(run, tmp_path, capsys):
+    before = files(run)
+    assert main(["replay", str(run), "--step", "9", "--out", str(tmp_path / "ninth")]) == 0
+    shown = capsys.readouterr().out
+    problem = vae.Problem.of(vae.stored_config(run))
+    directory = loopax.RunDir.open(run)
+    replay = loopax.Replay(directory, problem.state(), problem.loss_fn, problem.batches)
+    again = replay.step(9)
+    assert shown.splitlines()[:-1] == again.lines()
+    assert "image: float32[10, 6, 5, 1]" in shown
+    told = json.loads((tmp_path / "ninth" / "report.json").read_text())
+    assert told["metrics"] == again.metrics
+    assert (tmp_path / "ninth" / "batch.npz").exists()
+    assert files(run) == before
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    assert main(["replay", str(copy), "--step", "0"]) == 0
+    assert (copy / "replay" / "0" / "report.json").exists()
+
+
+def test_rewind_branches_a_run_and_resume_trains_it_on(run, tmp_path, capsys):
+    before = files(run)
+    parent = loopax.RunDir.open(run)
+    out = tmp_path / "branch"
+    sets = ["--set", "optimizer.learning-rate=1e-4", "--set", "epochs=3", "--set", "kl-weight=2"]
+    assert main(["rewind", str(run), "--step", "9", *sets, "--out", str(out)]) == 0
+    assert f"{out}: begins at step 9 of {run}; loopax resume {out} goes on" in (
+        capsys.readouterr().out
+    )
+    config = json.loads((out / "config.json").read_text())
+    expected = {**parent.config, "epochs": 3, "kl_weight": 2.0}
+    expected["optimizer"] = {**parent.config["optimizer"], "learning_rate": 1e-4}
+    assert config == expected
+    assert main(["resume", str(out)]) == 0
+    branch = loopax.RunDir.open(out)
+    told = branch.read_json("run.json")
+    assert told["parent"] == {"run": str(run), "step": 9}
+    assert [start["step"] for start in told["starts"]] == [9]
+    assert [row["step"] for row in branch.metrics if row["source"] == "test"] == [9, 18, 27]
+    assert branch.metrics[0] == parent.metrics[0], "the evaluation at step 9"
+    assert files(run) == before
+
+
+def test_without_a_change_a_rewound_run_is_the_run_again(run, tmp_path):
+    copy = tmp_path / "tiny"
+    shutil.copytree(run, copy)
+    assert main(["rewind", str(copy), "--step", "4"]) == 0
+    assert main(["resume", str(tmp_path / "tiny-at-4")]) == 0
+    for name in ("metrics.jsonl", "results.json"):
+        assert (tmp_path / "tiny-at-4" / name).read_text() == (run / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("train vae --data IMAGES --max-time soon", 2, ["--max-time", "'soon'", "1:30:00"]),
+        ("train vae --data IMAGES --batch-size 9 --weights no.safetensors", 4, ["no.safetensors"]),
+        ("train vae --data IMAGES --batch-size 9 --weights no.pkl", 4, ["no.pkl", "pickle"]),
+        ("train vae --data IMAGES --nonfinite ignore", 2, ["--nonfinite", "ignore"]),
+        ("train vae --data IMAGES --run-dir PLAIN --fresh", 2, ["PLAIN", "not a run"]),
+        ("train vae --data IMAGES --batch-size 30 --run-dir RUN", 2, ["batch_size = 10, not 30"]),
+        ("train vae --data IMAGES --preset article --run-dir RUN", 2, ["preset = 'wide', not"]),
+        ("resume nowhere", 2, ["nowhere", "config.json"]),
+        ("resume PLAIN", 2, ["PLAIN", "config.json"]),
+        ("resume RUN --max-time 1d", 2, ["--max-time", "'1d'"]),
+        ("resume RUN --epochs 3", 2, ["--epochs"]),
+        ("export nowhere", 2, ["nowhere"]),
+        ("export RUN --out weights.pt", 2, ["weights.pt", "weights.safetensors"]),
+        ("export RUN --out no/weights.safetensors", 6, ["no/weights.safetensors"]),
+        ("export RUN --checkpoint 5", 4, ["'5'", "latest and best"]),
+        ("replay RUN", 2, ["--step"]),
+        ("replay RUN --step -1", 2, ["step is -1"]),
+        ("replay RUN --step nine", 2, ["--step", "'nine'"]),
+        ("rewind RUN --step -1", 2, ["step is -1"]),
+        ("rewind RUN --step 4 --set epochs", 2, ["--set 'epochs'", "name=value"]),
+        ("rewind RUN --step 4 --set epohcs=3", 2, ["--epohcs"]),
+        ("rewind RUN --step 4 --set epochs=many", 2, ["--epochs", "many"]),
+        ("rewind RUN --step 4 --set epochs=0", 2, ["epochs is 0"]),
+        ("rewind RUN --step 4 --set batch-size=9", 4, ["batch_size was 10 and would be 9"]),
+        ("rewind RUN --step 4 --set seed=3", 4, ["seed was"]),
+        ("rewind RUN --step 4 --set optimizer.name=sgd", 4, ["opt_state/"]),
+        ("rewind RUN --step 4 --out PLAIN", 2, ["PLAIN", "is there already"]),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_leaves_everything_as_it_was(
+    words, status, said, run, images, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "PLAIN").mkdir()
+    (tmp_path / "PLAIN" / "thesis.txt").write_text("mine")
+    before, inside = sorted(tmp_path.rglob("*")), files(run)
+    assert (
+        main([{"IMAGES": str(images), "RUN": str(run)}.get(w, w) for w in words.split()]) == status
+    )
+    shown = capfd.readouterr()
+    assert len(shown.err.splitlines()) == 1, shown.err
+    for part in said:
+        assert part in shown.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert files(run) == inside
+
+
+def test_numbers_that_are_none_are_listed(run, tmp_path, capsys):
+    """A run whose last evaluation went bad is there to be seen."""
+    shutil.copytree(run, tmp_path / "bad")
+    with (tmp_path / "bad" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 18, "source": "test", "loss": "nan"}\n')
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "nan" in capsys.readouterr().out

@@ -502,6 +502,39 @@ def test_a_state_gone_bad_behind_a_finite_loss_goes_back_too(tmp_path, line_stat
     assert is_finite(run.state)
 
 
+def test_a_bad_state_that_is_just_being_saved_goes_back_once(tmp_path, line_state, bits):
+    """The loss of the next step is seen to be bad before the look at the state has ended."""
+    state = line_state(optax.sgd(0.01), seed=SEED)
+
+    def loss(params, batch, rngs):
+        bad = jnp.isnan(trapped(params, batch, rngs)[0])
+        zero = jnp.where(bad, 0.0, 1.0) * params["weights"][0]
+        return jnp.sqrt(jnp.square(zero)) + jnp.square(params["weights"]).sum()
+
+    def steps(name, chunk_steps):
+        return loopax.steps(
+            state,
+            loss,
+            SHUFFLED.batches(1),
+            steps=50,
+            chunk_steps=chunk_steps,
+            run_dir=tmp_path / name,
+            checkpoints=loopax.Checkpoints(every=14, seconds=None),
+            nonfinite="rollback",
+            **PLAIN,
+        )
+
+    *_, last = steps("run", 1)
+    assert [start["step"] for start in starts_of(tmp_path / "run")] == [0, 14]
+    assert last.run.rollbacks == 1
+    assert is_finite(last.run.state)
+    # Whoever leaves with that state has nothing saved of it, and nothing to answer for.
+    next(chunk for chunk in steps("left", 14) if chunk.stop == 28)
+    assert stored(tmp_path / "left").steps == [14]
+    *_, again = steps("left", 14)
+    assert bits(again.run.state) == bits(last.run.state)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

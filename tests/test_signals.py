@@ -234,6 +234,14 @@ def test_a_signal_to_oneself_is_seen_at_once_and_announced_before_the_end():
     assert told == ["SIGTERM: finishing the chunk and saving; once more stops at once"]
 
 
+def test_an_announcement_that_fails_is_nobodys_concern(monkeypatch):
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    with PoliteStop(lambda _: 1 / 0):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert raised == []
+
+
 def test_everything_is_restored(custom):
     before = situation()
     stop = PoliteStop(lambda _: None)

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,10 @@ class CheckpointStore:
     def _clear(self) -> None:
         """Removes what a save or a deletion has left, also one that was cut short."""
         for path in (self.directory / SAVING, self.directory / DELETING):
+            if path.is_symlink() or path.is_file():
+                # A link would lead elsewhere what is saved.
+                with suppress(OSError):
+                    path.unlink()
             for _ in range(20):
                 shutil.rmtree(path, ignore_errors=True)
                 if not path.exists():

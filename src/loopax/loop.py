@@ -17,7 +17,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
@@ -33,7 +33,14 @@ from loopax.cost import explaining_memory
 from loopax.data.batches import Batches, Items, as_batches
 from loopax.data.loader import Loader
 from loopax.environment import changes, numerics
-from loopax.errors import CheckpointError, ConfigError, DataError, NonFiniteError, Stopped
+from loopax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LoopaxError,
+    NonFiniteError,
+    Stopped,
+)
 from loopax.lock import RunLock
 from loopax.moments import Hook, Moment, Saving, calling, evaluations
 from loopax.program import Rows, TrainProgram, probe_program
@@ -144,6 +151,9 @@ def steps(
                 yield from _chunks(session)
                 going = False
             except NonFiniteError as error:
+                if store is not None:
+                    with suppress(LoopaxError):  # What is just being saved may be as bad.
+                        store.wait()
                 if nonfinite != "rollback" or run.rollbacks == ROLLBACKS:
                     _explain(session, error)
                     raise
@@ -213,8 +223,10 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
             *(Moment(calling(hook, run, recorder), hook.every) for hook in session.hooks),
         ]
         keeper = None
-        if store is not None:
-            keeper = Saving(run, store, recorder, batches, session.saving, total, shown.say)
+        if store is not None and session.lock is not None:
+            keeper = Saving(
+                run, store, recorder, batches, session.saving, total, shown.say, session.lock.check
+            )
             resources.push(keeper.keep_what_was_reached)
             moments.append(keeper)
         marks = [session.log_every, session.probe_every, *(moment.every for moment in moments)]
@@ -369,12 +381,10 @@ def _resume(session: _Session) -> dict[str, Any]:
     # Each chunk reuses the memory of the state it is given; the caller's state must stay whole.
     run.state, run.step = jax.tree.map(jnp.copy, session.initial), 0
     meta: dict[str, Any] = {}
-    if store is not None:
-        store.wait()
-        if store.steps or store.damaged:
-            run.state, meta = store.restore(run.state)
-            _check_same(session, meta)
-            run.step = int(meta["step"])
+    if store is not None and (store.steps or store.damaged):
+        run.state, meta = store.restore(run.state)
+        _check_same(session, meta)
+        run.step = int(meta["step"])
     if run.rollbacks > meta.get("rollbacks", 0):
         run.state = run.state.replace(key=_root_key(session.initial, run.rollbacks))
     run.rollbacks = max(run.rollbacks, meta.get("rollbacks", 0))

@@ -70,11 +70,13 @@ class Saving:
         settings: Checkpoints,
         total: int,
         say: Callable[[str], None],
+        check: Callable[[], None],
     ) -> None:
+        """`check` is called before each save; it raises when the directory is another's by now."""
         self.every = settings.every
         self._run, self._store, self._recorder = run, store, recorder
         self._identity, self._settings = dict(batches.identity), settings
-        self._total, self._say = total, say
+        self._total, self._say, self._check = total, say, check
         self._saved_step = run.step if run.step in store.steps else None
         self._begun = self._saved_at = time.perf_counter()
         self._best = math.inf
@@ -93,6 +95,7 @@ class Saving:
         )
 
     def act(self) -> None:
+        self._check()
         self._settle()
         step, flags = self._run.step, flags_of(self._run.state)
         meta = checkpoint_meta(

@@ -57,15 +57,18 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[Row]:
-    """The rows of a JSON lines file; a last line cut short by a crash is left out."""
+    """The rows of a JSON lines file up to the first line that is none, as one that a crash cut."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line, object_hook=_as_logged))
-        except json.JSONDecodeError:
+            row = json.loads(line, object_hook=_as_logged)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not {"step", "source"} <= row.keys():
+            break
+        rows.append(row)
     return rows
 
 

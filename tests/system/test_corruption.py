@@ -373,3 +373,30 @@ def test_to_continue_from_nothing_but_damage_is_status_4_each_time(vae, vae_copy
 def flip_a_bit_in(step):
     file = step / "meta" / "metadata"
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+
+
+NO_ROWS = {"not text": b"\xff\xfe{}\n", "not a row": b"12\n", "without a step": b"{}\n"}
+
+
+@pytest.mark.parametrize("line", NO_ROWS.values(), ids=NO_ROWS.keys())
+def test_rows_that_were_damaged_are_said_to_be_lost_and_the_state_is_as_it_was(
+    line, copy, train, undisturbed, bits, capfd
+):
+    file = copy / "metrics.jsonl"
+    rows = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*rows[:4], line, *rows[5:]]))
+    assert bits(train(copy).state) == undisturbed[0]
+    assert f"{file}: has 4 of the 10 rows logged up to step 50; the others are lost" in (
+        capfd.readouterr().err
+    )
+    assert file.read_bytes() == b"".join([*rows[:4], *undisturbed[1].splitlines(True)[10:]])
+
+
+def test_a_link_where_a_save_is_made_is_removed_and_not_followed(copy, train, undisturbed, bits):
+    elsewhere = copy.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    (copy / "checkpoints" / ".saving").symlink_to(elsewhere)
+    (copy / "checkpoints" / ".deleting").symlink_to(elsewhere)
+    assert bits(train(copy).state) == undisturbed[0]
+    assert [path.name for path in elsewhere.iterdir()] == ["precious"]

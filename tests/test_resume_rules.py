@@ -1,0 +1,257 @@
+"""What a run may be continued with: the same, exactly; anything else is refused or said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import loopax
+from loopax.data import Dataset
+from loopax.errors import CheckpointError, ConfigError, RunDirError, RunInUseError
+from loopax.rundir import set_aside
+
+QUIET = {"progress": False}
+
+
+def files(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def train(tmp_path, dataset, line_loss, line_state):
+    """Trains the regression in `tmp_path / "run"`, with changes to what it is usually given."""
+
+    def train(*, name="run", steps=20, state=None, data=None, loss=None, **options):
+        return loopax.fit(
+            state or line_state(),
+            loss or line_loss,
+            data or dataset.batches(2),
+            steps=steps,
+            run_dir=tmp_path / name,
+            **{"log_every": 8, "probe_every": 5, "config": {"rate": 1e-2}, **QUIET, **options},
+        )
+
+    return train
+
+
+# --- Refused, and told what differs -------------------------------------------
+
+WRONG = {
+    "batch size": (
+        lambda dataset, state: {"data": dataset.batches(4)},
+        CheckpointError,
+        "checkpoints: made with batch_size 2, and now it is 4; give the same to continue",
+    ),
+    "order": (
+        lambda dataset, state: {"data": dataset.batches(2, shuffle=False)},
+        CheckpointError,
+        "made with shuffle True, and now it is False",
+    ),
+    "last batch": (
+        lambda dataset, state: {"data": dataset.batches(2, drop_last=False)},
+        CheckpointError,
+        "made with drop_last True, and now it is False",
+    ),
+    "dataset": (
+        lambda dataset, state: {
+            "data": Dataset({**dataset.columns, "label": dataset.columns["label"] + 1}).batches(2)
+        },
+        CheckpointError,
+        "made with data [0-9a-f]+, and now it is [0-9a-f]+;",
+    ),
+    "an iterable": (
+        lambda dataset, state: {"data": [dataset.batches(2).example]},
+        CheckpointError,
+        "made with data [0-9a-f]+, and now it is iterable list",
+    ),
+    "seed": (
+        lambda dataset, state: {"state": state(seed=7)},
+        CheckpointError,
+        r"made with seed \[0, 0\], and now it is \[0, 7\]",
+    ),
+    "width": (
+        lambda dataset, state: {
+            "state": loopax.TrainState.create(
+                params={"weights": jnp.zeros(8), "bias": jnp.zeros(1)}, tx=optax.adam(1e-2)
+            )
+        },
+        CheckpointError,
+        r"checkpoints/20: .*weights is float32\[16\] there and float32\[8\] here",
+    ),
+    "optimiser": (
+        lambda dataset, state: {"state": state(optax.sgd(1e-2))},
+        CheckpointError,
+        "opt_state/0/count is int32.* there and absent here",
+    ),
+    "average": (
+        lambda dataset, state: {"state": state(ema_decay=0.9)},
+        CheckpointError,
+        "ema/bias is absent there and float32",
+    ),
+    "configuration": (
+        lambda dataset, state: {"state": state(optax.adam(1e-3)), "config": {"rate": 1e-3}},
+        ConfigError,
+        r"run: this run was made with rate = 0.01, not 0.001; name another run directory",
+    ),
+    "a new setting": (
+        lambda dataset, state: {"config": {"rate": 1e-2, "width": 3}},
+        ConfigError,
+        "made with width = None, not 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_does_not_fit_is_named_and_the_run_stays_as_it_is(
+    train, tmp_path, bits, dataset, line_state, change, error, message
+):
+    first = train()
+    before = files(tmp_path)
+    with pytest.raises(error, match=message) as caught:
+        train(steps=40, **change(dataset, line_state))
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "run") in str(caught.value)
+    assert files(tmp_path) == before
+    assert bits(train().state) == bits(first.state), "and can be continued as ever"
+
+
+# --- Allowed, and exact -------------------------------------------------------
+
+HARMLESS = {
+    "where the data lies": lambda dataset: {"data": dataset.batches(2, resident=False)},
+    "how steps are grouped": lambda dataset: {"chunk_steps": 3},
+    "what is saved": lambda dataset: {"checkpoints": loopax.Checkpoints(every=3, keep=1)},
+    "what is measured": lambda dataset: {"evaluation": dataset.batches(100)},
+    "another policy": lambda dataset: {"nonfinite": "rollback"},
+    "how often it is logged": lambda dataset: {"log_every": 3, "probe_every": None},
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS.keys())
+def test_what_only_looks_on_may_change_and_no_bit_does(train, bits, dataset, change):
+    whole = train(name="whole", steps=40)
+    train()
+    parts = train(steps=40, **change(dataset))
+    assert bits(parts.state) == bits(whole.state)
+    kept = [row for row in whole.history if row["step"] <= 16]
+    assert parts.history[: len(kept)] == kept
+
+
+def test_steps_are_counted_from_the_beginning_and_fewer_are_done_already(train, capsys, tmp_path):
+    train()
+    before = files(tmp_path)
+    again = train(steps=10, progress=True)
+    assert again.step == 20
+    assert f"{tmp_path / 'run'}: finished, 20 of 10 steps are done" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+# --- Allowed, and said --------------------------------------------------------
+
+
+def test_an_environment_that_can_change_bits_is_said_in_one_line(
+    train, tmp_path, monkeypatch, capsys, bits
+):
+    whole = train(name="whole", steps=40)
+    train()
+    now = {**loopax.loop.numerics(), "visible_cores": 99, "XLA_FLAGS": "--xla_new"}
+    monkeypatch.setattr(loopax.loop, "numerics", lambda: now)
+    parts = train(steps=40, progress=True)
+    said = [line for line in capsys.readouterr().err.splitlines() if "results may differ" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"{tmp_path / 'run'}: ")
+    assert "visible_cores" in said[0]
+    assert "-> 99" in said[0]
+    assert "XLA_FLAGS" in said[0]
+    assert bits(parts.state) == bits(whole.state), "as nothing has really changed"
+
+
+def test_in_the_same_environment_nothing_is_said(train, capsys):
+    train()
+    train(steps=40, progress=True)
+    assert "may differ" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_rows_that_were_lost_are_said(train, tmp_path, capsys, bits, left):
+    whole = train(name="whole", steps=40)
+    train()
+    file = tmp_path / "run" / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    file.write_text("".join(lines[:left]) + '{"step": 16, "sour')
+    parts = train(steps=40, progress=True)
+    assert f"{file}: has {left} of the 3 rows logged up to step 20" in capsys.readouterr().err
+    assert bits(parts.state) == bits(whole.state)
+    # The short row of an end that was none is not missing from the longer run.
+    steps = [row["step"] for row in loopax.RunDir.open(tmp_path / "run").metrics]
+    assert steps == [*[8][:left], 24, 32, 40]
+
+
+# --- Beginning anew -----------------------------------------------------------
+
+
+def test_a_run_that_is_set_aside_is_whole_under_another_name(train, tmp_path, bits):
+    kept = []
+    for _ in range(3):
+        train()
+        kept.append(set_aside(tmp_path / "run").name)
+    assert kept == ["run-old", "run-old1", "run-old2"]
+    assert not (tmp_path / "run").exists()
+    again = train(name="run-old", steps=40)
+    assert [start["step"] for start in again.dir.read_json("run.json")["starts"]] == [0, 20]
+    assert bits(again.state) == bits(train(steps=40).state)
+
+
+def test_what_is_no_run_or_in_use_is_not_set_aside(train, tmp_path, dataset, line_loss, line_state):
+    assert set_aside(tmp_path / "run") is None
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunDirError, match="thesis: is not a run directory"):
+        set_aside(tmp_path / "thesis")
+    chunks = loopax.steps(
+        line_state(), line_loss, dataset.batches(2), steps=9, run_dir=tmp_path / "run", **QUIET
+    )
+    next(chunks)
+    with pytest.raises(RunInUseError, match="run: is in use by process"):
+        set_aside(tmp_path / "run")
+    chunks.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "thesis"]
+    assert set_aside(tmp_path / "run").name == "run-old"
+
+
+# --- Weights alone ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_the_weights_of_a_run_are_its_averages_and_what_is_frozen(
+    tmp_path, dataset, line_loss, ema_decay
+):
+    params = {"weights": jnp.linspace(-1.0, 1.0, 16), "bias": jnp.ones((1,))}
+    state = loopax.TrainState.create(
+        params=params, tx=optax.adam(1e-2), frozen=("bias",), ema_decay=ema_decay
+    )
+    run = loopax.fit(
+        state,
+        line_loss,
+        dataset.batches(2),
+        steps=20,
+        run_dir=tmp_path,
+        checkpoints=loopax.Checkpoints(every=10, seconds=None),
+        **QUIET,
+    )
+    store = loopax.CheckpointStore(run.dir.checkpoints)
+    weights = store.weights()
+    assert weights.keys() == {"weights", "bias"}
+    np.testing.assert_array_equal(weights["bias"], params["bias"])
+    expected = run.state.params if ema_decay is None else run.state.ema
+    np.testing.assert_array_equal(weights["weights"], expected["weights"])
+    other = np.array_equal(weights["weights"], run.state.params["weights"])
+    assert other == (ema_decay is None)
+    earlier = store.restore(state, 10)[0].eval_params
+    np.testing.assert_array_equal(store.weights(10)["weights"], earlier["weights"])
+    begun = state.with_params(loopax.with_weights(state.params, weights, source="run"))
+    jax.tree.map(np.testing.assert_array_equal, begun.eval_params, run.state.eval_params)
+    jax.tree.map(np.testing.assert_array_equal, begun.opt_state, state.opt_state)
+    assert begun.step == 0
