@@ -281,7 +281,7 @@ def test_a_budget_is_read(words, expected):
     "words", ["", "soon", "-5", "1d", "90 s", "1:60:00", "0:75", "1:2:3:4", "nan", "inf", "1e3"]
 )
 def test_a_budget_that_cannot_be_read_is_named(words):
-    with pytest.raises(loopax.errors.ConfigError, match="--max-time is .*; give seconds, or 90s"):
+    with pytest.raises(loopax.errors.ConfigError, match=r"--max-time is .*; give seconds, or 90s"):
         seconds("--max-time", words)
 
 
@@ -399,10 +399,11 @@ def test_rewind_branches_a_run_and_resume_trains_it_on(run, tmp_path, capsys):
     assert files(run) == before
 
 
-def test_without_a_change_a_rewound_run_is_the_run_again(run, tmp_path):
+def test_without_a_change_a_rewound_run_is_the_run_again(run, tmp_path, monkeypatch):
     copy = tmp_path / "tiny"
     shutil.copytree(run, copy)
-    assert main(["rewind", str(copy), "--step", "4"]) == 0
+    monkeypatch.chdir(copy)
+    assert main(["rewind", ".", "--step", "4"]) == 0
     assert main(["resume", str(tmp_path / "tiny-at-4")]) == 0
     for name in ("metrics.jsonl", "results.json"):
         assert (tmp_path / "tiny-at-4" / name).read_text() == (run / name).read_text()
@@ -418,6 +419,14 @@ def test_without_a_change_a_rewound_run_is_the_run_again(run, tmp_path):
         ("train vae --data IMAGES --run-dir PLAIN --fresh", 2, ["PLAIN", "not a run"]),
         ("train vae --data IMAGES --batch-size 30 --run-dir RUN", 2, ["batch_size = 10, not 30"]),
         ("train vae --data IMAGES --preset article --run-dir RUN", 2, ["preset = 'wide', not"]),
+        ("train vae --data IMAGES SMALL --seed 3 --run-dir RUN", 2, ["seed = 65535, not 3"]),
+        ("train vae --data IMAGES SMALL --widths 9 --run-dir RUN", 2, ["widths = [8], not [9]"]),
+        ("train vae --data OTHER SMALL --run-dir RUN", 2, ["data = '", "OTHER"]),
+        (
+            "train vae --data IMAGES SMALL --optimizer.learning-rate 1 --run-dir RUN",
+            2,
+            ["optimizer.learning_rate = 0.003, not 1.0; name another run directory"],
+        ),
         ("resume nowhere", 2, ["nowhere", "config.json"]),
         ("resume PLAIN", 2, ["PLAIN", "config.json"]),
         ("resume RUN --max-time 1d", 2, ["--max-time", "'1d'"]),
@@ -446,10 +455,10 @@ def test_what_cannot_be_done_is_one_line_and_leaves_everything_as_it_was(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "PLAIN").mkdir()
     (tmp_path / "PLAIN" / "thesis.txt").write_text("mine")
+    np.savez(tmp_path / "OTHER.npz", **np.load(images))
     before, inside = sorted(tmp_path.rglob("*")), files(run)
-    assert (
-        main([{"IMAGES": str(images), "RUN": str(run)}.get(w, w) for w in words.split()]) == status
-    )
+    given = {"IMAGES": [str(images)], "RUN": [str(run)], "SMALL": SMALL, "OTHER": ["OTHER.npz"]}
+    assert main([part for word in words.split() for part in given.get(word, [word])]) == status
     shown = capfd.readouterr()
     assert len(shown.err.splitlines()) == 1, shown.err
     for part in said:

@@ -304,6 +304,20 @@ def test_too_many_skipped_in_a_row_stop_the_run(tmp_path, problems):
     assert "the batch's x" in caught.value.__notes__[0]
 
 
+def test_steps_skipped_before_an_interruption_count(tmp_path, problems):
+    state, loss, _ = problems("loss")
+    data = marked(*range(10, 200), total=200)
+
+    def fit(steps):
+        loopax.fit(state, loss, data, steps=steps, run_dir=tmp_path, nonfinite="skip", **PLAIN)
+
+    for steps in (40, 75):
+        fit(steps)
+    with pytest.raises(NonFiniteError, match="were skipped") as caught:
+        fit(200)
+    assert caught.value.step == 10 + SKIP_LIMIT
+
+
 def test_a_metric_cannot_have_the_name_of_the_count(problems):
     state, _, data = problems("loss")
 

@@ -1,5 +1,7 @@
 """What a run may be continued with: the same, exactly; anything else is refused or said."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,12 +194,15 @@ def test_rows_that_were_lost_are_said(train, tmp_path, capsys, bits, left):
 # --- Beginning anew -----------------------------------------------------------
 
 
-def test_a_run_that_is_set_aside_is_whole_under_another_name(train, tmp_path, bits):
+def test_a_run_that_is_set_aside_is_whole_under_another_name(train, tmp_path, monkeypatch, bits):
     kept = []
     for _ in range(3):
         train()
         kept.append(set_aside(tmp_path / "run").name)
-    assert kept == ["run-old", "run-old1", "run-old2"]
+    train()
+    monkeypatch.chdir(tmp_path / "run")
+    kept.append(set_aside(Path(".")).name)
+    assert kept == ["run-old", "run-old1", "run-old2", "run-old3"]
     assert not (tmp_path / "run").exists()
     again = train(name="run-old", steps=40)
     assert [start["step"] for start in again.dir.read_json("run.json")["starts"]] == [0, 20]

@@ -62,6 +62,8 @@ class CheckpointStore:
     Use it as a context: leaving it waits until what was being saved is on disk.
 
     Attributes:
+        settings: when to save and what to keep; None where it is opened for reading only.
+        say: what is told of damage that was passed over.
         seconds: how long the slowest save took until it was on the disk.
 
     Raises:
@@ -77,7 +79,7 @@ class CheckpointStore:
     ) -> None:
         """`settings` None opens the checkpoints for reading only; `say` is told what was wrong."""
         self.directory = directory.absolute()
-        self._settings, self._say = settings, say
+        self.settings, self.say = settings, say
         # A step with a rank, which may be empty, is known to be whole.
         self._ranks: dict[int, Rank] = {}
         self._orbax = ocp.AsyncCheckpointer(
@@ -102,7 +104,7 @@ class CheckpointStore:
         except LoopaxError as error:
             if kind is None:
                 raise
-            self._say(str(error))
+            self.say(str(error))
         finally:
             self._worker.shutdown()
             self._orbax.close()
@@ -165,12 +167,12 @@ class CheckpointStore:
             metrics: by these the best is found.
             check: called in the background; what it raises, `wait` raises, and nothing is saved.
         """
-        assert self._settings is not None, "opened for reading"
+        assert self.settings is not None, "opened for reading"
         self.wait()
-        step, best = int(meta["step"]), self._settings.best
+        step, best = int(meta["step"]), self.settings.best
         rank: Rank = {}
         if best is not None and math.isfinite(metrics.get(best, math.nan)):
-            rank = {"metric": best, "mode": self._settings.mode, "value": metrics[best]}
+            rank = {"metric": best, "mode": self.settings.mode, "value": metrics[best]}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "rank": rank})
         )
@@ -229,8 +231,8 @@ class CheckpointStore:
         """Whether a step is as it was saved; if not, it is said why and set aside."""
         wrong = self._damage(step)
         if wrong:
-            kept = "passed over" if self._settings is None else f"kept as {self._aside(step)}"
-            self._say(f"{self.directory / str(step)}: {wrong}; {kept}")
+            kept = "passed over" if self.settings is None else f"kept as {self._aside(step)}"
+            self.say(f"{self.directory / str(step)}: {wrong}; {kept}")
         return not wrong
 
     def _damage(self, step: int) -> str:
@@ -275,9 +277,9 @@ class CheckpointStore:
         self.seconds = max(self.seconds, time.monotonic() - begun)
 
     def _prune(self) -> None:
-        assert self._settings is not None
+        assert self.settings is not None
         steps = list(filter(self._is_whole, self.steps))
-        kept = {*steps[-self._settings.keep :], best_step(steps, self._ranks)}
+        kept = {*steps[-self.settings.keep :], best_step(steps, self._ranks)}
         for step in steps:
             if step not in kept:
                 # A rename first: what is half deleted has no number any more.
@@ -302,6 +304,11 @@ class CheckpointStore:
                 time.sleep(0.05)
 
     def _failure(self, step: int, error: BaseException) -> StorageError:
+        # Orbax keeps what else failed of a save, a piece at a time, for whoever waits next.
+        for _ in range(10):
+            with suppress(Exception):
+                self._orbax.wait_until_finished()
+                break
         self._clear()
         return StorageError(
             f"{self.directory}: the checkpoint of step {step} could not be saved: "

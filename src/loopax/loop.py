@@ -30,7 +30,7 @@ from jaxtyping import Float
 from loopax.account import Account, summary
 from loopax.checkpoint import CheckpointStore
 from loopax.cost import explaining_memory
-from loopax.data.batches import Batches, Items, as_batches
+from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
 from loopax.environment import changes, numerics
 from loopax.errors import (
@@ -115,14 +115,16 @@ def steps(
     with ExitStack() as resources:
         shown = display(total) if progress else Silent()
         resources.callback(shown.close)
-        run, saving, store, lock, stop = Run(state), checkpoints or Checkpoints(), None, None, None
+        run, store, lock, stop = Run(state), None, None, None
         if run_dir is not None:
             stop = resources.enter_context(PoliteStop(shown.say))
             run.dir = RunDir.create(run_dir)
             run.dir.check(as_mapping(config))  # so that what is refused is not even locked
             lock = resources.enter_context(RunLock(run.dir.path, shown.say))
             run.dir.claim(as_mapping(config))
-            store = resources.enter_context(CheckpointStore(run.dir.checkpoints, saving, shown.say))
+            settings = checkpoints or Checkpoints()
+            store = CheckpointStore(run.dir.checkpoints, settings, shown.say)
+            resources.enter_context(store)
         session = _Session(
             run=run,
             initial=state,
@@ -132,7 +134,6 @@ def steps(
             evaluation=evaluation,
             hooks=hooks,
             store=store,
-            saving=saving,
             nonfinite=nonfinite,
             lock=lock,
             stop=stop,
@@ -178,7 +179,6 @@ class _Session:
     evaluation: Any
     hooks: Sequence[Hook]
     store: CheckpointStore | None
-    saving: Checkpoints
     nonfinite: str
     lock: RunLock | None
     stop: PoliteStop | None
@@ -191,16 +191,19 @@ class _Session:
     train: TrainProgram
     probe: Callable[..., Any]
 
-    def is_over(self, reserve: float) -> bool:
-        """Whether a signal asks to stop, or the time left is `reserve` seconds or less.
+    def is_over(self, turn_seconds: float) -> bool:
+        """Whether a signal asks to stop, or the time left is too short for a turn and a save.
 
         Raises:
             RunInUseError: another process has taken the run directory over.
         """
         if self.lock is not None:
             self.lock.check()
-        late = self.deadline is not None and time.monotonic() + reserve >= self.deadline
-        return late or (self.stop is not None and self.stop.received is not None)
+        if self.stop is not None and self.stop.received is not None:
+            return True
+        save_seconds = 0.0 if self.store is None else 2 * self.store.seconds
+        end = time.monotonic() + turn_seconds + save_seconds
+        return self.deadline is not None and end >= self.deadline
 
 
 def _chunks(session: _Session) -> Generator[Chunk, None, None]:
@@ -224,31 +227,48 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         ]
         keeper = None
         if store is not None and session.lock is not None:
-            keeper = Saving(
-                run, store, recorder, batches, session.saving, total, shown.say, session.lock.check
-            )
+            keeper = Saving(run, store, recorder, batches, total, session.lock.check)
             resources.push(keeper.keep_what_was_reached)
             moments.append(keeper)
-        marks = [session.log_every, session.probe_every, *(moment.every for moment in moments)]
-        shortest = min(mark for mark in marks if mark)
-        capacity = session.chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
-        feed = batches.feed(key_words(run.state.key), run.step, capacity)
-        loader = resources.enter_context(Loader(feed))
-
-        step, state = run.step, run.state
-        first = step
-
-        def plan() -> int:
-            ends = [total, *((step // mark + 1) * mark for mark in marks if mark)]
-            limit = session.chunk_steps or min(capacity, recorder.chunk_limit(CHUNK_SECONDS))
-            return min(*(end - step for end in ends), limit)
-
-        items: Items | None = None
-        resources.enter_context(explaining_memory(session.train, lambda: (run.state, items)))
         resources.enter_context(account.section("host"))
+        yield from _turns(session, recorder, moments)
+        recorder.finish(run.step)
+        with account.section("checkpoint"):
+            if keeper is not None:
+                keeper.finish()
+            else:
+                check_sound(flags_of(run.state), run.step)
+        run.account = account.report()
+        if run.dir is not None:
+            run.dir.write_json("account.json", run.account)
+        shown.say(summary(run.account))
+        if run.step < total:
+            kept = f"; the same command continues {_name(run)}" if store is not None else ""
+            shown.say(f"stopped at step {run.step:,} of {total:,}{kept}")
+
+
+def _turns(
+    session: _Session, recorder: Recorder, moments: Sequence[Moment | Saving]
+) -> Generator[Chunk, None, None]:
+    """The loop itself: chunk after chunk, and between them what is due."""
+    run, batches, total, account = session.run, session.batches, session.total, session.account
+    marks = [session.log_every, session.probe_every, *(moment.every for moment in moments)]
+    shortest = min(mark for mark in marks if mark)
+    capacity = session.chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
+    first = step = run.step
+    state, items, slowest = run.state, None, CHUNK_SECONDS
+
+    def plan() -> int:
+        ends = [total, *((step // mark + 1) * mark for mark in marks if mark)]
+        limit = session.chunk_steps or min(capacity, recorder.chunk_limit(CHUNK_SECONDS))
+        return min(*(end - step for end in ends), limit)
+
+    with (
+        Loader(batches.feed(key_words(state.key), step, capacity)) as loader,
+        explaining_memory(session.train, lambda: (run.state, items)),
+    ):
         loader.request(plan())
-        slowest = CHUNK_SECONDS
-        while step < total and not session.is_over(slowest + _save_seconds(store)):
+        while step < total and not session.is_over(slowest):
             began = time.monotonic()
             with account.section("data"):
                 items, count = loader.take()
@@ -273,19 +293,6 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
                 yield Chunk(run, start, step, session.train.names, rows)
             if start != first:  # which was slow because it was compiled
                 slowest = max(slowest, time.monotonic() - began)
-        recorder.finish(step)
-        with account.section("checkpoint"):
-            if keeper is not None:
-                keeper.finish()
-            else:
-                check_sound(flags_of(run.state), step)
-        run.account = account.report()
-        if run.dir is not None:
-            run.dir.write_json("account.json", run.account)
-        shown.say(summary(run.account))
-        if step < total:
-            kept = f"; the same command continues {_name(run)}" if store is not None else ""
-            shown.say(f"stopped at step {step:,} of {total:,}{kept}")
 
 
 def drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run]:
@@ -474,7 +481,3 @@ def _whole(name: str, value: Any, advice: str = "") -> int:
 
 def _name(run: Run) -> str:
     return str(run.dir.path) if run.dir is not None else "the run"
-
-
-def _save_seconds(store: CheckpointStore | None) -> float:
-    return 0.0 if store is None else 2 * store.seconds

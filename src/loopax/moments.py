@@ -19,7 +19,6 @@ from loopax.data.batches import Batches
 from loopax.errors import ConfigError, StorageError
 from loopax.evaluation import Evaluation, evaluator
 from loopax.recorder import Recorder
-from loopax.retention import Checkpoints
 from loopax.run import Run
 from loopax.soundness import check_sound, flags_of
 from loopax.step import LossFn
@@ -67,16 +66,15 @@ class Saving:
         store: CheckpointStore,
         recorder: Recorder,
         batches: Batches,
-        settings: Checkpoints,
         total: int,
-        say: Callable[[str], None],
         check: Callable[[], None],
     ) -> None:
         """`check` is called before each save; it raises when the directory is another's by now."""
-        self.every = settings.every
+        assert store.settings is not None, "opened for reading"
+        self.every = store.settings.every
         self._run, self._store, self._recorder = run, store, recorder
-        self._identity, self._settings = dict(batches.identity), settings
-        self._total, self._say, self._check = total, say, check
+        self._identity, self._settings = dict(batches.identity), store.settings
+        self._total, self._check = total, check
         self._saved_step = run.step if run.step in store.steps else None
         self._begun = self._saved_at = time.perf_counter()
         self._best = math.inf
@@ -158,7 +156,7 @@ class Saving:
         except StorageError as error:
             if self._settings.on_failure == "stop" or self._run.step >= self._total:
                 raise
-            self._say(f"{error}; going on without it")
+            self._store.say(f"{error}; going on without it")
 
     def _measured(self) -> list[Row]:
         """The rows of this very step; they are the last ones of the history."""

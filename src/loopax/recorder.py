@@ -66,18 +66,20 @@ class Recorder:
 
     @property
     def tail(self) -> dict[str, Any]:
-        """What was read since the last logged row, for a checkpoint to keep."""
+        """For a checkpoint: what was read since the last logged row, and skipped just now."""
         return {
             "log_every": self._log_every,
             "names": self._names,
             "rows": [row.tolist() for row in self._interval],
             "norms": self._norms,
+            "skipped": self._skipped,
         }
 
     def resume(self, step: int, tail: Mapping[str, Any]) -> None:
         """Continues at `step`, in the interval in which its checkpoint was made."""
         self.step = step
         self._history[:] = without_unfinished(self._history, step, tail)
+        self._skipped = tail.get("skipped", 0)
         if tail and tail["log_every"] == self._log_every:
             self._names, self._norms = list(tail["names"]), dict(tail["norms"])
             self._interval = [np.asarray(row, np.float32) for row in tail["rows"]]

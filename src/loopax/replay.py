@@ -129,6 +129,8 @@ class Replay:
 
     def state_at(self, step: int) -> TrainState:
         """The state as it was when `step` updates had been made."""
+        if step < 0:
+            raise ConfigError(f"step is {step}; the first step of a run is 0")
         at = self._store.newest(step)
         if at is not None:
             state, _ = self._store.restore(self._initial, at)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,6 +156,7 @@ def set_aside(path: Path) -> Path | None:
         return None
     with RunLock(RunDir.open(path).path, print):
         pass
+    path = Path(os.path.abspath(path))  # `.` has no name that another could be made of.
     names = (path.with_name(f"{path.name}-old{number or ''}") for number in itertools.count())
     kept = next(name for name in names if not name.exists())
     with storing(path):

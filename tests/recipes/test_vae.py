@@ -1,13 +1,16 @@
 """The VAE recipe in Python: what is trained is what is loaded, sampled and measured."""
 
 import dataclasses
+import math
 
+import jax
 import numpy as np
 import pytest
 
 import loopax
 from loopax import Optimizer
 from loopax.recipes import vae
+from loopax.recipes.vae.pictures import save_curves
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +70,43 @@ def test_presets_are_the_article_and_the_same_with_more():
     assert article.optimizer == Optimizer("adamw", 1e-4)
     assert article.kl_weight == wide.kl_weight == 0.5
     assert article.epochs == wide.epochs == 10
+
+
+def test_another_run_begins_with_the_averages_and_with_nothing_else(trained, config, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
+        loopax.save_weights(file, store.weights())
+    usual = vae.Problem.of(config).state()
+    for source in (trained.dir.path, file):
+        state = vae.Problem.of(dataclasses.replace(config, weights=str(source))).state()
+        jax.tree.map(np.testing.assert_array_equal, state.params, trained.params)
+        jax.tree.map(np.testing.assert_array_equal, state.eval_params, trained.params)
+        jax.tree.map(np.testing.assert_array_equal, state.opt_state, usual.opt_state)
+        assert (int(state.step), state.key) == (0, usual.key)
+
+
+def test_weights_of_another_model_are_refused_by_their_leaves(trained, config):
+    wider = dataclasses.replace(config, widths=(9,), weights=str(trained.dir.path))
+    with pytest.raises(loopax.errors.CheckpointError, match="of another model") as caught:
+        vae.Problem.of(wider).state()
+    assert "encoder/Dense_0/kernel is float32[63, 8] there and float32[63, 9] here" in str(
+        caught.value
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_curves_have_gaps_where_there_were_no_numbers(tmp_path):
+    """An interval that was skipped as a whole has no means, and an evaluation may go bad."""
+    values = [
+        {"loss": 3.0, "sse_half": 2.0, "kl_nats": 1.0},
+        {"skipped_steps": 10},
+        {"loss": math.nan, "sse_half": math.inf, "kl_nats": 1.0},
+    ]
+    rows = [
+        {"step": 10 * index, "source": source, **row}
+        for index, row in enumerate(values)
+        for source in ("train", "test")
+    ]
+    for history in (rows, rows[2:4], []):
+        save_curves(history, tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").stat().st_size > 0

@@ -6,6 +6,7 @@ files, which makes writing fail in the same places everywhere.
 
 import ctypes
 import os
+import re
 import resource
 import shutil
 import signal
@@ -28,7 +29,7 @@ TOTAL = 160
 # --- Programs -----------------------------------------------------------------
 
 
-def walk(run_dir, at=None, on_failure="stop"):
+def walk(run_dir, at=None, on_failure="stop", log_every=10):
     """A user's program with three megabytes of state and a checkpoint each 20 steps.
 
     `at` names functions of this module to be called with the directory at a step, before its save.
@@ -60,7 +61,7 @@ def walk(run_dir, at=None, on_failure="stop"):
             checkpoints=loopax.Checkpoints(
                 every=20, seconds=None, keep=2, best=None, on_failure=on_failure
             ),
-            log_every=10,
+            log_every=log_every,
             probe_every=None,
         )
     except loopax.LoopaxError as error:
@@ -100,6 +101,21 @@ def make_room(run_dir, step):
 def remove_all(run_dir, step):
     wait_for_the_save_before(run_dir, step)
     shutil.rmtree(run_dir)
+
+
+def fill_disk(run_dir, step):
+    wait_for_the_save_before(run_dir, step)
+    filled_to_the_brim(run_dir.parent / "filler")
+
+
+def free_disk(run_dir, step):
+    (run_dir.parent / "filler").unlink()
+
+
+def filled_to_the_brim(filler):
+    with suppress(OSError), filler.open("ab", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
 
 
 def stop(run_dir, step):
@@ -188,10 +204,10 @@ def read_only(directory):
 
 @pytest.fixture
 def tmpfs(tmp_path):
-    """A disk of four megabytes."""
+    """A disk of sixteen megabytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a tmpfs cannot be mounted here, which needs root")
     yield disk
@@ -322,6 +338,24 @@ def test_the_command_line_on_a_disk_with_limits(start, endless, tmp_path):
     goes_on(start, [*endless, run_dir], newest)
 
 
+def test_a_run_that_may_go_on_forgets_a_full_disk(finish, undisturbed, tmpfs):
+    """Also what Orbax keeps of it."""
+    run_dir = tmpfs / "run"
+    at = {60: "fill_disk", 90: "free_disk"}
+    code, said = finish(walk, run_dir, at, "go_on", 1000)
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert "the checkpoint of step 60 could not be saved: No space left on device" in said
+    failed = re.findall(r"the checkpoint of step (\d+) could not be saved", said)
+    assert failed in (["60"], ["60", "80"])
+    assert said.count("going on without it") == len(failed)
+    assert all_whole(run_dir) == [140, 160]
+    assert left_over(run_dir) == []
+    parts = ("latest", "best")
+    mine = {name: value for name, value in outcome(run_dir).items() if name.startswith(parts)}
+    assert mine.items() <= undisturbed.items()
+
+
 def test_the_command_line_on_a_disk_that_is_full(start, endless, tmpfs):
     run_dir, filler = tmpfs / "run", tmpfs / "filler"
     with start(command_line, [*endless, run_dir]) as process:
@@ -339,12 +373,6 @@ def test_the_command_line_on_a_disk_that_is_full(start, endless, tmpfs):
         is_one_line(process.said, f"loopax: {run_dir}", "No space left on device")
     filler.unlink()
     goes_on(start, [*endless, run_dir], newest)
-
-
-def filled_to_the_brim(filler):
-    with suppress(OSError), filler.open("ab", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
 
 
 def goes_on(start, words, step):

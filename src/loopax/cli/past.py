@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -111,7 +112,8 @@ def rewind(words: list[str]) -> int:
     run, old = RunDir.open(command.run), recipe.stored_config(command.run)
     new = parse(type(old), _as_options(command.set), "loopax rewind --set", old)
     before, after = recipe.Problem.of(old), recipe.Problem.of(new)
-    out = command.out or run.path.with_name(f"{run.path.name}-at-{command.step}")
+    here = Path(os.path.abspath(run.path))  # `.` has no name that another could be made of.
+    out = command.out or here.with_name(f"{here.name}-at-{command.step}")
     Replayer(run, before.state(), before.loss_fn, before.batches).branch(
         command.step, out, state=after.state(), data=after.batches, config=new.to_json()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ def save_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
             ("test", {"marker": "o", "ms": 4}),
         ):
             rows = [row for row in history if row["source"] == source]
-            axes.plot([r["step"] for r in rows], [r[name] for r in rows], label=source, **style)
-        seen = sorted(row[name] for row in history if name in row)
+            values = [row.get(name, math.nan) for row in rows]
+            axes.plot([row["step"] for row in rows], values, label=source, **style)
+        seen = sorted(row[name] for row in history if math.isfinite(row.get(name, math.nan)))
         # The first rows tower over the rest; what matters happens below them.
         axes.set_ylim(top=1.1 * seen[int(0.97 * (len(seen) - 1))] if seen else None)
         axes.set(title=title, xlabel="step")
