@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from loopax.errors import NonFiniteError
-from loopax.paths import leaf_path
+from loopax.paths import PyTree, leaf_path
 from loopax.state import TrainState
 
 Flags = dict[str, Bool[Array, ""]]
@@ -19,12 +19,19 @@ def sound_leaves(state: TrainState) -> Flags:
     It must be finite. Only a scalar of the optimiser, such as the best value so far, may be
     infinite, and must not be NaN.
     """
-    parts = {
+    return _flags(_parts(state))
+
+
+def _parts(state: TrainState) -> dict[str, PyTree]:
+    return {
         "params": state.trainable,
         "opt_state": state.opt_state,
         "mutable": state.mutable,
         "ema": state.ema,
     }
+
+
+def _flags(parts: dict[str, PyTree]) -> Flags:
     flags = {}
     for part, tree in parts.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -40,10 +47,13 @@ def is_sound(state: TrainState) -> Bool[Array, ""]:
     return jnp.stack([jnp.bool_(True), *sound_leaves(state).values()]).all()
 
 
-@jax.jit
 def flags_of(state: TrainState) -> Flags:
     """`sound_leaves`, begun on the device; reading them waits for it."""
-    return sound_leaves(state)
+    return _compiled_flags(_parts(state))
+
+
+# Of the arrays and not of the state, whose optimiser is another object in each run of a process.
+_compiled_flags = jax.jit(_flags)
 
 
 def unsound(flags: Flags) -> list[str]:
