@@ -13,9 +13,9 @@ from jax import monitoring
 
 import loopax
 from loopax.account import Account
+from loopax.cost import estimate, explaining_memory
 from loopax.data.batches import as_batches
 from loopax.errors import ConfigError, DataError, DeviceMemoryError
-from loopax.cost import estimate, explaining_memory
 from loopax.program import TrainProgram
 
 WIDTHS = (32, 64, 128, 16)

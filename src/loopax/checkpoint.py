@@ -249,6 +249,7 @@ class CheckpointStore:
                 return f"it is of format {meta['format']}, and this loopax reads {FORMAT}"
             if meta["step"] != step:
                 return f"it is the checkpoint of step {meta['step']}"
+            _check_form(meta)
             self._ranks[step] = checked_rank(meta["rank"])
         except Exception as error:
             return f"its meta cannot be read: {_reason(error)}"
@@ -273,7 +274,10 @@ class CheckpointStore:
         path.rename(target)
         sync(self.directory)
         self._ranks[step] = rank
-        self._prune()
+        try:
+            self._prune()
+        except OSError as error:
+            self.say(f"{self.directory}: old steps cannot be deleted ({_reason(error)})")
         self.seconds = max(self.seconds, time.monotonic() - begun)
 
     def _prune(self) -> None:
@@ -358,6 +362,22 @@ def checkpoint_meta(
         "rollbacks": rollbacks,
         "numerics": numerics(),
     }
+
+
+def _check_form(meta: Any) -> None:
+    """Makes sure that a meta is what `checkpoint_meta` makes, whoever wrote the file."""
+    tail = meta["tail"]
+    sound = (
+        all(isinstance(meta[name], dict) for name in ("data", "tail", "numerics"))
+        and all(isinstance(meta[name], int) and meta[name] >= 0 for name in ("rows", "rollbacks"))
+        and isinstance(tail["log_every"], int)
+        and all(isinstance(name, str) for name in tail["names"])
+        and all(len(row) == len(tail["names"]) for row in tail["rows"])
+        and all(isinstance(value, float) for row in tail["rows"] for value in row)
+        and all(isinstance(norm, float) for norm in tail["norms"].values())
+    )
+    if not sound:
+        raise ValueError("it holds something else")
 
 
 def _reason(error: BaseException) -> str:

@@ -100,8 +100,9 @@ def keep_compiled() -> None:
         return
     config.update("jax_compilation_cache_dir", str(folder))
     config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    # An entry that a kill cut short is noticed and compiled again; that is nothing to report.
-    warnings.filterwarnings("ignore", "Error reading persistent compilation cache", UserWarning)
+    # What cannot be read, as after a kill, or be written is compiled: that is nothing to report.
+    for verb in ("reading", "writing"):
+        warnings.filterwarnings("ignore", f"Error {verb} persistent compilation cache", UserWarning)
 
 
 def _at(values: Mapping[str, Any], name: str) -> str:

@@ -75,6 +75,7 @@ class Saving:
         self._run, self._store, self._recorder = run, store, recorder
         self._identity, self._settings = dict(batches.identity), store.settings
         self._total, self._check = total, check
+        self._lenient = store.settings.on_failure == "go_on"
         self._saved_step = run.step if run.step in store.steps else None
         self._begun = self._saved_at = time.perf_counter()
         self._best = math.inf
@@ -117,6 +118,8 @@ class Saving:
 
     def finish(self) -> None:
         """Saves what was reached and returns when it is on the disk, and found whole there."""
+        self._settle()
+        self._lenient = False
         if self._saved_step != self._run.step:
             self.act()
         self._store.wait()
@@ -154,7 +157,8 @@ class Saving:
         try:
             yield
         except StorageError as error:
-            if self._settings.on_failure == "stop" or self._run.step >= self._total:
+            self._saved_step = None
+            if not self._lenient or self._run.step >= self._total:
                 raise
             self._store.say(f"{error}; going on without it")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -30,8 +31,20 @@ class Display(Protocol):
 
 def display(total: int, console: Console | None = None) -> Display:
     """The display that suits where standard error goes."""
-    console = console or Console(stderr=True)
+    console = console or _Terminal(stderr=True)
     return Live(total, console) if console.is_terminal else Lines(total, console)
+
+
+class _Terminal(Console):
+    """Standard error, which may be gone or full: what cannot be shown must not end a run."""
+
+    def print(self, *content: Any, **style: Any) -> None:
+        with suppress(OSError):
+            # A name in brackets is a name, and no style.
+            super().print(*content, highlight=False, markup=False, soft_wrap=True, **style)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 class Silent:
@@ -82,10 +95,10 @@ class Live:
         if row["source"] == "train":
             self._bar.update(self._task, values=_short(row))
         else:
-            self._bar.console.print(_line(row), highlight=False)
+            self._bar.console.print(_line(row))
 
     def say(self, message: str) -> None:
-        self._bar.console.print(message, highlight=False, soft_wrap=True)
+        self._bar.console.print(message)
 
     def close(self) -> None:
         self._bar.stop()
@@ -115,7 +128,7 @@ class Lines:
         self.say(f"{_line(row, self._total)}{rate}")
 
     def say(self, message: str) -> None:
-        self._console.print(message, highlight=False, soft_wrap=True)
+        self._console.print(message)
 
     def close(self) -> None:
         """Nothing is open."""

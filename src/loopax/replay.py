@@ -23,7 +23,6 @@ from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.program import TrainProgram, probe_program
 from loopax.randomness import key_of, key_words
-from loopax.recorder import without_unfinished
 from loopax.retention import Checkpoints
 from loopax.rundir import RunDir, as_mapping
 from loopax.soundness import flags_of, unsound
@@ -195,7 +194,6 @@ class Replay:
             raise RunDirError(f"{out}: is there already; name a new directory")
         tail = self._tail(step, start)
         rows = [row for row in self._run.metrics if row["step"] <= step]
-        rows = without_unfinished(rows, step, tail)
         meta = checkpoint_meta(step, start.data, tail, len(rows), start.rollbacks)
         # A branch that is cut short must not be taken for a run that has yet to begin.
         partial = out.with_name(f"{PARTIAL}{out.name}")

@@ -97,7 +97,10 @@ class RunDir:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration the run was made with."""
-        return self.read_json("config.json")
+        config = self.read_json("config.json")
+        if not isinstance(config, dict):
+            raise RunDirError(f"{self.config_file}: is not a configuration")
+        return config
 
     @property
     def metrics(self) -> list[Row]:
@@ -135,7 +138,7 @@ class RunDir:
         """The content of one JSON file of the run."""
         try:
             return json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunDirError(f"{self.path / name}: cannot be read as JSON: {error}") from error
 
     def write_json(self, name: str, content: Any) -> None:

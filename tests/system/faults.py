@@ -20,6 +20,7 @@ also on the machine. The imports are shared between the processes, see `processe
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import itertools
 import random
@@ -105,23 +106,31 @@ PROGRAMS = {"vae": (vae, 300), "fit": (fit, 40)}
 # --- When it is killed --------------------------------------------------------
 
 
+def found(run_dir, *patterns):
+    """What lies there now; nothing if it moves while one looks."""
+    with contextlib.suppress(OSError):
+        return {path for pattern in patterns for path in run_dir.glob(pattern)}
+    return set()
+
+
 def there_is(pattern):
-    return lambda run_dir, seen: next(run_dir.glob(pattern), None) is not None
+    return lambda run_dir, seen: found(run_dir, pattern)
 
 
 def there_is_more(pattern):
-    return lambda run_dir, seen: not seen.issuperset(run_dir.glob(pattern))
+    return lambda run_dir, seen: found(run_dir, pattern) - seen
 
 
+SAVED, DRAWN = "checkpoints/[0-9]*", "pictures/*"
 STARTING, REPLACING, ENDING = "while starting", "while replacing a file", "after the last step"
 IN_VAIN = "when what was drawn did not come"
 MOMENTS = {
     "at some time": (lambda run_dir, seen: True, 0.8),
     "while saving": (there_is("checkpoints/.saving/*"), 0.04),
     "while sealing a save": (there_is("checkpoints/.saving/*/SHA256SUMS"), 0.002),
-    "once a save was renamed": (there_is_more("checkpoints/[0-9]*"), 0.002),
+    "once a save was renamed": (there_is_more(SAVED), 0.002),
     "while deleting": (there_is("checkpoints/.deleting/*"), 0.001),
-    "while drawing a picture": (there_is_more("pictures/*"), 0.002),
+    "while drawing a picture": (there_is_more(DRAWN), 0.002),
     REPLACING: (there_is(".partial-*"), 0.001),
 }
 """What to wait for, given the files that were there before, and within how many seconds to kill."""
@@ -178,7 +187,7 @@ class Campaign:
                 PATIENCE,
                 lambda: len(set(steps_in(run_dir)) - been) >= progress or is_trained(run_dir),
             )
-            (is_there, seconds), seen = MOMENTS[name], set(run_dir.rglob("*"))
+            (is_there, seconds), seen = MOMENTS[name], found(run_dir, SAVED, DRAWN)
             if not (yield from waiting(process, 1.0, lambda: is_there(run_dir, seen))):
                 name = IN_VAIN
             yield from waiting(process, draw.uniform(0, seconds), lambda: False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,11 +127,15 @@ def runs(words: list[str]) -> int:
     listed = table("run", "recipe", "step", "test loss")
     for config in sorted(command.directory.rglob("config.json")):
         run = RunDir(config.parent)
-        rows = run.metrics
+        try:
+            rows, recipe = run.metrics, str(run.config.get("recipe", "-"))
+        except LoopaxError as error:
+            print(f"loopax: {error}", file=sys.stderr)
+            continue
         tested = [row["loss"] for row in rows if row["source"] == "test" and "loss" in row]
         listed.add_row(
             str(run.path),
-            str(run.config.get("recipe", "-")),
+            recipe,
             f"{rows[-1]['step']:,}" if rows else "0",
             f"{tested[-1]:.4g}" if tested else "-",
         )
