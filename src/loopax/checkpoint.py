@@ -370,7 +370,7 @@ def _check_form(meta: Any) -> None:
     sound = (
         all(isinstance(meta[name], dict) for name in ("data", "tail", "numerics"))
         and all(isinstance(meta[name], int) and meta[name] >= 0 for name in ("rows", "rollbacks"))
-        and isinstance(tail["log_every"], int)
+        and all(isinstance(tail[name], int) for name in ("log_every", "skipped"))
         and all(isinstance(name, str) for name in tail["names"])
         and all(len(row) == len(tail["names"]) for row in tail["rows"])
         and all(isinstance(value, float) for row in tail["rows"] for value in row)

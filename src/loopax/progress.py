@@ -86,7 +86,7 @@ class Live:
 
     def begin(self, step: int) -> None:
         # A new start, so that the steps before are not taken for a rate.
-        self._bar.reset(self._task, completed=step, rate="compiling")
+        self._bar.reset(self._task, completed=step, rate="compiling", values="")
 
     def update(self, step: int, steps_per_s: float) -> None:
         self._bar.update(self._task, completed=step, rate=f"{steps_per_s:,.0f} steps/s")

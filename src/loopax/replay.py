@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -27,7 +28,7 @@ from loopax.retention import Checkpoints
 from loopax.rundir import RunDir, as_mapping
 from loopax.soundness import flags_of, unsound
 from loopax.state import TrainState
-from loopax.step import LossFn
+from loopax.step import SKIPPED, LossFn
 from loopax.writers import JsonLines
 
 CAPACITY = 100
@@ -177,8 +178,12 @@ class Replay:
 
         Raises:
             CheckpointError: the state or the data are of another form than those of the past.
+            ConfigError: this run has not come to `step`.
             RunDirError: `out` holds something.
         """
+        made = max([0, *self._store.steps, *(row["step"] for row in self._run.metrics)])
+        if step > made:
+            raise ConfigError(f"{self._run.path}: has made {made} steps; {step} is beyond its end")
         reached, start = self.state_at(step), self._start(step)
         here = {**as_batches(data).identity, "seed": key_words(state.key)}
         there = {**start.data, "seed": key_words(self._initial.key)}
@@ -220,10 +225,13 @@ class Replay:
             )
         if first < step:
             _, rows = self._advanced(self.state_at(first), first, step)
+        names = list(self._train.names)
+        skipped = [SKIPPED in names and row[names.index(SKIPPED)] for row in reversed(rows)]
         return {
             "log_every": start.log_every,
-            "names": list(self._train.names),
+            "names": names,
             "rows": rows,
+            "skipped": len(list(itertools.takewhile(bool, skipped))),
             "norms": {} if probed is None else self.step(probed).norms,
         }
 

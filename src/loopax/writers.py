@@ -97,11 +97,14 @@ class TensorBoard:
 
     def write(self, row: Row) -> None:
         from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
+        from tensorboardX.proto.summary_pb2 import Summary
 
-        for name, value in values_of(row).items():
-            summary = scalar(f"{row['source']}/{name}", value)
-            self._write(Event(wall_time=time.time(), step=row["step"], summary=summary))
+        values = [
+            Summary.Value(tag=f"{row['source']}/{name}", simple_value=value)
+            for name, value in values_of(row).items()
+        ]
+        summary = Summary(value=values)
+        self._write(Event(wall_time=time.time(), step=row["step"], summary=summary))
         if time.monotonic() - self._synced > FLUSH_SECONDS:
             self.sync()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -123,8 +124,14 @@ def rewind(words: list[str]) -> int:
 
 def _as_options(settings: tuple[str, ...]) -> list[str]:
     """`optimizer.learning-rate=1e-4` as the words that set it on a command line."""
+    words = []
     for setting in settings:
-        if "=" not in setting.strip("="):
+        name, _, value = setting.partition("=")
+        try:
+            values = shlex.split(value)
+        except ValueError as error:
+            raise ConfigError(f"--set {setting!r}: {error}") from error
+        if not name or not values:
             raise ConfigError(f"--set {setting!r}: write it as name=value")
-    pairs = (setting.split("=", 1) for setting in settings)
-    return [word for name, value in pairs for word in (f"--{name.lstrip('-')}", *value.split())]
+        words += [f"--{name.lstrip('-')}", *values]
+    return words

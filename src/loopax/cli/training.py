@@ -74,8 +74,13 @@ def train_vae(words: list[str]) -> int:
         print("\n".join(told.lines()))
         return 0
     if command.fresh:
+        import jax
+
         from loopax.rundir import set_aside
 
+        # What cannot be trained is refused while everything is in its place.
+        seconds("--max-time", command.max_time)
+        jax.eval_shape(vae.Problem.of(command.config).state)
         if kept := set_aside(command.run_dir):
             print(f"{command.run_dir}: the run that was there is now {kept}")
     return _trained(vae, command.config, command.run_dir, command.checkpoints, command.max_time)

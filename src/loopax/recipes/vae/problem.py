@@ -59,8 +59,8 @@ class Problem:
         """The objective, as `fit` takes it."""
         return loss_function(self.model, self.config.kl_weight)
 
-    def state(self) -> loopax.TrainState:
-        """The state that training begins with.
+    def state(self, *, weights: bool = True) -> loopax.TrainState:
+        """The state that training begins with; without `weights`, its form.
 
         Raises:
             LoopaxError: the weights to begin with cannot be used.
@@ -74,7 +74,7 @@ class Problem:
             frozen=config.optimizer.freeze,
             ema_decay=config.optimizer.params_ema,
         )
-        if config.weights is None:
+        if config.weights is None or not weights:
             return state
         return state.with_params(weights_of(config.weights, state.params))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -157,10 +156,9 @@ def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
     """
     config = stored_config(run)
     problem, directory = Problem.of(config), loopax.RunDir.open(run)
-    # Only its form is needed, so nothing is computed, nor are weights read that it began with.
-    blank = dataclasses.replace(problem, config=dataclasses.replace(config, weights=None))
     with loopax.CheckpointStore(directory.checkpoints) as store:
-        state, meta = store.restore(jax.eval_shape(blank.state), checkpoint)
+        form = jax.eval_shape(functools.partial(problem.state, weights=False))
+        state, meta = store.restore(form, checkpoint)
     if problem.data.train.fingerprint != meta["data"]["data"]:
         raise DataError(f"{config.data}: its images are not those that {run} was trained on")
     return TrainedVAE(problem, state.eval_params, directory)

@@ -40,8 +40,10 @@ def train(
             name = f"samples-epoch-{run.step // each:03d}.png"
             pictures.save_grid(trained.samples_by_class(10), run.dir.pictures / name)
 
+    # What a run goes on from is in its checkpoint; the weights it began with may be gone.
+    begun = loopax.CheckpointStore(Path(run_dir) / "checkpoints").steps
     run = loopax.fit(
-        problem.state(),
+        problem.state(weights=not begun),
         problem.loss_fn,
         problem.batches,
         steps=problem.steps if steps is None else min(steps, problem.steps),
