@@ -409,7 +409,11 @@ def test_without_a_change_a_rewound_run_is_the_run_again(run, tmp_path, monkeypa
         ("train vae --data IMAGES --batch-size 9 --weights no.safetensors", 4, ["no.safetensors"]),
         ("train vae --data IMAGES --batch-size 9 --weights no.pkl", 4, ["no.pkl", "pickle"]),
         ("train vae --data IMAGES --nonfinite ignore", 2, ["--nonfinite", "ignore"]),
-        ("train vae --data IMAGES --run-dir PLAIN --fresh", 2, ["PLAIN", "not a run"]),
+        (
+            "train vae --data IMAGES --batch-size 9 --run-dir PLAIN --fresh",
+            2,
+            ["PLAIN", "not a run"],
+        ),
         ("train vae --data IMAGES --batch-size 30 --run-dir RUN", 2, ["batch_size = 10, not 30"]),
         ("train vae --data IMAGES --preset article --run-dir RUN", 2, ["preset = 'wide', not"]),
         ("train vae --data IMAGES SMALL --seed 3 --run-dir RUN", 2, ["seed = 65535, not 3"]),

@@ -4,16 +4,15 @@ import io
 import sys
 
 import pytest
-from rich.console import Console
 
-from loopax.progress import Live, display
+from loopax.progress import Live, Terminal, display
 
 ROW = {"step": 100, "source": "train", "steps": 100, "loss": 1.5}
 
 
 @pytest.fixture
 def terminal():
-    return Console(file=io.StringIO(), force_terminal=True, width=100)
+    return Terminal(file=io.StringIO(), force_terminal=True, width=100)
 
 
 def test_a_terminal_shows_where_a_run_is_also_after_it_began_again(terminal):

@@ -163,7 +163,7 @@ class CheckpointStore:
 
         Args:
             state: what to save.
-            meta: what belongs to this step and is not in the state.
+            meta: what belongs to this step and is not in the state, `step` at least.
             metrics: by these the best is found.
             check: called in the background; what it raises, `wait` raises, and nothing is saved.
         """
@@ -173,8 +173,10 @@ class CheckpointStore:
         rank: Rank = {}
         if best is not None and math.isfinite(metrics.get(best, math.nan)):
             rank = {"metric": best, "mode": self.settings.mode, "value": metrics[best]}
+        plain = checkpoint_meta(step, {}, {}, 0, 0)
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "rank": rank})
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave({**plain, **meta, "rank": rank}),
         )
         path = self.directory / SAVING / str(step)
         try:
@@ -367,15 +369,17 @@ def checkpoint_meta(
 def _check_form(meta: Any) -> None:
     """Makes sure that a meta is what `checkpoint_meta` makes, whoever wrote the file."""
     tail = meta["tail"]
-    sound = (
-        all(isinstance(meta[name], dict) for name in ("data", "tail", "numerics"))
-        and all(isinstance(meta[name], int) and meta[name] >= 0 for name in ("rows", "rollbacks"))
-        and all(isinstance(tail[name], int) for name in ("log_every", "skipped"))
-        and all(isinstance(name, str) for name in tail["names"])
-        and all(len(row) == len(tail["names"]) for row in tail["rows"])
-        and all(isinstance(value, float) for row in tail["rows"] for value in row)
-        and all(isinstance(norm, float) for norm in tail["norms"].values())
+    sound = all(isinstance(meta[name], dict) for name in ("data", "tail", "numerics")) and all(
+        isinstance(meta[name], int) and meta[name] >= 0 for name in ("rows", "rollbacks")
     )
+    if sound and tail:
+        sound = (
+            all(isinstance(tail[name], int) for name in ("log_every", "skipped"))
+            and all(isinstance(name, str) for name in tail["names"])
+            and all(len(row) == len(tail["names"]) for row in tail["rows"])
+            and all(isinstance(value, float) for row in tail["rows"] for value in row)
+            and all(isinstance(norm, float) for norm in tail["norms"].values())
+        )
     if not sound:
         raise ValueError("it holds something else")
 

@@ -77,12 +77,14 @@ class Saving:
         self._total, self._check = total, check
         self._lenient = store.settings.on_failure == "go_on"
         self._saved_step = run.step if run.step in store.steps else None
-        self._begun = self._saved_at = time.perf_counter()
+        self._begun = self._saved_at = math.nan
         self._best = math.inf
         for row in run.history:
             self._improves(row)
 
     def is_due(self, step: int, total: int) -> bool:
+        if math.isnan(self._begun):  # So that compiling the first chunk does not count.
+            self._begun = self._saved_at = time.perf_counter()
         if self._store.has_settled:
             self._settle()
         improved = any(self._improves(row) for row in self._measured())

@@ -29,13 +29,13 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
-def display(total: int, console: Console | None = None) -> Display:
+def display(total: int, console: Terminal | None = None) -> Display:
     """The display that suits where standard error goes."""
-    console = console or _Terminal(stderr=True)
+    console = console or Terminal(stderr=True)
     return Live(total, console) if console.is_terminal else Lines(total, console)
 
 
-class _Terminal(Console):
+class Terminal(Console):
     """Standard error, which may be gone or full: what cannot be shown must not end a run."""
 
     def print(self, *content: Any, **style: Any) -> None:
@@ -69,7 +69,7 @@ class Silent:
 class Live:
     """A bar with rate and time left, redrawn four times a second, and a line an evaluation."""
 
-    def __init__(self, total: int, console: Console) -> None:
+    def __init__(self, total: int, console: Terminal) -> None:
         self._bar = Progress(
             BarColumn(bar_width=16),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -107,7 +107,7 @@ class Live:
 class Lines:
     """Plain lines for logs and pipes: evaluations always, training every few seconds."""
 
-    def __init__(self, total: int, console: Console) -> None:
+    def __init__(self, total: int, console: Terminal) -> None:
         self._total, self._console = total, console
         self._rate = 0.0
         self._last = -PLAIN_SECONDS
