@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, how it is addressed, what is refused, who can read it."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import loopax
+from loopax import moments
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError
 
@@ -100,6 +102,28 @@ def test_seconds_save_what_steps_would_not(tmp_path):
         **PLAIN,
     )
     assert opened(tmp_path).steps == [5, 10, 15, 20, 25]
+
+
+def test_by_itself_it_saves_soon_and_then_ever_more_seldom(tmp_path, monkeypatch):
+    """By a clock that goes one second a step: after 2, 4, 8 and 16 seconds, then each 30."""
+    now = [0.0]
+    monkeypatch.setattr(moments, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def tick(run):
+        now[0] = run.step
+
+    loopax.fit(
+        walker(),
+        slope,
+        [np.zeros(1)],
+        steps=120,
+        chunk_steps=1,
+        run_dir=tmp_path,
+        hooks=[loopax.Hook(tick, every=1)],
+        checkpoints=loopax.Checkpoints(keep=20, best=None),
+        **PLAIN,
+    )
+    assert opened(tmp_path).steps == [3, 5, 9, 17, 33, 63, 93, 120]
 
 
 # --- How it is addressed ------------------------------------------------------

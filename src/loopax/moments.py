@@ -125,8 +125,7 @@ class Saving:
         if self._saved_step != self._run.step:
             self.act()
         self._store.wait()
-        if self._run.step:  # Before the first step there was nothing to save.
-            self._store.verify(self._run.step)
+        self._store.verify(self._run.step)
 
     def keep_what_was_reached(self, kind: type[BaseException] | None, *_: object) -> None:
         """Saves when the loop is left early by its caller or by Ctrl-C, not when it failed.
@@ -142,12 +141,12 @@ class Saving:
             self.finish()
 
     def _is_late(self) -> bool:
-        """Soon after the start there is little time to lose, and as soon a save is due."""
+        """Saves come after 2, 4, 8 seconds and so on, until they are as far apart as they may be."""
         if self._settings.seconds is None:
             return False
-        now = time.perf_counter()
-        patience = max(FIRST_SAVE_SECONDS, now - self._begun)
-        return now - self._saved_at >= min(self._settings.seconds, patience)
+        patience = max(FIRST_SAVE_SECONDS, self._saved_at - self._begun)
+        waited = time.perf_counter() - self._saved_at
+        return waited >= min(self._settings.seconds, patience)
 
     def _settle(self) -> None:
         with self._failing():
