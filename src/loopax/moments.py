@@ -141,7 +141,7 @@ class Saving:
             self.finish()
 
     def _is_late(self) -> bool:
-        """Saves come after 2, 4, 8 seconds and so on, until they are as far apart as they may be."""
+        """Saves come after 2, 4, 8 seconds and so on, up to as far apart as they may be."""
         if self._settings.seconds is None:
             return False
         patience = max(FIRST_SAVE_SECONDS, self._saved_at - self._begun)
