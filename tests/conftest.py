@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,9 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Started in the background, as some CI systems do, all processes would ignore Ctrl-C for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("loopax", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("loopax")
 
