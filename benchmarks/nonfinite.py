@@ -1,6 +1,6 @@
 """What looking for bad numbers costs a step: the default, no check at all, and `skip`.
 
-The article's VAE at batch 16 and 256; each program runs the same chunk in turn, medians of fourteen.
+The article's VAE at batch 16 and 256; each program runs the same chunk in turn; medians.
 """
 
 import statistics
@@ -8,12 +8,12 @@ import time
 
 import jax
 import jax.numpy as jnp
-import loop as benchmark
 import numpy as np
 import optax
 from rich.console import Console
 from rich.table import Table
 
+import loop as benchmark
 import loopax
 from loopax.account import Account
 from loopax.program import TrainProgram
