@@ -374,7 +374,8 @@ def _check_form(meta: Any) -> None:
     )
     if sound and tail:
         sound = (
-            all(isinstance(tail[name], int) for name in ("log_every", "skipped"))
+            isinstance(tail["log_every"], int)
+            and isinstance(tail.get("skipped", 0), int)
             and all(isinstance(name, str) for name in tail["names"])
             and all(len(row) == len(tail["names"]) for row in tail["rows"])
             and all(isinstance(value, float) for row in tail["rows"] for value in row)
