@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import loopax
-from loopax import moments
+from loopax import checkpoint, moments
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError
 
@@ -347,6 +347,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys):
         opened(tmp_path).restore(walker(), 60)
     assert "\n" not in str(caught.value)
     assert (checkpoints / "60").exists(), "who only reads moves nothing"
+
+
+def test_a_checkpoint_of_another_format_is_refused_and_left_where_it_is(tmp_path, monkeypatch):
+    walk(tmp_path, lambda n: n)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    with pytest.raises(CheckpointError, match=r"is of format 2, and this loopax reads 3"):
+        walk(tmp_path, lambda n: n)
+    assert opened(tmp_path).steps == [10, 50, 60]
 
 
 def test_what_is_kept_with_the_state_is_plain_json(tmp_path):

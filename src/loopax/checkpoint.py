@@ -248,11 +248,16 @@ class CheckpointStore:
             form = ocp.args.Composite(meta=ocp.args.JsonRestore())
             meta = self._orbax.restore(path, args=form)["meta"]
             if meta["format"] != FORMAT:
-                return f"it is of format {meta['format']}, and this loopax reads {FORMAT}"
+                raise CheckpointError(
+                    f"{path}: is of format {meta['format']}, and this loopax reads {FORMAT}; "
+                    "use the version of loopax that made it"
+                )
             if meta["step"] != step:
                 return f"it is the checkpoint of step {meta['step']}"
             _check_form(meta)
             self._ranks[step] = checked_rank(meta["rank"])
+        except CheckpointError:
+            raise
         except Exception as error:
             return f"its meta cannot be read: {_reason(error)}"
         return ""
