@@ -24,6 +24,7 @@ LAYERS = [
     {"run", "replay", "cost"},
     {"moments"},
     {"loop"},
+    {"trial"},
     {"verification"},
     {"models"},
     {"recipes"},

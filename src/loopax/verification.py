@@ -1,52 +1,36 @@
 """Proof of exact resumption: a program run straight, and again in pieces that are interrupted.
 
-Each piece is a process, `python -m loopax.verification PLAN PROGRAM...`, which puts a watch around
-`loopax.loop.steps` and then runs the program as Python would. So the loop has no hook for this and
-a program needs no change. What a trial ends with is written to plain files, and compared by a
-process that never touches a device: that is left to the pieces.
+Each piece is a process of its own, see `trial`. What they leave is compared here by a process that
+never touches a device: that is left to the pieces.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import inspect
 import json
 import os
 import random
-import runpy
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from loopax import loop
-from loopax.checkpoint import CheckpointStore
-from loopax.data.batches import Batches, Feed, Items, as_batches
 from loopax.durable import storing
-from loopax.errors import ConfigError, LoopaxError, ProgramError, Stopped
-from loopax.moments import Hook
-from loopax.paths import form_of, leaf_path
-from loopax.retention import Checkpoints
-from loopax.run import Run
-from loopax.rundir import RunDir
-from loopax.weights import read_weights, save_weights
-from loopax.writers import JsonLines, read_json_lines
+from loopax.errors import ConfigError, ProgramError
+from loopax.paths import form_of
+from loopax.trial import GROUPS, Interruption, Plan
+from loopax.weights import read_weights
+from loopax.writers import read_json_lines
 
 STEPS = 200
-SAVES = 8
-"""Checkpoints in a trial: enough of them that a piece which was killed seldom begins anew."""
-GROUPS = ("parameters", "optimiser state", "keys", "other state")
 ARRAYS_SHOWN = 3
 
 K = TypeVar("K", bound=Hashable)
@@ -59,13 +43,6 @@ INTERRUPTED = """\
 It differs only when it is interrupted: something is kept outside of the state. Look for a global
 counter, a random generator of the program's own, and data that is not the same each time it is
 begun."""
-
-
-class Interruption(NamedTuple):
-    """A signal, by its name, that a process sends to itself when `step` steps have been made."""
-
-    step: int
-    signal: str
 
 
 @dataclass(frozen=True)
@@ -183,48 +160,6 @@ class _Trial:
     rows: dict[int, str]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What one process is to do, and where it leaves what it saw."""
-
-    directory: Path
-    piece: int
-    limit: int
-    interruption: Interruption | None
-
-    @classmethod
-    def read(cls, text: str) -> _Plan:
-        directory, piece, limit, interruption = json.loads(text)
-        return cls(Path(directory), piece, limit, interruption and Interruption(*interruption))
-
-    def __str__(self) -> str:
-        return json.dumps([str(self.directory), self.piece, self.limit, self.interruption])
-
-    @property
-    def run(self) -> RunDir:
-        return RunDir(self.directory / "run")
-
-    @property
-    def seen(self) -> Path:
-        """The data and the metrics of each step."""
-        return self.directory / f"seen-{self.piece}.jsonl"
-
-    @property
-    def errors(self) -> Path:
-        """What the program wrote to standard error."""
-        return self.directory / f"errors-{self.piece}.txt"
-
-    @property
-    def failure(self) -> Path:
-        """What went wrong, in one line, where it was an exception."""
-        return self.directory / f"failure-{self.piece}.txt"
-
-    @property
-    def final(self) -> Path:
-        """The state of the last checkpoint; its presence says that the training came to an end."""
-        return self.directory / "final.safetensors"
-
-
 def _planned(steps: int, count: int, seed: int) -> tuple[Interruption, ...]:
     if steps < 2:
         raise ConfigError(f"the program trains for {steps} step; 2 are needed to interrupt it")
@@ -244,7 +179,7 @@ def _trial(
     with storing(directory):
         directory.mkdir(parents=True)
     plans = [
-        _Plan(directory.absolute(), piece, limit, interruption)
+        Plan(directory.absolute(), piece, limit, interruption)
         for piece, interruption in enumerate([*interruptions, None])
     ]
     for plan in plans:
@@ -267,7 +202,7 @@ def _trial(
     )
 
 
-def _run(command: Sequence[str], plan: _Plan) -> None:
+def _run(command: Sequence[str], plan: Plan) -> None:
     """Runs one process, and makes sure that it ended as was planned."""
     # A cache of their own lets pieces start fast, and leaves it to each trial to compile: where
     # that gives other machine code each time, as on GPUs, it must not go unseen.
@@ -279,7 +214,7 @@ def _run(command: Sequence[str], plan: _Plan) -> None:
     with plan.errors.open("wb") as errors:
         # Safe path: the program's own folder is put there later, and this module is not shadowed.
         status = subprocess.run(
-            [sys.executable, "-P", "-m", "loopax.verification", str(plan), *command],
+            [sys.executable, "-P", "-m", "loopax.trial", str(plan), *command],
             env={**cache, **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -363,143 +298,3 @@ def _difference(one: Any, two: Any) -> str:
 def _each(array: np.ndarray) -> np.ndarray:
     """The bits of each number, as something that can only be compared."""
     return np.frombuffer(array.tobytes(), f"V{array.itemsize}")
-
-
-def _watched(steps: Callable[..., Generator[loop.Chunk, None, Run]], plan: _Plan) -> Any:
-    """`loopax.loop.steps` as planned: in the trial's directory, recorded, interrupted, once."""
-
-    @functools.wraps(steps)
-    def watched(*args: Any, **kwargs: Any) -> Generator[loop.Chunk, None, None]:
-        if plan.final.exists():
-            _leave(0)
-        call = inspect.signature(steps).bind(*args, **kwargs)
-        call.apply_defaults()
-        given = call.arguments
-        batches = as_batches(given["data"])
-        total = min(plan.limit, loop.total_steps(given["steps"], given["epochs"], batches))
-        saving = given["checkpoints"] or Checkpoints()
-        seen = JsonLines(plan.seen)
-        given |= {
-            "data": _recorded(batches, seen),
-            "steps": total,
-            "epochs": None,
-            "run_dir": plan.run.path,
-            "checkpoints": dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
-            "hooks": [*given["hooks"], *_interrupting(plan)],
-            "max_seconds": None,
-            "progress": False,
-        }
-        try:
-            with _telling(plan), closing(steps(*call.args, **call.kwargs)) as chunks:
-                for chunk in chunks:
-                    for index, step in enumerate(range(chunk.start, chunk.stop)):
-                        values = {name: float(row[index]) for name, row in chunk.metrics.items()}
-                        seen.write({"step": step, "source": "train", **values})
-                    yield chunk
-        except Stopped as stopped:
-            _leave(stopped.code)
-        except GeneratorExit:
-            # Whether by `break` or by an exception cannot be told here: the program goes on.
-            _keep_final(plan)
-            return
-        _keep_final(plan)
-        _leave(0)
-
-    return watched
-
-
-def _recorded(batches: Batches, seen: JsonLines) -> Batches:
-    """The same batches, which note a digest of what each step is given."""
-    begin = batches.feed
-
-    def feed(seed: Sequence[int], start: int, capacity: int) -> Feed:
-        return _RecordedFeed(begin(seed, start, capacity), start, batches.identity, seen)
-
-    batches.feed = feed  # type: ignore[method-assign]
-    return batches
-
-
-class _RecordedFeed:
-    def __init__(self, feed: Feed, start: int, identity: Mapping[str, Any], seen: JsonLines):
-        self._feed, self._step, self._seen = feed, start, seen
-        # An item may be no more than indices into the data that this names.
-        self._identity = repr(dict(identity)).encode()
-
-    def take(self, n: int) -> Items:
-        items = self._feed.take(n)
-        leaves = jax.tree_util.tree_leaves_with_path(items.stacked)
-        for index in range(items.length):
-            digest = hashlib.sha256(self._identity)
-            for path, leaf in leaves:
-                digest.update(f"{leaf_path(path)} {leaf.dtype} {leaf.shape[1:]}".encode())
-                digest.update(leaf[index].tobytes())
-            self._seen.write(
-                {"step": self._step, "source": "data", "digest": digest.hexdigest()[:16]}
-            )
-            self._step += 1
-        return items
-
-
-def _interrupting(plan: _Plan) -> list[Hook]:
-    if plan.interruption is None:
-        return []
-    step, name = plan.interruption
-    return [Hook(lambda run: os.kill(os.getpid(), signal.Signals[name]), every=step)]
-
-
-def _keep_final(plan: _Plan) -> None:
-    """Writes the last checkpoint in groups that can be compared without JAX."""
-    with CheckpointStore(plan.run.checkpoints) as store:
-        tree, _ = store.read()
-    parts = (tree.pop("params"), tree.pop("opt_state"), tree.pop("key"), tree)
-    save_weights(plan.final, jax.tree.map(_words, dict(zip(GROUPS, parts, strict=True))))
-
-
-def _words(leaf: Any) -> Any:
-    """A random key as the numbers that it is made of."""
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
-
-
-@contextmanager
-def _telling(plan: _Plan) -> Iterator[None]:
-    """Notes an exception where it comes from: a program may catch it, or say more after it."""
-    try:
-        yield
-    except Exception as error:
-        kind = "" if isinstance(error, LoopaxError) else f"{type(error).__name__}: "
-        plan.failure.write_text(f"{kind}{error}".splitlines()[0])
-        raise
-
-
-def _leave(status: Any) -> NoReturn:
-    """Ends the process whatever the program would do next, or catches."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _main() -> None:
-    _, text, *command = sys.argv
-    plan = _Plan.read(text)
-    steps = _watched(loop.steps, plan)
-    vars(loop).update(steps=steps, fit=loop.drained(steps))
-    with _telling(plan):
-        _as_python(command)
-
-
-def _as_python(command: list[str]) -> None:
-    """Runs what would follow `python`."""
-    match command:
-        case ["-m", module, *_]:
-            sys.argv = command[1:]
-            sys.path.insert(0, os.getcwd())
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        case _:
-            sys.argv = command
-            sys.path.insert(0, str(Path(command[0]).absolute().parent))
-            runpy.run_path(command[0], run_name="__main__")
-
-
-if __name__ == "__main__":
-    _main()
