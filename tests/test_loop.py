@@ -764,10 +764,14 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("options", "message"), COUNTS.values(), ids=COUNTS.keys())
-def test_a_count_that_cannot_work_is_named(dataset, line_loss, line_state, options, message):
+def test_a_count_that_cannot_work_is_named_and_nothing_is_left_behind(
+    tmp_path, dataset, line_loss, line_state, options, message
+):
+    batches, run_dir = dataset.batches(2), tmp_path / "run"
     with pytest.raises(ConfigError, match=message) as caught:
-        loopax.fit(line_state(), line_loss, dataset.batches(2), progress=False, **options)
+        loopax.fit(line_state(), line_loss, batches, run_dir=run_dir, progress=False, **options)
     assert "\n" not in str(caught.value)
+    assert not run_dir.exists()
 
 
 @pytest.mark.parametrize("every", [0, -1])

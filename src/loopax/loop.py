@@ -108,6 +108,9 @@ def steps(
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     batches, account = as_batches(data), Account()
     total = total_steps(steps, epochs, batches)
+    log_every = _whole("log_every", log_every)
+    probe_every = None if probe_every is None else _whole("probe_every", probe_every)
+    chunk_steps = None if chunk_steps is None else _whole("chunk_steps", chunk_steps)
     if nonfinite not in NONFINITE:
         raise ConfigError(f"nonfinite is {nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
     if nonfinite == "rollback" and run_dir is None:
@@ -138,9 +141,9 @@ def steps(
             lock=lock,
             stop=stop,
             deadline=deadline,
-            log_every=_whole("log_every", log_every),
-            probe_every=None if probe_every is None else _whole("probe_every", probe_every),
-            chunk_steps=None if chunk_steps is None else _whole("chunk_steps", chunk_steps),
+            log_every=log_every,
+            probe_every=probe_every,
+            chunk_steps=chunk_steps,
             shown=shown,
             account=account,
             train=TrainProgram(loss_fn, batches, account, skip=nonfinite == "skip"),
