@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from loopax import durable
-from loopax.errors import RunDirError, RunInUseError
+from loopax.errors import RunDirError, RunInUseError, StorageError
 
 BEAT_SECONDS = 5.0
 """Between two signs of life in the holder's record."""
@@ -98,6 +98,8 @@ class RunLock:
         with ExitStack() as undo:
             undo.callback(lock.release)
             try:
+                self._opened = os.open(self._directory, os.O_RDONLY)
+                undo.callback(os.close, self._opened)
                 self._take(_acquired(lock))
             except (Timeout, FileNotFoundError) as error:
                 # Not found is a record that another, writing its own, moved away.
@@ -129,7 +131,13 @@ class RunLock:
 
         Raises:
             RunInUseError: another process has taken the directory over.
+            StorageError: the directory was removed or moved away.
         """
+        if not self._is_there():
+            raise StorageError(
+                f"{self._directory}: cannot be written (it was removed or moved while the run "
+                "went on); leave it where it is until the run has ended"
+            )
         held = self._holder.pid == os.getpid()
         # After a suspension this thread may run before the one that beats.
         if held and time.monotonic() - self._looked > 2 * BEAT_SECONDS:
@@ -191,9 +199,18 @@ class RunLock:
             self._looked = time.monotonic()
         except FileNotFoundError:
             # Whoever took over may have finished since. A directory that is gone is another fault.
-            self._lost = self._directory.is_dir()
+            self._lost = self._is_there()
         except OSError:
             pass
+
+    def _is_there(self) -> bool:
+        """Whether the directory's path still leads to what was locked, not to a later one."""
+        try:
+            return os.path.samestat(os.stat(self._directory), os.fstat(self._opened))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # which a network may say of anything; what is written next will tell
 
     def _is_mine(self, record: bytes | None) -> bool:
         return record is not None and self._holder.token.encode() in record

@@ -111,10 +111,14 @@ class Saving:
             for row in self._measured()
             for name, value in values_of(row).items()
         }
+        def check() -> None:
+            self._check()  # again: Orbax makes the folders of a run that was moved away anew
+            check_sound(flags, step)
+
         # What a checkpoint says was logged must outlast a power cut as the checkpoint does.
         self._recorder.sync()
         with self._failing():
-            self._store.save(self._run.state, meta, metrics, lambda: check_sound(flags, step))
+            self._store.save(self._run.state, meta, metrics, check)
             self._saved_step = self._run.step
         self._saved_at = time.perf_counter()
 

@@ -445,3 +445,29 @@ def test_the_command_line_whose_directory_is_removed(start, endless, tmp_path):
         assert process.wait() == 6, process.said
         is_one_line(process.said, f"loopax: {run_dir}")
     assert all_whole(tmp_path / "moved")
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "go_on"])
+def test_a_run_whose_directory_is_moved_within_a_save_says_so(on_failure, finish, tmp_path):
+    """Orbax makes the folders above the one it saves to, and so the run's directory, anew."""
+    run_dir = tmp_path / "run"
+    code, said = finish(moved_within_a_save, run_dir, on_failure)
+    assert code == 6, said
+    is_one_line(said, f"{run_dir}: cannot be written", "removed or moved")
+    assert steps_in(run_dir) == []
+    assert all_whole(tmp_path / "moved") == [40, 60]
+    assert finish(walk, tmp_path / "moved")[0] == 0
+
+
+def moved_within_a_save(run_dir, on_failure):
+    import orbax.checkpoint as ocp
+
+    save = ocp.AsyncCheckpointer.save
+
+    def move_and_save(self, path, **kwargs):
+        if path.name == "80":
+            run_dir.rename(run_dir.with_name("moved"))
+        save(self, path, **kwargs)
+
+    ocp.AsyncCheckpointer.save = move_and_save
+    return walk(run_dir, on_failure=on_failure)
