@@ -111,6 +111,7 @@ class Saving:
             for row in self._measured()
             for name, value in values_of(row).items()
         }
+
         def check() -> None:
             self._check()  # again: Orbax makes the folders of a run that was moved away anew
             check_sound(flags, step)
