@@ -40,7 +40,8 @@ def sequence(batches, count, *, start=0, seed=SEED, takes=(1,), capacity=16):
         wanted = min(takes[turn % len(takes)], count - len(taken))
         items = feed.take(wanted)
         assert 1 <= items.length <= wanted
-        assert all(leaf.shape[0] <= capacity for leaf in jax.tree.leaves(items.stacked))
+        stacked = {leaf.shape[0] for leaf in jax.tree.leaves(items.stacked)}
+        assert all(2 <= many <= max(2, capacity) for many in stacked)
         taken += [batch["index"].tolist() for batch in batches_of(items, batches)]
         turn += 1
     return taken

@@ -654,6 +654,23 @@ def test_a_generator_that_ends_too_early_is_a_data_error(dataset, line_loss, lin
         loopax.fit(line_state(), line_loss, batches, steps=11, chunk_steps=4, **PLAIN)
 
 
+@pytest.mark.parametrize("sources", ["a list", "a dataset"])
+def test_a_step_is_compiled_alike_wherever_its_batch_comes_from(
+    sources, bits, dataset, line_loss, line_state
+):
+    """So small that XLA would fuse the gathering of the batch with the arithmetic on it."""
+    if sources == "a list":
+        places = [ready_batches(dataset, 2)]
+    else:
+        places = [dataset.batches(2, resident=resident) for resident in (True, False)]
+    states = [
+        loopax.fit(line_state(), line_loss, place, steps=10, chunk_steps=many, **PLAIN).state
+        for place in places
+        for many in (1, 2, 10)
+    ]
+    assert all(bits(state) == bits(states[0]) for state in states)
+
+
 def test_batches_may_differ_in_shape(bits, dataset, line_loss, line_state):
     """Pairs, then a quadruple, then pairs: as many updates as batches, each with its own batch."""
     pairs, quadruples = ready_batches(dataset, 2), ready_batches(dataset, 4)

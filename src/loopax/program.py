@@ -2,7 +2,9 @@
 
 A single step or a remainder runs through the same compiled body as a full chunk, because another
 program for the same mathematics need not give the same bits. The number of steps is a run-time
-value, so one compilation serves every length.
+value, so one compilation serves every length. Each turn hands the next batch on to the following
+one, so that the step is compiled by itself: fused with how its batch is gathered, its bits would
+depend on where the data lies.
 """
 
 from __future__ import annotations
@@ -91,26 +93,27 @@ class TrainProgram:
     def _chunk(
         self, state: TrainState, resident: PyTree, stacked: PyTree, count: Int32[Array, ""]
     ) -> tuple[TrainState, Rows]:
-        def one(state: TrainState, index: Int32[Array, ""]) -> tuple[TrainState, Metrics]:
-            return self._step(state, _batch(self._batches, resident, stacked, index))
+        def batch_of(index: Int32[Array, ""]) -> PyTree:
+            return _batch(self._batches, resident, stacked, index)
 
-        after, metrics = jax.eval_shape(one, state, jnp.int32(0))
+        first = batch_of(jnp.int32(0))
+        after, metrics = jax.eval_shape(self._step, state, first)
         _check_unchanged(state, after)
         self.names = _columns(metrics)
 
         def proceed(carry: Any) -> Any:
-            index, _, rows = carry
+            index, _, _, rows = carry
             loss = rows[jnp.maximum(index - 1, 0), 0]
             return (index < count) & (self._skip | (index == 0) | jnp.isfinite(loss))
 
         def body(carry: Any) -> Any:
-            index, state, rows = carry
-            state, metrics = one(state, index)
+            index, state, batch, rows = carry
+            state, metrics = self._step(state, batch)
             row = jnp.stack([metrics[name] for name in self.names]).astype(jnp.float32)
-            return index + 1, state, rows.at[index].set(row)
+            return index + 1, state, batch_of(index + 1), rows.at[index].set(row)
 
-        start = (jnp.int32(0), state, _empty_rows(stacked, len(self.names)))
-        _, state, rows = jax.lax.while_loop(proceed, body, start)
+        start = (jnp.int32(0), state, first, _empty_rows(stacked, len(self.names)))
+        _, state, _, rows = jax.lax.while_loop(proceed, body, start)
         return state, rows
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RESIDENT_LIMIT_BYTES = 2 * 2**30
 CHUNK_LIMIT_BYTES = 64 * 2**20
+LEAST_CAPACITY = 2
+"""Items on a stack. An axis of one is compiled away, and what is around it then differently."""
 
 
 class Items(NamedTuple):
@@ -146,7 +148,7 @@ class DatasetBatches(Batches):
     def affordable(self, capacity: int) -> int:
         """How many batches are stacked at once: what is gathered on the host stays small."""
         if self.resident is not None:
-            return capacity
+            return max(LEAST_CAPACITY, capacity)
         example_bytes = self.dataset.nbytes // len(self.dataset)
         return _affordable(capacity, example_bytes * self.batch_size)
 
@@ -182,7 +184,7 @@ class _DatasetFeed:
             rows = order[first * size : last * size].reshape(last - first, size)
             items = batches.items(rows, self._capacity)
         else:
-            items = batches.items(order[full * size :][None], 1)
+            items = batches.items(order[full * size :][None], LEAST_CAPACITY)
         self._step += items.length
         return items
 
@@ -317,7 +319,7 @@ def _scaled(column: jax.Array) -> jax.Array:
 
 
 def _affordable(capacity: int, batch_bytes: int) -> int:
-    return max(1, min(capacity, CHUNK_LIMIT_BYTES // max(1, batch_bytes)))
+    return max(LEAST_CAPACITY, min(capacity, CHUNK_LIMIT_BYTES // max(1, batch_bytes)))
 
 
 def _alike(batch: PyTree, other: PyTree) -> bool:
