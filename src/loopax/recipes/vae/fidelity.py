@@ -1,0 +1,232 @@
+"""How near generated images come to real ones, judged by a classifier's features and its answers.
+
+Every distance here depends on the classifier: two figures compare only under the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from loopax.errors import ConfigError, DataError
+
+Features = Float[np.ndarray, "n features"]
+
+CONFIDENT = 0.9
+ROWS_AT_ONCE = 1024
+DISTANCES_MIB = 64
+
+
+@dataclass(frozen=True)
+class NeighbourhoodScores:
+    """Shares of points that lie within reach of the other set's points; see the function.
+
+    Precision and density reward blur: read them beside recall and coverage, and against the
+    scores of real images that were held out.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+class Nearest(NamedTuple):
+    """The nearest reference of each query: how far it is, and its row."""
+
+    distances: Float[np.ndarray, " queries"]
+    indices: Integer[np.ndarray, " queries"]
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How often a classifier sees the class that was asked for, as shares of 1.
+
+    `confident` is the share seen with a probability above 0.9. `per_class` is nan for a class
+    without examples.
+    """
+
+    accuracy: float
+    confident: float
+    per_class: tuple[float, ...]
+
+    @property
+    def worst(self) -> tuple[int, float]:
+        """The class with the lowest accuracy, and that accuracy."""
+        label = int(np.nanargmin(self.per_class))
+        return label, self.per_class[label]
+
+
+def frechet_distance(one: Features, other: Features) -> float:
+    """The Fréchet distance of the Gaussians fitted to two sets, in squared units of the features.
+
+    |m₁ - m₂|² + Tr(C₁ + C₂ - 2 (C₁C₂)^½) with unbiased covariances (Dowson and Landau 1982; as
+    FID, Heusel et al. 2017). It is biased upwards for few points, so compare equal counts.
+
+    Raises:
+        DataError: the sets cannot be compared.
+    """
+    _check(2, one=one, other=other)
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    shift = one.mean(axis=0) - other.mean(axis=0)
+    root, other_root = _covariance_root(one), _covariance_root(other)
+    # The singular values of this product are the roots of the eigenvalues of C₁C₂. Roots taken of
+    # eigenvalues would turn a rounding error of 1e-16 into 1e-8 wherever a covariance is singular.
+    overlap = np.linalg.norm(root @ other_root.T, "nuc")
+    distance = shift @ shift + np.square(root).sum() + np.square(other_root).sum() - 2 * overlap
+    return max(float(distance), 0.0)
+
+
+def kernel_distance(one: Features, other: Features) -> float:
+    """The kernel distance (KID): squared MMD with the kernel (x·y / features + 1)³.
+
+    Unbiased, so equal distributions give 0 on average and single values may be slightly negative
+    (Bińkowski et al. 2018). All pairs are used, not means over subsets.
+
+    Raises:
+        DataError: the sets cannot be compared.
+    """
+    _check(2, one=one, other=other)
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    return (
+        _kernel_within(one)
+        + _kernel_within(other)
+        - 2 * _kernel_sum(one, other) / (len(one) * len(other))
+    )
+
+
+def neighbourhood_scores(real: Features, generated: Features, k: int = 5) -> NeighbourhoodScores:
+    """Precision, recall, density and coverage of a generated set.
+
+    The ball of a point reaches to its k-th nearest neighbour in its own set. Precision is the share
+    of generated points inside of some real ball, recall that of real points inside of some
+    generated ball (Kynkäänniemi et al. 2019). Density is the mean number of real balls around a
+    generated point, over k, and may exceed 1; coverage is the share of real balls that hold a
+    generated point (Naeem et al. 2020). A point on the surface of a ball is outside.
+
+    Raises:
+        ConfigError: `k` is below 1.
+        DataError: the sets cannot be compared, or one has no more than `k` points.
+    """
+    from sklearn.metrics import pairwise_distances_chunked
+
+    if k < 1:
+        raise ConfigError(f"k is {k}; it must be at least 1")
+    _check(k + 1, real=real, generated=generated)
+    real, generated = real.astype(np.float64), generated.astype(np.float64)
+    # Distances come from inner products, which lose their digits far from the origin.
+    origin = real.mean(axis=0)
+    real, generated = real - origin, generated - origin
+    real_radii, generated_radii = _radii(real, k), _radii(generated, k)
+    balls_around = np.zeros(len(generated), np.int64)
+    covered, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    done = 0
+    for distances in pairwise_distances_chunked(generated, real, working_memory=DISTANCES_MIB):
+        rows = slice(done, done := done + len(distances))
+        in_real_ball = distances < real_radii
+        balls_around[rows] = np.count_nonzero(in_real_ball, axis=1)
+        covered |= in_real_ball.any(axis=0)
+        recalled |= (distances < generated_radii[rows, np.newaxis]).any(axis=0)
+    return NeighbourhoodScores(
+        precision=float(np.mean(balls_around > 0)),
+        recall=float(recalled.mean()),
+        density=float(balls_around.mean() / k),
+        coverage=float(covered.mean()),
+    )
+
+
+def nearest_distances(queries: Features, references: Features) -> Nearest:
+    """The Euclidean distance from each query to its nearest reference, and which one that is.
+
+    For a look at memorising: a model that copies has samples nearer to its training images than
+    test images are. Rows are features or flattened pixels.
+
+    Raises:
+        DataError: the sets cannot be compared.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    _check(1, queries=queries, references=references)
+    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(references)
+    indices = search.kneighbors(queries, return_distance=False)[:, 0]
+    # The search's own distances come from inner products, by which a copy is not quite at 0.
+    return Nearest(np.linalg.norm(queries - references[indices], axis=1), indices)
+
+
+def class_scores(
+    probabilities: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray, " n"], classes: int
+) -> ClassScores:
+    """Compares a classifier's probabilities with the labels that were asked for.
+
+    Raises:
+        DataError: the shapes do not fit, rows are not probabilities, or a label is no class.
+    """
+    if probabilities.shape != (len(labels), classes) or not len(labels):
+        raise DataError(
+            f"probabilities are {list(probabilities.shape)}; "
+            f"{len(labels)} labels of {classes} classes need [{len(labels) or 'n'}, {classes}]"
+        )
+    if not (np.all(probabilities >= 0) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)):
+        raise DataError(
+            "probabilities must be at least 0 and sum to 1 in each row, as of a softmax"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"labels go from {labels.min()} to {labels.max()}; they must be 0 to {classes - 1}"
+        )
+    right = probabilities.argmax(axis=1) == labels
+    asked = probabilities[np.arange(len(labels)), labels]
+    with np.errstate(invalid="ignore"):
+        per_class = np.bincount(labels, right, classes) / np.bincount(labels, minlength=classes)
+    return ClassScores(
+        accuracy=float(right.mean()),
+        confident=float(np.mean(asked > CONFIDENT)),
+        per_class=tuple(per_class.tolist()),
+    )
+
+
+def _covariance_root(features: Features) -> Float[np.ndarray, "rank features"]:
+    """A matrix R with RᵀR the unbiased covariance, which itself is never formed."""
+    centred = features - features.mean(axis=0)
+    return np.linalg.qr(centred, mode="r") / np.sqrt(len(features) - 1)
+
+
+def _kernel_within(features: Features) -> float:
+    """The mean kernel over pairs of different points of one set."""
+    count, size = features.shape
+    own = np.einsum("ij,ij->i", features, features) / size + 1
+    return (_kernel_sum(features, features) - float(np.sum(own**3))) / (count * (count - 1))
+
+
+def _kernel_sum(one: Features, other: Features) -> float:
+    total = 0.0
+    for start in range(0, len(one), ROWS_AT_ONCE):
+        base = one[start : start + ROWS_AT_ONCE] @ other.T / one.shape[1] + 1
+        total += float(np.vdot(base * base, base))
+    return total
+
+
+def _radii(features: Features, k: int) -> Float[np.ndarray, " n"]:
+    """How far each point's ball reaches: to its k-th neighbour, the point itself not counted."""
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features).kneighbors()
+    # A neighbour at the radius, as a copy of a training image is, must not fall inside by rounding.
+    return distances[:, -1] * (1 - 1e-9)
+
+
+def _check(least: int, **sets: Features) -> None:
+    for name, features in sets.items():
+        if features.ndim != 2:
+            raise DataError(f"{name} is {list(features.shape)}; it must be [points, features]")
+        if len(features) < least:
+            raise DataError(f"{name} has {len(features)} points; at least {least} are needed")
+        bad = ~np.isfinite(features).all(axis=1)
+        if bad.any():
+            raise DataError(f"{name}: row {bad.argmax()} is not finite; all features must be")
+    if len({features.shape[1] for features in sets.values()}) > 1:
+        widths = " and ".join(f"{name} has {sets[name].shape[1]}" for name in sets)
+        raise DataError(f"{widths} features; they must have the same")
