@@ -18,7 +18,7 @@ LAYERS = [
     {"state", "optimizer"},
     {"soundness"},
     {"step"},
-    {"account", "environment", "weights", "autopsy"},
+    {"account", "environment", "weights", "autopsy", "convolution"},
     {"program"},
     {"progress", "rundir", "checkpoint", "evaluation", "recorder"},
     {"run", "replay", "cost"},

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from loopax.account import Account
+from loopax.convolution import with_ordered_convolutions
 from loopax.data.batches import Batches, Items
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, leaf_path
@@ -68,7 +69,9 @@ class TrainProgram:
         self.names: tuple[str, ...] = ()
         self._batches = batches
         self._skip = skip
-        self._step = skipping_step(loss_fn) if skip else train_step(loss_fn)
+        self._step = with_ordered_convolutions(
+            skipping_step(loss_fn) if skip else train_step(loss_fn)
+        )
         self._program = Program("train", self._chunk, account, donate=(0,))
 
     def __call__(self, state: TrainState, items: Items) -> tuple[TrainState, Rows]:
@@ -123,7 +126,7 @@ class EvalProgram:
     def __init__(self, loss_fn: LossFn, batches: Batches, account: Account) -> None:
         self.names: tuple[str, ...] = ()
         self._batches = batches
-        self._step = eval_step(loss_fn)
+        self._step = with_ordered_convolutions(eval_step(loss_fn))
         self._program = Program("evaluate", self._chunk, account, donate=())
 
     def __call__(self, state: TrainState, items: Items, first: Int32[Array, ""]) -> Rows:
