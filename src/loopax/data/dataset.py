@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from loopax.data.batches import DatasetBatches
+from loopax.data.description import described
 from loopax.errors import DataError
 from loopax.paths import PyTree
 
@@ -22,6 +23,15 @@ class Dataset:
 
     Images are stored as `uint8` with shape `(examples, height, width, channels)` in the column
     `image`; integer classes in `label`. They become `float32` in [0, 1] inside the compiled step.
+    A label of -1 means that the class is not known.
+
+    Attributes:
+        columns: the arrays by name.
+        name: what it is called in messages.
+        class_names: the name of each class, in the order of the labels.
+        source: what it was read from, in words.
+        held_out: the fraction by which a whole was split into this and its counterpart; None if
+            the parts were given.
 
     Raises:
         DataError: there are no columns, or their lengths differ.
@@ -30,6 +40,8 @@ class Dataset:
     columns: Mapping[str, np.ndarray]
     name: str = "data"
     class_names: tuple[str, ...] = field(default=())
+    source: str = ""
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -75,3 +87,8 @@ class Splits(NamedTuple):
 
     train: Dataset
     test: Dataset
+
+    @property
+    def description(self) -> str:
+        """What the data is, in one line: how it was read, counts, sizes, classes."""
+        return described(self.train, self.test)

@@ -43,6 +43,7 @@ def _part(prefix: str, name: str) -> Dataset:
         {"image": images.reshape(-1, 28, 28, 1), "label": labels.astype(np.int32)},
         name=f"MNIST {name}",
         class_names=tuple("0123456789"),
+        source="bundled",
     )
 
 
