@@ -1,7 +1,10 @@
 import gzip
+import io
 import struct
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +12,7 @@ from PIL import Image
 
 from loopax.data.dataset import Dataset
 from loopax.data.files import load, stratified_split
-from loopax.errors import ConfigError
+from loopax.errors import ConfigError, DataError
 
 IMAGES = np.arange(20 * 6 * 4, dtype=np.int64).reshape(20, 6, 4) % 256
 LABELS = np.arange(20) % 2
@@ -31,11 +34,27 @@ def write_mnist(folder, separator="-", suffix="", pack=bytes):
     return folder
 
 
+def write_image(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def write_images(folder, count=1, value=0, shape=(6, 4)):
-    folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        image = Image.fromarray(np.full(shape, value + index, np.uint8))
-        image.save(folder / f"{index:03}.png")
+        write_image(folder / f"{index:03}.png", np.full(shape, value + index, np.uint8))
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(path, images, labels=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"image": [{"bytes": png(each), "path": None} for each in images]}
+    pq.write_table(pa.table(columns if labels is None else {**columns, "label": labels}), path)
+    return path
 
 
 def npz(path, **arrays):
@@ -103,7 +122,7 @@ def test_a_test_label_that_is_no_class_of_training_is_named(tmp_path, refuses):
 # Folders of images
 
 
-@pytest.mark.parametrize("test_name", ["test", "val", "valid"])
+@pytest.mark.parametrize("test_name", ["test", "val", "valid", "validation"])
 def test_folders_that_are_split(tmp_path, test_name):
     for part, count in [("train", 3), (test_name, 2)]:
         write_images(tmp_path / "d" / part / "cat", count)
@@ -125,6 +144,7 @@ def test_split_folders_without_classes(tmp_path):
     write_images(tmp_path / "d" / "train", 3)
     write_images(tmp_path / "d" / "test", 2)
     splits = load(tmp_path / "d")
+    assert "3 to train on, 2 to test on (given)" in splits.description
     assert [each.class_names for each in splits] == [("d",)] * 2
     assert [len(each) for each in splits] == [3, 2]
 
@@ -140,8 +160,9 @@ def test_classes_of_one_part_only_are_refused(tmp_path, refuses, has, lacks):
 def test_parts_that_differ_in_shape_are_refused(tmp_path, refuses):
     write_images(tmp_path / "train" / "cat")
     write_images(tmp_path / "test" / "cat", shape=(6, 4, 3))
-    with refuses(tmp_path.name, "uint8 (6, 4, 1)", "uint8 (6, 4, 3)"):
+    with refuses(tmp_path.name, "uint8 (6, 4, 1)", "uint8 (6, 4, 3)", "channels="):
         load(tmp_path)
+    assert load(tmp_path, channels=3).train.columns["image"].shape == (1, 6, 4, 3)
 
 
 def test_one_folder_is_split(tmp_path):
@@ -152,6 +173,9 @@ def test_one_folder_is_split(tmp_path):
     assert [each.class_names for each in splits] == [("cat", "dog")] * 2
     assert splits.test.columns["image"][:, 0, 0, 0].tolist() == [4, 9, 14, 19, 104, 109]
     assert len(splits.train) == 24
+    assert (
+        "(folder of images): 24 to train on, 6 to test on (1 in 5 held out)" in splits.description
+    )
 
 
 def test_a_folder_called_train_alone_may_be_a_class(tmp_path):
@@ -165,11 +189,37 @@ def test_size_resizes_a_folder(tmp_path):
     assert load(tmp_path, size=(8, 8)).train.columns["image"].shape == (8, 8, 8, 1)
 
 
-def test_size_does_not_resize_a_file(tmp_path, refuses):
+def test_size_resizes_arrays(tmp_path):
     path = split_npz(tmp_path / "d.npz")
     assert_standard(load(path, size=(6, 4)), "d.npz")
-    with refuses("(8, 8)", "d.npz", "(6, 4)", error=ConfigError):
-        load(path, size=(8, 8))
+    assert [each.columns["image"].shape for each in load(path, size=(8, 9))] == [
+        (14, 8, 9, 1),
+        (6, 8, 9, 1),
+    ]
+
+
+@pytest.mark.parametrize("layout", ["folder", "npz", "idx", "parquet"])
+def test_channels_and_size_mean_the_same_for_every_layout(tmp_path, layout):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 4), np.uint8)
+    path = tmp_path / "d"
+    if layout == "folder":
+        for index, each in enumerate(pixels):
+            write_image(path / str(index % 2) / f"{index:03}.png", each)
+    if layout == "npz":
+        path = npz(tmp_path / "d.npz", x=pixels, y=LABELS)
+    if layout == "idx":
+        path = tmp_path / "my-images-idx3-ubyte"
+        write_idx(path, pixels)
+        write_idx(tmp_path / "my-labels-idx1-ubyte", LABELS)
+    if layout == "parquet":
+        path = write_parquet(tmp_path / "d.parquet", pixels, LABELS)
+    test = load(path, size=(12, 5), channels=3, test_fraction=0.3).test
+    found = test.columns["image"][np.argsort(test.columns["label"], kind="stable")]
+    expected = [
+        np.asarray(Image.fromarray(pixels[row]).resize((5, 12), Image.Resampling.BILINEAR))
+        for row in (6, 12, 18, 7, 13, 19)
+    ]
+    np.testing.assert_array_equal(found, np.stack([expected] * 3, axis=-1))
 
 
 # NPZ files
@@ -219,6 +269,172 @@ def test_an_idx_file_without_labels_is_refused(tmp_path, refuses):
         load(tmp_path / "digits")
 
 
+# Parquet files
+
+
+def test_a_parquet_file_is_split(tmp_path):
+    splits = load(write_parquet(tmp_path / "d.parquet", IMAGES, LABELS), test_fraction=0.3)
+    assert [each.name for each in splits] == ["d.parquet train", "d.parquet test"]
+    assert [each.class_names for each in splits] == [("0", "1")] * 2
+    rows = [6, 7, 12, 13, 18, 19]
+    np.testing.assert_array_equal(splits.test.columns["image"][..., 0], IMAGES[rows])
+    assert splits.test.columns["label"].tolist() == [0, 1] * 3
+
+
+@pytest.mark.parametrize("home", ["d", "d/data"])
+@pytest.mark.parametrize("test_name", ["test", "validation"])
+def test_a_folder_of_parquet_files_is_split_as_given(tmp_path, home, test_name):
+    for part, rows in [("train", slice(0, 14)), (test_name, slice(14, 20))]:
+        path = tmp_path / home / f"{part}-00000-of-00001.parquet"
+        write_parquet(path, IMAGES[rows], LABELS[rows])
+    (tmp_path / "d" / "README.md").write_text("About the data.")
+    assert_standard(load(tmp_path / "d"), "d")
+
+
+def test_a_folder_of_parquet_shards_is_one_whole(tmp_path):
+    for shard, rows in enumerate([slice(0, 3), slice(3, 4), slice(4, 20)]):
+        path = tmp_path / f"train-{shard:05}-of-00003.parquet"
+        write_parquet(path, IMAGES[rows], LABELS[rows])
+    splits = load(tmp_path, test_fraction=0.3)
+    np.testing.assert_array_equal(
+        splits.train.columns["image"][..., 0], np.delete(IMAGES, [6, 7, 12, 13, 18, 19], axis=0)
+    )
+
+
+def test_parts_of_parquet_that_differ_are_refused(tmp_path, refuses):
+    write_parquet(tmp_path / "train.parquet", IMAGES, LABELS)
+    write_parquet(tmp_path / "test.parquet", IMAGES[:, :5], LABELS)
+    with refuses(tmp_path.name, "uint8 (6, 4, 1)", "uint8 (5, 4, 1)", "size="):
+        load(tmp_path)
+    assert load(tmp_path, size=(6, 4)).test.columns["image"].shape == (20, 6, 4, 1)
+    write_parquet(tmp_path / "test.parquet", IMAGES, LABELS + 1)
+    with refuses("test.parquet: column 'label'", "label 1 is 2"):
+        load(tmp_path)
+
+
+def test_columns_of_parquet_can_be_named(tmp_path, refuses):
+    images = [png(each) for each in IMAGES]
+    table = pa.table({"this": images, "that": images, "kind": LABELS, "label": LABELS * 0})
+    pq.write_table(table, tmp_path / "d.parquet")
+    with refuses("d.parquet", "image_column="):
+        load(tmp_path / "d.parquet")
+    splits = load(tmp_path / "d.parquet", image_column="this", label_column="kind")
+    assert splits.train.class_names == ("0", "1")
+    path = split_npz(tmp_path / "d.npz")
+    for options in ({"image_column": "x"}, {"label_column": "y"}):
+        with refuses("d.npz is taken for npz", 'layout="parquet"', error=ConfigError):
+            load(path, **options)
+
+
+# Labels that are missing
+
+
+@pytest.mark.parametrize("layout", ["npz", "parquet", "folder", "named", "minus one", "null"])
+def test_without_labels_there_is_one_class(tmp_path, layout):
+    path = tmp_path / "d"
+    if layout == "npz":
+        path = npz(tmp_path / "d.npz", x_train=IMAGES[:14], x_test=IMAGES[14:])
+    if layout == "named":
+        path = npz(tmp_path / "d.npz", whatever=IMAGES)
+    if layout == "minus one":
+        path = split_npz(tmp_path / "d.npz", y_train=LABELS[:14] * 0 - 1, y_test=[-1] * 6)
+    if layout == "parquet":
+        path = write_parquet(tmp_path / "d.parquet", IMAGES)
+    if layout == "null":
+        path = write_parquet(tmp_path / "d.parquet", IMAGES, pa.array([None] * 20, pa.string()))
+    if layout == "folder":
+        write_images(path, 20)
+    splits = load(path)
+    for part in splits:
+        assert part.class_names == (path.name,)
+        assert part.columns["label"].dtype == np.int32
+        assert set(part.columns["label"]) == {0}
+    if layout != "folder":
+        assert "no labels): " in splits.description
+    assert splits.description.endswith(f", 1 class ({path.name})")
+
+
+def test_an_npz_of_images_holds_nothing_else(tmp_path, refuses):
+    for arrays in ({"y_train": LABELS[:14]}, {"other": LABELS}):
+        path = npz(tmp_path / "d.npz", x_train=IMAGES[:14], x_test=IMAGES[14:], **arrays)
+        with refuses("d.npz", *map(repr, arrays), "x_train y_train", "or only images"):
+            load(path)
+
+
+def test_single_labels_may_be_missing(tmp_path):
+    labels = LABELS.copy()
+    labels[[0, 5, 15]] = -1
+    found = [
+        load(split_npz(tmp_path / "d.npz", y_train=labels[:14], y_test=labels[14:])),
+        load(npz(tmp_path / "e.npz", x=IMAGES, y=labels)),
+        load(write_parquet(tmp_path / "d.parquet", IMAGES, labels)),
+    ]
+    for splits in found:
+        stored = np.concatenate([each.columns["label"] for each in splits])
+        assert stored.dtype == np.int32
+        assert sorted(stored) == sorted(labels)
+        assert splits.train.class_names == ("0", "1")
+        assert splits.description.endswith(", 3 without a label")
+
+
+def test_missing_labels_of_idx_are_kept(tmp_path):
+    write_idx(tmp_path / "my-images-idx3-ubyte", IMAGES)
+    labels = (np.arange(20) % 3 - 1).astype(np.int8)
+    header = struct.pack(">BBBBI", 0, 0, 9, 1, 20)
+    (tmp_path / "my-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    splits = load(tmp_path / "my-images-idx3-ubyte")
+    assert sorted({*splits.train.columns["label"]}) == [-1, 0, 1]
+    assert splits.train.class_names == ("0", "1")
+
+
+def test_the_test_part_alone_may_lack_labels(tmp_path, refuses):
+    splits = load(split_npz(tmp_path / "d.npz", y_test=[-1] * 6))
+    assert splits.test.columns["label"].tolist() == [-1] * 6
+    assert splits.test.class_names == ("0", "1")
+    with refuses("d.npz", "to train on are missing", "6 of those to test on"):
+        load(split_npz(tmp_path / "d.npz", y_train=LABELS[:14] * 0 - 1))
+
+
+# What a path is taken for
+
+
+def test_a_layout_is_taken_at_its_word(tmp_path, refuses):
+    write_mnist(tmp_path / "d")
+    for name in ("a", "b"):
+        write_images(tmp_path / "d" / name, 10)
+    write_parquet(tmp_path / "d" / "x.parquet", IMAGES, LABELS)
+    for layout, source in [
+        (None, "IDX"),
+        ("idx", "IDX"),
+        ("folder", "folder of images"),
+        ("parquet", "Parquet, images in 'image', labels in 'label'"),
+    ]:
+        assert load(tmp_path / "d", layout=layout).train.source == source
+    with refuses("d: is a folder", error=DataError):
+        load(tmp_path / "d", layout="npz")
+
+
+def test_a_layout_that_is_not_there_is_refused(tmp_path, refuses):
+    path = split_npz(tmp_path / "d.npz")
+    for layout, part in [
+        ("idx", "an IDX file begins with"),
+        ("folder", "Not a directory"),
+        ("parquet", "cannot be read as Parquet"),
+    ]:
+        with refuses("d.npz", part):
+            load(path, layout=layout)
+    for layout, part in [
+        ("idx", "holds no train-images-idx3-ubyte, plain or .gz"),
+        ("folder", "holds no image"),
+        ("parquet", "holds no Parquet file"),
+    ]:
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with refuses("empty", part):
+            load(tmp_path / "empty", layout=layout)
+    with refuses("layout is 'zip'", "idx, npz, folder, parquet", error=ConfigError):
+        load(path, layout="zip")
+
+
 # Anything else
 
 
@@ -226,7 +442,7 @@ def test_what_is_none_of_these_is_refused(tmp_path, refuses):
     with refuses("absent", "No such file"):
         load(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("hello")
-    with refuses("notes.txt", "68 65", ".npz file, an IDX file or a folder"):
+    with refuses("notes.txt", "68 65", ".npz file, an IDX file, a Parquet file or a folder"):
         load(tmp_path / "notes.txt")
     (tmp_path / "empty").touch()
     with refuses("empty", "is empty"):
@@ -311,7 +527,7 @@ def labelled(index, value, kind=np.int64):
 @pytest.mark.parametrize(
     ("labels", "parts"),
     [
-        (labelled(5, -1), ["label 5 is -1", "0 to 65535"]),
+        (labelled(5, -2), ["label 5 is -2", "0 to 65535, or -1"]),
         (labelled(5, 2**40), ["label 5 is 1099511627776", "0 to 65535"]),
         (labelled(5, 2**63, np.uint64), ["label 5 is 9223372036854775808"]),
         (labelled([4, 5], 65_536), ["label 4 is 65536", "0 to 65535"]),
@@ -342,9 +558,9 @@ def labels_dataset(labels):
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.floats(0.01, 0.99))
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=60), st.floats(0.01, 0.99))
 def test_a_split_is_exact_and_in_proportion(labels, fraction):
-    counts = np.bincount(labels)
+    counts = np.bincount(np.array(labels) + 1)
     expected = np.maximum(np.minimum((counts * fraction + 0.5).astype(int), counts - 1), 0)
     if not expected.any():
         return
@@ -353,7 +569,7 @@ def test_a_split_is_exact_and_in_proportion(labels, fraction):
     assert sorted([*train, *test]) == list(range(len(labels)))
     assert train.tolist() == sorted(train)
     assert test.tolist() == sorted(test)
-    found = np.bincount(splits.test.columns["label"], minlength=len(counts))
+    found = np.bincount(splits.test.columns["label"] + 1, minlength=len(counts))
     assert found.tolist() == expected.tolist()
     assert set(splits.train.columns["label"]) == set(labels)
 

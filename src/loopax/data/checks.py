@@ -52,7 +52,9 @@ def as_images(array: np.ndarray, where: str) -> np.ndarray:
 def as_labels(
     array: np.ndarray, where: str, *, examples: int, classes: int | None = None
 ) -> np.ndarray:
-    """Labels as they are kept: int32 `(examples,)`; `(examples, 1)` is flattened.
+    """Labels as they are kept: int32 `(examples,)`, -1 where the class is not known.
+
+    `(examples, 1)` is flattened.
 
     Args:
         array: the labels as they were read.
@@ -61,7 +63,7 @@ def as_labels(
         classes: how many classes there are, where that is known.
 
     Raises:
-        DataError: they are not integers, not one for each image, or one is negative or not below
+        DataError: they are not integers, not one for each image, or one is below -1 or not below
             `classes`.
     """
     labels = array.ravel() if array.ndim == 2 and array.shape[1] == 1 else array
@@ -77,7 +79,10 @@ def as_labels(
     if len(labels) != examples:
         raise fault(where, f"holds {len(labels)} labels for {examples} images; each needs one")
     limit = MAX_CLASSES if classes is None else classes
-    if (outside := (labels < 0) | (labels >= limit)).any():
+    if (outside := (labels < -1) | (labels >= limit)).any():
         first = int(outside.argmax())
-        raise fault(where, f"label {first} is {labels[first]}; labels must be 0 to {limit - 1}")
+        raise fault(
+            where,
+            f"label {first} is {labels[first]}; labels must be 0 to {limit - 1}, or -1 for unknown",
+        )
     return labels.astype(np.int32)
