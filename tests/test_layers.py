@@ -20,7 +20,7 @@ LAYERS = [
     {"step"},
     {"account", "environment", "weights", "autopsy", "convolution"},
     {"program"},
-    {"progress", "rundir", "checkpoint", "evaluation", "recorder"},
+    {"progress", "rundir", "checkpoint", "evaluation", "recorder", "report"},
     {"run", "replay", "cost"},
     {"moments"},
     {"loop"},

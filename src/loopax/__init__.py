@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from loopax.checkpoint import CheckpointStore as CheckpointStore
     from loopax.cost import estimate as estimate
     from loopax.durable import replacing as replacing
+    from loopax.durable import storing as storing
     from loopax.errors import LoopaxError as LoopaxError
     from loopax.evaluation import Evaluation as Evaluation
     from loopax.evaluation import evaluate as evaluate
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from loopax.optimizer import Schedule as Schedule
     from loopax.optimizer import recorded_learning_rate as recorded_learning_rate
     from loopax.replay import Replay as Replay
+    from loopax.report import Figures as Figures
+    from loopax.report import Picture as Picture
+    from loopax.report import Rows as Rows
+    from loopax.report import Section as Section
+    from loopax.report import Text as Text
+    from loopax.report import write_report as write_report
     from loopax.retention import Checkpoints as Checkpoints
     from loopax.run import Run as Run
     from loopax.rundir import RunDir as RunDir
@@ -54,6 +61,13 @@ _HOMES = {
     "Chunk": "loopax.loop",
     "RunDir": "loopax.rundir",
     "replacing": "loopax.durable",
+    "storing": "loopax.durable",
+    "write_report": "loopax.report",
+    "Section": "loopax.report",
+    "Text": "loopax.report",
+    "Figures": "loopax.report",
+    "Rows": "loopax.report",
+    "Picture": "loopax.report",
     "estimate": "loopax.cost",
     "LoopaxError": "loopax.errors",
 }
