@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from loopax import __version__
-from loopax.cli import past, results, training
+from loopax.cli import exploring, past, results, training
 from loopax.cli.parsing import unknown
 from loopax.errors import ConfigError, LoopaxError, StorageError
 
@@ -22,6 +22,7 @@ usage: loopax COMMAND ...
   resume RUN           continue a run with the settings it was made with
   sample RUN           draw samples from a trained run
   reconstruct RUN      draw test images beside their reconstructions
+  explore RUN          move through the latents of a trained run in the browser
   evaluate RUN         measure a trained run on all of its data
   export RUN           write the weights of a run as safetensors
   runs DIR             list the runs below a directory
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resume": training.resume,
     "sample": results.sample,
     "reconstruct": results.reconstruct,
+    "explore": exploring.explore,
     "evaluate": results.evaluate,
     "export": results.export,
     "runs": results.runs,

@@ -1,0 +1,473 @@
+"""An explorer of a trained VAE in the browser: its latents under sliders, its classes side by side.
+
+`Explorer` computes, `Site` answers requests, and `listen` puts a site behind a port of this
+machine, which nothing but this machine can reach.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import secrets
+import socketserver
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+import loopax
+from loopax.errors import ConfigError
+from loopax.recipes.vae.trained import TrainedVAE
+
+HOST = "127.0.0.1"
+SLIDERS = 8
+"""The most active dimensions of the latent, which get a slider each."""
+BASIS = 10_000
+"""Training images, at most, that the latents' spread is taken from."""
+LOOKED_AT = 1000
+"""Training images, at most, from which it is read how a drawing has to look."""
+AT_ONCE = 32
+"""Classes that one request decodes a latent for, at most."""
+PLAIN, STRAYS_PX = 0.02, 0.75
+"""What the border differs from paper, and images from a common centre of mass, if drawn on it."""
+INKED = 0.2
+"""From here on a pixel differs from paper to the eye."""
+BINS = 41
+REACH = 4.0
+"""Standard deviations that a slider goes to either side."""
+NO_STORE = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Explorer:
+    """What the page asks of a trained VAE, in the terms of its requests."""
+
+    def __init__(self, trained: TrainedVAE) -> None:
+        self.trained = trained
+        self.classes = len(trained.class_names)
+        self.at_once = min(self.classes, AT_ONCE)
+        self.image_shape = tuple(trained.data.train.columns["image"].shape[1:])
+        # Requests come on threads of their own; the device gains nothing from two at a time.
+        self._turn = threading.Lock()
+        self.facts = self._facts()
+        self._warm_up()
+
+    def sample(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """`label` and `seed` give a latent from the run's sampler."""
+        label, seed = self._label(question), _whole(question, "seed", 2**31)
+        with self._turn:
+            latent = self.trained.latents_of(np.array([label]), seed)[0]
+        return {"latent": latent.tolist()}
+
+    def decode(self, question: Mapping[str, Any]) -> bytes:
+        """`latent` and `labels` give an image for each label: their bytes, one after another."""
+        latent, labels = self._latent(question), self._labels(question)
+        with self._turn:
+            return _as_bytes(self._decoded(latent, labels)).tobytes()
+
+    def encode(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """`pixels` (base64) and `label` give the mean of the latent; a null label is guessed."""
+        image = self._image(question)
+        guess = question.get("label") is None
+        with self._turn:
+            label = self.guess(image) if guess else self._label(question)
+            mean, _ = self.trained.encode(image[None], np.array([label]))
+        return {"label": label, "latent": mean[0].tolist()}
+
+    def guess(self, image: UInt8[np.ndarray, "height width channels"]) -> int:
+        """The class under which an image costs least: half its squared error, and the KL term."""
+        costs = []
+        for first in range(0, self.classes, self.at_once):
+            # The last portion overlaps the one before: there is one shape to compile for.
+            first = min(first, self.classes - self.at_once)
+            labels = np.arange(first, first + self.at_once)
+            images = np.broadcast_to(image, (self.at_once, *image.shape))
+            mean, logvar = self.trained.encode(images, labels)
+            errors = self.trained.decode(mean, labels) - images.astype(np.float32) / 255
+            kl_nats = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(axis=1)
+            sse_half = 0.5 * np.square(errors).sum(axis=(1, 2, 3))
+            weighed = sse_half + self.trained.config.kl_weight * kl_nats
+            costs += list(zip(weighed.tolist(), labels.tolist(), strict=True))
+        return int(min(costs)[1])
+
+    def _facts(self) -> dict[str, Any]:
+        """What the page needs to know before it asks for anything."""
+        train = self.trained.data.train
+        chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), BASIS)).astype(int))
+        images, labels = (train.columns[name][chosen] for name in ("image", "label"))
+        latents, _ = self.trained.encode(images, labels)
+        height, width, channels = self.image_shape
+        return {
+            "run": self.trained.dir.path.name,
+            "step": self.trained.step,
+            "classes": list(self.trained.class_names),
+            "at_once": self.at_once,
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "latent": latents.shape[1],
+            "basis": len(images),
+            "reach": REACH,
+            "sliders": sliders(latents),
+            "conditional": self._conditional(),
+            "drawing": drawing_style(images[:: math.ceil(len(images) / LOOKED_AT)]),
+        }
+
+    def _conditional(self) -> bool:
+        return self.classes > 1 and self.trained.model.conditioning != "none"
+
+    def _warm_up(self) -> None:
+        """Compiles for each shape that requests have."""
+        latent = np.zeros(self.facts["latent"], np.float32)
+        image = np.zeros(self.image_shape, np.uint8)
+        self.trained.latents_of(np.array([0]))
+        self.trained.encode(image[None], np.array([0]))
+        self.guess(image)
+        for count in {1, self.at_once}:
+            self._decoded(latent, np.arange(count))
+
+    def _decoded(self, latent: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        count = 1 if len(labels) == 1 else self.at_once
+        padded = np.pad(labels, (0, count - len(labels)))
+        latents = np.broadcast_to(latent, (count, len(latent)))
+        return self.trained.decode(np.ascontiguousarray(latents), padded)[: len(labels)]
+
+    def _label(self, question: Mapping[str, Any]) -> int:
+        return _whole(question, "label", self.classes)
+
+    def _labels(self, question: Mapping[str, Any]) -> np.ndarray:
+        labels = question.get("labels")
+        if not isinstance(labels, list) or not 1 <= len(labels) <= self.at_once:
+            raise RequestError(400, f"labels must be a list of 1 to {self.at_once} classes")
+        return np.array([_whole({"labels": each}, "labels", self.classes) for each in labels])
+
+    def _latent(self, question: Mapping[str, Any]) -> np.ndarray:
+        latent, size = question.get("latent"), self.facts["latent"]
+        if not isinstance(latent, list) or len(latent) != size:
+            raise RequestError(400, f"latent must be a list of {size} numbers")
+        if not all(type(each) in (int, float) and abs(each) < 1e6 for each in latent):
+            raise RequestError(400, "latent must hold finite numbers below a million")
+        return np.array(latent, np.float32)
+
+    def _image(self, question: Mapping[str, Any]) -> np.ndarray:
+        text, count = question.get("pixels"), math.prod(self.image_shape)
+        try:
+            pixels = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+        except (binascii.Error, ValueError):
+            raise RequestError(400, "pixels is not base64") from None
+        if len(pixels) != count:
+            raise RequestError(400, f"pixels must be {count} bytes in base64")
+        return np.frombuffer(pixels, np.uint8).reshape(self.image_shape)
+
+    @property
+    def largest_question_bytes(self) -> int:
+        """What a request may be long: an image in base64, or a latent and labels as text."""
+        return 4096 + 2 * math.prod(self.image_shape) + 32 * (self.facts["latent"] + self.classes)
+
+
+def sliders(latents: Float[np.ndarray, "n latent"]) -> list[dict[str, Any]]:
+    """The most active dimensions, each with its mean, deviation and histogram.
+
+    Activity is the variance over images of the posterior's mean (Burda et al., 2016).
+    """
+    activity = latents.var(axis=0)
+    edges = np.linspace(-REACH, REACH, BINS + 1)
+    described = []
+    for index in np.argsort(-activity, kind="stable")[:SLIDERS]:
+        mean, deviation = float(latents[:, index].mean()), float(np.sqrt(activity[index]))
+        standardised = (latents[:, index] - mean) / max(deviation, 1e-6)
+        counts, _ = np.histogram(standardised, edges)
+        described.append(
+            {
+                "dimension": int(index),
+                "mean": mean,
+                "deviation": deviation,
+                "histogram": (counts / max(1, counts.max())).round(4).tolist(),
+            }
+        )
+    return described
+
+
+def drawing_style(images: np.ndarray) -> dict[str, Any] | None:
+    """How a drawing has to look to be like these images; None for colour.
+
+    `paper` is the grey level of the border, 0 or 255. Where images are centred by mass, as those
+    of MNIST, `centre` says where (row and column, in pixels from the corner) and `extent` how
+    long the longer side of what is drawn usually is; else both are None.
+    """
+    if images.shape[-1] != 1:
+        return None
+    grey = images[..., 0].astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
+    border = np.concatenate([grey[:, [0, -1]].ravel(), grey[:, :, [0, -1]].ravel()])
+    paper = round(float(border.mean()))
+    ink = np.abs(grey - paper)
+    masses = np.stack([_middles(ink.sum(axis=2)), _middles(ink.sum(axis=1))], axis=1)
+    centre = np.median(masses, axis=0)
+    strays = float(np.median(np.linalg.norm(masses - centre, axis=1)))
+    if np.abs(border - paper).mean() > PLAIN or strays > STRAYS_PX:
+        return {"paper": 255 * paper, "centre": None, "extent": None}
+    inked = ink > INKED
+    rows, columns = np.asarray(inked.any(axis=2)), np.asarray(inked.any(axis=1))
+    sides = np.maximum(_extents(rows), _extents(columns))
+    extent = max(1.0, float(np.median(sides)))
+    return {"paper": 255 * paper, "centre": centre.round(2).tolist(), "extent": extent}
+
+
+def _middles(ink: Float[np.ndarray, "n length"]) -> Float[np.ndarray, " n"]:
+    """The centre of mass along each row."""
+    return ink @ (np.arange(ink.shape[1]) + 0.5) / np.maximum(ink.sum(axis=1), 1e-6)
+
+
+def _extents(inked: np.ndarray) -> np.ndarray:
+    """How far it is from the first to the last that is true, in each row."""
+    last = inked.shape[1] - inked[:, ::-1].argmax(axis=1)
+    return np.where(inked.any(axis=1), last - inked.argmax(axis=1), 0)
+
+
+@dataclass
+class RequestError(Exception):
+    """A request that gets no answer but a status and a line that says why."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it came: header names in small letters."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What goes back."""
+
+    status: int
+    kind: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Site:
+    """The page and the questions it asks, for requests that name this machine as their host.
+
+    A foreign page may point a name of its own at 127.0.0.1 and then read whatever answers to that
+    name; so only this machine's names are answered to.
+    """
+
+    def __init__(self, explorer: Explorer, port: int) -> None:
+        self.hosts = {f"{HOST}:{port}", f"localhost:{port}"}
+        self.largest_question_bytes = explorer.largest_question_bytes
+        self._routes: dict[str, tuple[str, Callable[..., Response]]] = {
+            "/": ("GET", lambda _: _page()),
+            "/model.json": ("GET", lambda _: _json(explorer.facts)),
+            "/sample": ("POST", lambda question: _json(explorer.sample(question))),
+            "/encode": ("POST", lambda question: _json(explorer.encode(question))),
+            "/decode": (
+                "POST",
+                lambda question: Response(
+                    200, "application/octet-stream", explorer.decode(question)
+                ),
+            ),
+        }
+
+    def answer(self, request: Request) -> Response:
+        """The response to a request, whatever it is; a failure is told in the terminal only."""
+        try:
+            self.check(request)
+            question = _question(request.body) if request.method == "POST" else None
+            return self._routes[request.path][1](question)
+        except RequestError as refused:
+            return refusal(refused)
+        except Exception:
+            traceback.print_exc()
+            return refusal(
+                RequestError(500, "this failed; the terminal of loopax explore says why")
+            )
+
+    def check(self, request: Request) -> None:
+        """What can be told before the body is read.
+
+        Raises:
+            RequestError: it is from elsewhere, or asks for what there is not.
+        """
+        headers = request.headers
+        if headers.get("host", "").lower() not in self.hosts:
+            raise RequestError(403, f"the host must be one of {', '.join(sorted(self.hosts))}")
+        if headers.get("origin", "").removeprefix("http://") not in {"", *self.hosts}:
+            raise RequestError(403, "only the explorer's own page may ask")
+        if request.path not in self._routes:
+            raise RequestError(404, "there is no such page")
+        method, _ = self._routes[request.path]
+        if request.method != method:
+            raise RequestError(405, f"only {method} is answered here", {"Allow": method})
+        if method == "POST":
+            self._check_body(headers)
+
+    def _check_body(self, headers: Mapping[str, str]) -> None:
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RequestError(415, "the question must be application/json")
+        length = headers.get("content-length", "")
+        if "transfer-encoding" in headers or not (length.isascii() and length.isdigit()):
+            raise RequestError(411, "the question's length must be given")
+        if len(length) > 12 or int(length) > self.largest_question_bytes:
+            raise RequestError(413, f"a question has at most {self.largest_question_bytes} bytes")
+
+
+def refusal(refused: RequestError) -> Response:
+    """A refusal as one line of text."""
+    return Response(refused.status, "text/plain", f"{refused}\n".encode(), refused.headers)
+
+
+def _page() -> Response:
+    nonce = secrets.token_urlsafe(16)
+    page = resources.files(__package__).joinpath("explorer.html").read_text("utf-8")
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    body = page.replace("NONCE", nonce).encode()
+    return Response(200, "text/html", body, {"Content-Security-Policy": policy})
+
+
+def _json(content: Any) -> Response:
+    return Response(200, "application/json", json.dumps(content, allow_nan=False).encode())
+
+
+def _question(body: bytes) -> dict[str, Any]:
+    try:
+        question = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "the question is not JSON") from None
+    if not isinstance(question, dict):
+        raise RequestError(400, "the question must be a JSON object")
+    return question
+
+
+def _whole(question: Mapping[str, Any], name: str, end: int) -> int:
+    value = question.get(name)
+    if type(value) is not int or not 0 <= value < end:
+        raise RequestError(400, f"{name} must be a whole number from 0 to {end - 1}")
+    return value
+
+
+def _as_bytes(images: np.ndarray) -> UInt8[np.ndarray, ...]:
+    # Latents far from all that it has seen may make a model give no number.
+    return np.round(255 * np.clip(np.nan_to_num(images), 0, 1)).astype(np.uint8)
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with what `site` says, on this machine only."""
+
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # Without the look-up of this machine's name, which can take seconds and serves nothing.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = HOST, self.server_address[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that has left is no news."""
+        if not isinstance(sys.exception(), OSError):
+            traceback.print_exc()
+
+    def explore(self, trained: TrainedVAE) -> None:
+        """Gets ready to answer about a trained VAE."""
+        self.site = Site(Explorer(trained), self.server_port)
+
+    @cached_property
+    def address(self) -> str:
+        """Where a browser finds it."""
+        return f"http://{HOST}:{self.server_port}/"
+
+
+def listen(port: int = 0) -> Server:
+    """A server on a port of this machine, on any free one for 0; `explore` makes it ready.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"port is {port}; it must be within 0 and {2**16 - 1}")
+    try:
+        return Server((HOST, port), _Handler)
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} cannot be had: {error.strerror}; leave it out for any free one"
+        ) from error
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version = f"loopax/{loopax.__version__}"
+    sys_version = ""
+    timeout = 60
+    # An answer goes out whole and at once: its second half would wait 40 ms for an acknowledgement.
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def _answer(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(self.command, self.path, headers)
+        try:
+            self.server.site.check(request)
+        except RequestError as refused:
+            # What it may have sent is not read, so nothing more can be read after it.
+            self.close_connection = True
+            self._send(refusal(refused))
+            return
+        if self.command == "POST":
+            body = self.rfile.read(int(headers["content-length"]))
+            request = Request(self.command, self.path, headers, body)
+        self._send(self.server.site.answer(request))
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _answer  # noqa: N815
+
+    def _send(self, response: Response) -> None:
+        self.send_response(response.status)
+        self.send_header("Content-Type", f"{response.kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(response.body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        for name, value in {**NO_STORE, **response.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(response.body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What is not even a request gets its refusal as text too."""
+        del explain
+        self.close_connection = True
+        # It may not have come so far as to say which version it speaks.
+        self.request_version = self.protocol_version
+        self._send(refusal(RequestError(code, (message or "this is no request").splitlines()[0])))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """A line for every move of a slider would help nobody."""

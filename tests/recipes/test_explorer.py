@@ -1,0 +1,656 @@
+"""The explorer: what it computes is what the model computes, and it answers this machine only."""
+
+import base64
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import loopax
+from loopax.cli import main
+from loopax.recipes.vae import explorer
+from loopax.recipes.vae.config import VAEConfig
+from loopax.recipes.vae.explorer import Explorer, Request, RequestError, Site, listen
+from loopax.recipes.vae.problem import Problem
+from loopax.recipes.vae.trained import TrainedVAE
+from loopax.recipes.vae.training import train
+
+PATIENCE_S = 60.0
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MEAN_NAME = "<img src=x onerror=\"document.title='stolen'\">"
+
+
+def trained_vae(directory, shape, classes, names=None, **settings):
+    """A VAE as it was before training: what is tested here asks no more of it."""
+    count = max(60, 5 * classes)
+    label = np.arange(count) % classes
+    image = np.random.default_rng(0).random((count, *shape)) * 255
+    np.savez(directory / "images.npz", image=image.astype(np.uint8), label=label)
+    settings = {"widths": (8,), "latent": 3, "batch_size": 10, **settings}
+    problem = Problem.of(VAEConfig(data=str(directory / "images.npz"), **settings))
+    if names:
+        splits = (dataclasses.replace(each, class_names=names) for each in problem.data)
+        problem = dataclasses.replace(problem, data=type(problem.data)(*splits))
+    return TrainedVAE(problem, problem.state().params, loopax.RunDir(directory), 0)
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("colour")
+    return Explorer(trained_vae(directory, (5, 4, 3), 3, ("cat", MEAN_NAME, "dog")))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Grey, ten classes: each image is a white square about the middle of a black one."""
+    vae = trained_vae(tmp_path_factory.mktemp("digits"), (12, 12, 1), 10, latent=12)
+    vae.data.train.columns["image"][:] = 0
+    vae.data.train.columns["image"][::2, 3:9, 4:8] = 255
+    vae.data.train.columns["image"][1::2, 3:9, 4:8] = 200
+    return Explorer(vae)
+
+
+@pytest.fixture(scope="module")
+def site(colour):
+    return Site(colour, 80)
+
+
+def asked(path, question=None, **headers):
+    """A request as the page makes it."""
+    body = b"" if question is None else json.dumps(question).encode()
+    usual = {"host": "localhost:80"}
+    if question is not None:
+        usual |= {"content-type": "application/json", "content-length": str(len(body))}
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Request("GET" if question is None else "POST", path, usual | headers, body)
+
+
+def in_base64(image):
+    return base64.b64encode(image.tobytes()).decode()
+
+
+def pixels_of(images):
+    return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8).tobytes()
+
+
+def test_what_is_asked_is_what_the_model_says(colour, site):
+    vae, image = colour.trained, colour.trained.data.test.columns["image"][0]
+    found = json.loads(site.answer(asked("/encode", {"pixels": in_base64(image), "label": 2})).body)
+    mean, _ = vae.encode(image[None], np.array([2]))
+    assert found["label"] == 2
+    np.testing.assert_array_equal(np.float32(found["latent"]), mean[0])
+    for labels in ([2], [0, 1, 2], [1, 0]):
+        drawn = site.answer(asked("/decode", {"latent": found["latent"], "labels": labels}))
+        assert drawn.status == 200
+        images = vae.decode(np.repeat(mean, len(labels), axis=0), np.array(labels))
+        seen = np.frombuffer(drawn.body, np.uint8).astype(int)
+        assert np.abs(seen - np.frombuffer(pixels_of(images), np.uint8)).max() <= 1
+    sampled = json.loads(site.answer(asked("/sample", {"label": 1, "seed": 7})).body)
+    np.testing.assert_array_equal(
+        np.float32(sampled["latent"]), vae.latents_of(np.array([1]), seed=7)[0]
+    )
+
+
+def test_the_reconstruction_goes_by_way_of_the_position(colour, site):
+    image = colour.trained.data.test.columns["image"][1]
+    found = json.loads(site.answer(asked("/encode", {"pixels": in_base64(image), "label": 0})).body)
+    drawn = site.answer(asked("/decode", {"latent": found["latent"], "labels": [0]})).body
+    again = pixels_of(colour.trained.reconstruct(image[None], np.array([0])))
+    np.testing.assert_allclose(np.frombuffer(drawn, np.uint8), np.frombuffer(again, np.uint8))
+
+
+def test_the_facts_name_classes_shapes_and_the_most_active_latents(colour, digits):
+    facts = json.loads(Site(colour, 80).answer(asked("/model.json")).body)
+    assert facts["classes"] == ["cat", MEAN_NAME, "dog"]
+    assert (facts["height"], facts["width"], facts["channels"]) == (5, 4, 3)
+    assert len(facts["sliders"]) == 3
+    assert facts["drawing"] is None
+    assert len(digits.facts["sliders"]) == explorer.SLIDERS
+
+
+def test_sliders_are_standardised_and_the_most_active_comes_first():
+    latents = np.random.default_rng(0).normal(5, 1, (2000, 20)) * np.arange(20)
+    found = explorer.sliders(latents.astype(np.float32))
+    assert [each["dimension"] for each in found] == [19, 18, 17, 16, 15, 14, 13, 12]
+    assert found[0]["mean"] == pytest.approx(95, rel=0.02)
+    assert found[0]["deviation"] == pytest.approx(19, rel=0.05)
+    middle = explorer.BINS // 2
+    assert np.argmax(found[0]["histogram"]) == pytest.approx(middle, abs=4)
+    still = explorer.sliders(np.ones((9, 2), np.float32))
+    assert [each["deviation"] for each in still] == [0, 0]
+
+
+def test_a_drawing_is_made_like_images_that_are_centred_by_mass():
+    images = np.zeros((50, 12, 10, 1), np.uint8)
+    images[:, 3:9, 4:7] = 255
+    assert explorer.drawing_style(images) == {"paper": 0, "centre": [6.0, 5.5], "extent": 6.0}
+    assert explorer.drawing_style(255 - images)["paper"] == 255
+    scattered = np.stack([np.roll(each, index, 0) for index, each in enumerate(images)])
+    assert explorer.drawing_style(scattered)["extent"] is None
+    assert explorer.drawing_style(np.zeros((3, 4, 4, 1), np.uint8))["paper"] == 0
+    assert explorer.drawing_style(np.zeros((3, 4, 4, 3), np.uint8)) is None
+
+
+def test_mnist_is_recognised_as_centred():
+    style = explorer.drawing_style(loopax.data.mnist().train.columns["image"][::60])
+    assert style["paper"] == 0
+    assert style["extent"] == 20
+    assert style["centre"] == pytest.approx([14.5, 14.5], abs=0.1)
+
+
+def test_an_unknown_class_is_the_one_of_the_least_cost(colour):
+    vae, image = colour.trained, colour.trained.data.test.columns["image"][2]
+    costs = []
+    for label in range(3):
+        labels = np.array([label])
+        mean, logvar = vae.encode(image[None], labels)
+        error = vae.decode(mean, labels)[0] - image.astype(np.float32) / 255
+        kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum()
+        costs.append(0.5 * np.square(error).sum() + vae.config.kl_weight * kl)
+    found = colour.encode({"pixels": in_base64(image), "label": None})
+    assert found["label"] == colour.guess(image) == int(np.argmin(costs))
+
+
+@pytest.mark.parametrize("classes", [1, 40])
+def test_one_class_and_more_than_are_decoded_at_once(classes, tmp_path):
+    many = Explorer(trained_vae(tmp_path, (4, 6, 1), classes))
+    assert many.at_once == min(classes, explorer.AT_ONCE)
+    image = many.trained.data.test.columns["image"][0]
+    found = many.encode({"pixels": in_base64(image)})
+    assert 0 <= found["label"] < classes
+    last = many.decode({"latent": found["latent"], "labels": [classes - 1]})
+    assert len(last) == 24
+    with pytest.raises(RequestError, match=f"1 to {many.at_once} classes"):
+        many.decode({"latent": found["latent"], "labels": [0] * (many.at_once + 1)})
+
+
+ZEROS = [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("path", "question", "reason"),
+    [
+        ("/decode", {}, "latent must be a list of 3 numbers"),
+        ("/decode", {"latent": [0, 0], "labels": [0]}, "latent must be a list of 3 numbers"),
+        ("/decode", {"latent": [0, 0, "1"], "labels": [0]}, "latent must hold finite numbers"),
+        ("/decode", {"latent": [0, 0, True], "labels": [0]}, "latent must hold finite numbers"),
+        ("/decode", {"latent": [0, 0, float("nan")], "labels": [0]}, "latent must hold finite"),
+        ("/decode", {"latent": [0, 0, 10**400], "labels": [0]}, "latent must hold finite"),
+        ("/decode", {"latent": [0, 0, 1e39], "labels": [0]}, "latent must hold finite"),
+        ("/decode", {"latent": ZEROS, "labels": []}, "labels must be a list of 1 to 3 classes"),
+        ("/decode", {"latent": ZEROS, "labels": 1}, "labels must be a list of 1 to 3 classes"),
+        ("/decode", {"latent": ZEROS, "labels": [3]}, "labels must be a whole number from 0 to 2"),
+        ("/decode", {"latent": ZEROS, "labels": [-1]}, "labels must be a whole number"),
+        ("/sample", {"label": 3, "seed": 1}, "label must be a whole number from 0 to 2"),
+        ("/sample", {"label": True, "seed": 1}, "label must be a whole number from 0 to 2"),
+        ("/sample", {"label": 0, "seed": 2**31}, "seed must be a whole number"),
+        ("/sample", {"label": 0}, "seed must be a whole number"),
+        ("/encode", {"label": 0}, "pixels must be 60 bytes in base64"),
+        ("/encode", {"pixels": "AAAA", "label": 0}, "pixels must be 60 bytes in base64"),
+        ("/encode", {"pixels": "A*", "label": 0}, "pixels is not base64"),
+        ("/encode", {"pixels": "ÄÄ", "label": 0}, "pixels is not base64"),
+        ("/encode", {"pixels": "A" * 80, "label": 9}, "label must be a whole number"),
+        ("/encode", [], "the question must be a JSON object"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused_in_a_line(site, path, question, reason):
+    answer = site.answer(asked(path, question))
+    assert answer.status == 400
+    assert answer.kind == "text/plain"
+    assert answer.body.decode().startswith(reason)
+    assert answer.body.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 2000, b'{"latent": 1e}'])
+def test_what_is_not_json_is_refused(site, body):
+    headers = asked("/decode", {}).headers | {"content-length": str(len(body))}
+    answer = site.answer(Request("POST", "/decode", headers, body))
+    assert (answer.status, answer.body) == (400, b"the question is not JSON\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "request_"),
+    [
+        (200, asked("/")),
+        (200, asked("/", host="127.0.0.1:80")),
+        (200, asked("/model.json", origin="http://localhost:80")),
+        (403, asked("/", host="127.0.0.1:81")),
+        (403, asked("/", host="127.0.0.1")),
+        (403, asked("/", host="evil.example:80")),
+        (403, asked("/", host="")),
+        (403, asked("/model.json", origin="http://evil.example")),
+        (403, asked("/model.json", origin="null")),
+        (404, asked("/explorer.html")),
+        (404, asked("/../config.json")),
+        (404, asked("/?page")),
+        (404, asked("http://localhost:80/")),
+        (405, asked("/decode")),
+        (405, asked("/", {})),
+        (411, asked("/decode", {}, content_length="")),
+        (411, asked("/decode", {}, content_length="-1")),
+        (411, asked("/decode", {}, transfer_encoding="chunked")),
+        (413, asked("/decode", {}, content_length="99999")),
+        (413, asked("/decode", {}, content_length="9" * 5000)),
+        (415, asked("/decode", {}, content_type="text/plain")),
+    ],
+)
+def test_only_this_machine_and_only_what_there_is(site, status, request_):
+    answer = site.answer(request_)
+    assert answer.status == status
+    if status != 200:
+        assert answer.body.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS", "get"])
+def test_other_methods_are_refused(site, method):
+    answer = site.answer(Request(method, "/", {"host": "localhost:80"}))
+    assert (answer.status, answer.headers) == (405, {"Allow": "GET"})
+
+
+def test_the_page_brings_all_it_needs_and_each_has_its_nonce(site):
+    pages = [site.answer(asked("/")) for _ in range(2)]
+    nonces = {
+        page.headers["Content-Security-Policy"].split("'nonce-")[1].split("'")[0] for page in pages
+    }
+    assert len(nonces) == 2
+    for page in pages:
+        text, policy = page.body.decode(), page.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none';")
+        assert "unsafe" not in policy
+        assert "NONCE" not in text
+        assert text.count("<script") == text.count("<style") == 1
+        assert not any(word in text for word in ("innerHTML", "@import", " onclick", ' style="'))
+        addresses = [part.split('"')[0].split("'")[0] for part in text.split("http")[1:]]
+        assert addresses == ["://www.w3.org/2000/svg"]  # a name, not a place
+
+
+def test_a_failure_is_told_in_the_terminal_and_not_in_the_browser(colour, capsys, monkeypatch):
+    monkeypatch.setattr(colour, "sample", lambda question: 1 / 0)
+    answer = Site(colour, 80).answer(asked("/sample", {"label": 0, "seed": 1}))
+    assert answer.status == 500
+    assert b"division" not in answer.body
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def serving(ready):
+    """A server on a free port, with an explorer that is ready."""
+    with listen() as server:
+        server.site = Site(ready, server.server_port)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_server_answers_over_one_connection_and_at_once(colour):
+    with serving(colour) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENCE_S)
+        question = json.dumps({"latent": ZEROS, "labels": [0, 1, 2]})
+        took_s = []
+        for _ in range(20):
+            begin = time.perf_counter()
+            connection.request("POST", "/decode", question, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert len(answer.read()) == 3 * 60
+            took_s.append(time.perf_counter() - begin)
+        assert sorted(took_s)[10] < 0.04
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Content-Security-Policy"] == "default-src 'none'"
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert "Python" not in answer.headers["Server"]
+        connection.close()
+
+
+def spoken(port, text):
+    """The status line and the rest of what comes back for bytes as they are."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
+        connection.sendall(text.encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    return int(head.split()[1]), head.lower(), body
+
+
+def test_the_server_refuses_and_closes(colour, capfd):
+    with serving(colour) as server:
+        port = server.server_port
+        own = f"Host: 127.0.0.1:{port}\r\n"
+        for status, request in [
+            (403, "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"),
+            (403, "GET / HTTP/1.0\r\n\r\n"),
+            (404, f"GET /etc/passwd HTTP/1.1\r\n{own}\r\n"),
+            (405, f"PUT / HTTP/1.1\r\n{own}Content-Length: 3\r\n\r\nabc"),
+            (413, f"POST /decode HTTP/1.1\r\n{own}Content-Type: application/json\r\n"
+                  "Content-Length: 1000000000\r\n\r\n"),
+            (501, f"BREW / HTTP/1.1\r\n{own}\r\n"),
+            (400, "what is this\r\n\r\n"),
+            (431, f"GET / HTTP/1.1\r\n{own}{'x' * 70_000}\r\n\r\n"),
+        ]:  # fmt: skip
+            found, head, body = spoken(port, request)
+            assert found == status
+            assert body.count("\n") == 1
+            assert "<" not in body
+            assert "connection: close" in head
+        found, _, body = spoken(port, f"HEAD / HTTP/1.1\r\n{own}\r\n")
+        assert (found, body) == (405, "")
+        assert server.address == f"http://127.0.0.1:{port}/"
+    assert capfd.readouterr().err == ""
+
+
+def test_nothing_but_loopback_is_bound(colour):
+    with serving(colour) as server:
+        assert server.socket.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a checkpoint."""
+    directory = tmp_path_factory.mktemp("run")
+    vae = trained_vae(directory, (4, 4, 1), 2, sampler="prior")
+    train(vae.config, directory / "run", steps=2, progress=False)
+    return directory / "run"
+
+
+def test_the_command_serves_until_it_is_interrupted(run):
+    command = [sys.executable, "-m", "loopax", "explore", str(run), "--no-open-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        address = process.stdout.readline().decode().split()[0]
+        host = address.removeprefix("http://").rstrip("/")
+        connection = http.client.HTTPConnection(host, timeout=PATIENCE_S)
+        connection.request("GET", "/model.json")
+        assert json.loads(connection.getresponse().read())["run"] == "run"
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, complaint) == (0, b"")
+
+
+def test_a_port_in_use_and_one_that_is_none_are_one_line(run, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["explore", str(run), "--port", str(port)]) == 2
+    assert main(["explore", str(run), "--port", "65536"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"loopax: port {port} cannot be had: Address already in use; leave it out for any free one",
+        "loopax: port is 65536; it must be within 0 and 65535",
+    ]
+
+
+# What a browser's process is told and tells, by its pipes 3 and 4 (the DevTools protocol).
+LAUNCH = """
+import os, sys
+reads, writes = (os.dup(int(each)) for each in sys.argv[1:3])
+reads, writes = (os.dup2(each, 50 + each) for each in (reads, writes))
+os.dup2(reads, 3), os.dup2(writes, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Browser:
+    """Chromium without a window, showing one page."""
+
+    def __init__(self, profile):
+        theirs, self._to = os.pipe()
+        self._from, writes = os.pipe()
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        options += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(theirs), str(writes), CHROMIUM, *options],
+            pass_fds=(theirs, writes),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs)
+        os.close(writes)
+        self._unread, self._count, self._session, self.complaints = b"", 0, {}, []
+        target = self.tell("Target.createTarget", url="about:blank")["targetId"]
+        session = self.tell("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = {"sessionId": session["sessionId"]}
+        for domain in ("Page", "Runtime", "Log"):
+            self.tell(f"{domain}.enable")
+        self.tell("Emulation.setFocusEmulationEnabled", enabled=True)
+
+    def tell(self, method, **params):
+        """The result of a command; what the page complains of meanwhile is kept."""
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": params, **self._session}
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while (answer := self._read()).get("id") != self._count:
+            if answer["method"] in ("Log.entryAdded", "Runtime.exceptionThrown"):
+                self.complaints.append(answer["params"])
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _read(self):
+        while b"\0" not in self._unread:
+            piece = os.read(self._from, 1 << 20)
+            assert piece, "the browser has ended"
+            self._unread += piece
+        message, _, self._unread = self._unread.partition(b"\0")
+        return json.loads(message)
+
+    def evaluate(self, expression):
+        """The value of an expression of JavaScript in the page, awaited."""
+        result = self.tell(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def until(self, expression):
+        """Waits for an expression to become true."""
+        end = time.monotonic() + PATIENCE_S
+        while not self.evaluate(expression):
+            assert time.monotonic() < end, f"never: {expression}; {self.status}"
+            time.sleep(0.02)
+
+    def press(self, points):
+        """A stroke of the mouse through points on the page."""
+        for index, (x, y) in enumerate(points):
+            kind = "mouseMoved" if index else "mousePressed"
+            self._mouse(kind, x, y, 1)
+        self._mouse("mouseReleased", *points[-1], 0)
+
+    def _mouse(self, kind, x, y, buttons):
+        self.tell(
+            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=buttons,
+            clickCount=1,
+        )  # fmt: skip
+
+    def key(self, name):
+        """A key that is pressed and let go."""
+        code = {"ArrowRight": 39, "ArrowLeft": 37}[name]
+        for kind in ("keyDown", "keyUp"):
+            self.tell(
+                "Input.dispatchKeyEvent", type=kind, key=name, code=name,
+                windowsVirtualKeyCode=code,
+            )  # fmt: skip
+
+    def shows(self, address, width=1280, height=800):
+        """Goes to the explorer and waits until it has drawn."""
+        self.tell(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=False,
+        )  # fmt: skip
+        self.tell("Page.navigate", url=address)
+        self.until("document.documentElement?.dataset.drawn > 0")
+
+    @property
+    def status(self):
+        return self.evaluate("document.getElementById('status').textContent")
+
+    def close(self):
+        self._process.kill()
+        self._process.wait()
+        os.close(self._to)
+        os.close(self._from)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+MIDDLE_OF_PAD = """(() => {
+  const pad = document.getElementById('pad');
+  pad.scrollIntoView({block: 'center'});
+  const box = pad.getBoundingClientRect();
+  return [box.left + box.width / 2, box.top + box.height / 2, box.width];
+})()"""
+SHOWN_PICTURE = """(() => {
+  const picture = document.getElementById('picture'), {width, height} = picture;
+  return Array.from(picture.getContext('2d').getImageData(0, 0, width, height).data);
+})()"""
+DRAWN = "Number(document.documentElement.dataset.drawn)"
+
+
+# Far beyond its ends, where a sample of an untrained model may lie, a slider does not move.
+AT_THE_MEAN = """(() => {
+  for (const {slider} of state.sliders) state.latent[slider.dimension] = slider.mean;
+  go(state.latent, false);
+})()"""
+
+
+def shown_pixels(browser, explorer):
+    height, width, channels = explorer.image_shape
+    rgba = np.array(browser.evaluate(SHOWN_PICTURE), np.uint8).reshape(height, width, 4)
+    return rgba[..., :channels]
+
+
+def test_a_browser_samples_moves_resets_and_changes_the_class(browser, digits):
+    with serving(digits) as server:
+        browser.shows(server.address)
+        assert browser.status == "A sample · class 0"
+        assert browser.evaluate("document.querySelectorAll('.class').length") == 10
+        browser.evaluate(AT_THE_MEAN)
+        browser.until(f"{DRAWN} > 1")
+        first, before = browser.evaluate("state.latent"), browser.evaluate(DRAWN)
+        browser.evaluate("document.querySelector('#sliders input').focus()")
+        browser.key("ArrowRight")
+        browser.until(f"{DRAWN} > {before}")
+        moved, slider = browser.evaluate("state.latent"), digits.facts["sliders"][0]
+        dimension = slider["dimension"]
+        step = (moved[dimension] - first[dimension]) / slider["deviation"]
+        assert 0 < step <= 0.1001
+        assert moved[:dimension] + moved[dimension + 1 :] == (
+            first[:dimension] + first[dimension + 1 :]
+        )
+        assert browser.status == "Moved from a sample · class 0"
+        drawn = digits.decode({"latent": moved, "labels": list(range(10))})
+        assert shown_pixels(browser, digits).tobytes() == drawn[:144]
+        browser.evaluate("document.getElementById('reset').click()")
+        assert browser.evaluate("state.latent") == first
+        browser.evaluate("document.querySelector('.class input').focus()")
+        browser.key("ArrowRight")
+        browser.until("document.getElementById('status').textContent == 'A sample · class 1'")
+        browser.evaluate("document.getElementById('another').click()")
+        browser.until(f"state.latent[0] != {first[0]}")
+        assert browser.complaints == []
+
+
+def test_a_browser_draws_and_the_drawing_is_centred_as_the_images_are(browser, digits):
+    assert digits.facts["drawing"] == {"paper": 0, "centre": [6.0, 6.0], "extent": 6.0}
+    with serving(digits) as server:
+        browser.shows(server.address)
+        x, y, wide = browser.evaluate(MIDDLE_OF_PAD)
+        browser.press([(x - wide / 3, y + part * wide / 3) for part in (-1, -0.5, 0, 0.5, 1)])
+        browser.until("document.getElementById('status').textContent.startsWith('Your image')")
+        image = np.array(browser.evaluate("Array.from(state.image)")).reshape(12, 12)
+        assert np.flatnonzero(image.sum(axis=1) > 50).tolist() == list(range(3, 9))
+        assert abs(image.sum(axis=0) @ (np.arange(12) + 0.5) / image.sum() - 6) < 0.2
+        pixels = in_base64(image.astype(np.uint8))
+        found = digits.encode({"pixels": pixels, "label": None})
+        browser.until(f"state.label === {found['label']}")
+        browser.until(f"Math.abs(state.latent[0] - {found['latent'][0]}) < 1e-6")
+        np.testing.assert_allclose(browser.evaluate("state.latent"), found["latent"], atol=1e-6)
+        browser.evaluate("document.getElementById('centre').click()")
+        browser.until("state.image[0] === 0")
+        image = np.array(browser.evaluate("Array.from(state.image)")).reshape(12, 12)
+        assert image[:, :1].sum() == 0
+        assert image[6, 2] > 100
+        browser.evaluate("document.getElementById('clear').click()")
+        assert browser.evaluate("state.image") is None
+        assert browser.complaints == []
+
+
+DROP = """(async () => {
+  const sheet = document.createElement('canvas');
+  Object.assign(sheet, {width: WIDE, height: HIGH});
+  const context = sheet.getContext('2d');
+  context.fillStyle = 'rgb(200 100 50)';
+  context.fillRect(0, 0, sheet.width, sheet.height);
+  context.fillStyle = 'rgb(0 0 255)';
+  context.fillRect(0, 0, sheet.width / 2, sheet.height);
+  const blob = await new Promise((done) => sheet.toBlob(done));
+  const carried = new DataTransfer();
+  carried.items.add(new File([blob], 'some.png', {type: 'image/png'}));
+  document.dispatchEvent(new DragEvent('drop', {dataTransfer: carried, cancelable: true}));
+})()"""
+
+
+@pytest.mark.parametrize("size", [(4, 5), (400, 333), (2, 2)])
+def test_a_browser_takes_a_dropped_colour_image(browser, colour, size):
+    with serving(colour) as server:
+        browser.shows(server.address)
+        wide, high = size
+        browser.evaluate(DROP.replace("WIDE", str(wide)).replace("HIGH", str(high)))
+        browser.until("document.getElementById('status').textContent.startsWith('Your image')")
+        image = np.array(browser.evaluate("Array.from(state.image)")).reshape(5, 4, 3)
+        np.testing.assert_allclose(image[:, 3], np.tile([200, 100, 50], (5, 1)), atol=1)
+        np.testing.assert_allclose(image[:, 0], np.tile([0, 0, 255], (5, 1)), atol=1)
+        assert browser.complaints == []
+
+
+def test_a_browser_shows_mean_names_as_text_and_fits_a_phone(browser, colour):
+    with serving(colour) as server:
+        for width in (1280, 360):
+            browser.shows(server.address, width)
+            names = (
+                "Array.from(document.querySelectorAll('.class span'), (each) => each.textContent)"
+            )
+            assert browser.evaluate(names) == ["cat", MEAN_NAME, "dog"]
+            assert browser.evaluate("document.querySelectorAll('img').length") == 0
+            assert "stolen" not in browser.evaluate("document.title")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        unnamed = """Array.from(document.querySelectorAll('button, input, select')).filter(
+            (each) => !each.textContent.trim() && !each.labels?.length).length"""
+        assert browser.evaluate(unnamed) == 0
+        assert browser.complaints == []
+
+
+def test_a_browser_shows_what_was_refused(browser, colour):
+    with serving(colour) as server:
+        browser.shows(server.address)
+        browser.evaluate("state.latent = [0]; redraw()")
+        browser.until("document.getElementById('status').classList.contains('wrong')")
+        assert browser.status == "latent must be a list of 3 numbers"
+    browser.complaints.clear()
+
+
+@pytest.mark.parametrize("classes", [1, 40])
+def test_a_browser_shows_no_classes_for_one_and_all_of_many(browser, classes, tmp_path):
+    many = Explorer(trained_vae(tmp_path, (4, 6, 1), classes))
+    with serving(many) as server:
+        browser.shows(server.address, 390, 844)
+        browser.until(f"{DRAWN} >= {1 if classes == 1 else 3}")
+        assert browser.evaluate("document.getElementById('class-part').hidden") == (classes == 1)
+        assert browser.evaluate("state.thumbs.length") == (classes if classes > 1 else 0)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+        assert browser.complaints == []
