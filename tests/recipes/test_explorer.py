@@ -514,6 +514,10 @@ MIDDLE_OF_PAD = """(() => {
   const box = pad.getBoundingClientRect();
   return [box.left + box.width / 2, box.top + box.height / 2, box.width];
 })()"""
+PROPORTIONS = """['picture', 'pad'].map((id) => {
+  const box = document.getElementById(id).getBoundingClientRect();
+  return box.width / box.height;
+})"""
 SHOWN_PICTURE = """(() => {
   const picture = document.getElementById('picture'), {width, height} = picture;
   return Array.from(picture.getContext('2d').getImageData(0, 0, width, height).data);
@@ -650,6 +654,7 @@ def test_a_browser_shows_no_classes_for_one_and_all_of_many(browser, classes, tm
     with serving(many) as server:
         browser.shows(server.address, 390, 844)
         browser.until(f"{DRAWN} >= {1 if classes == 1 else 3}")
+        assert browser.evaluate(PROPORTIONS) == pytest.approx([1.5, 1.5], rel=0.02)
         assert browser.evaluate("document.getElementById('class-part').hidden") == (classes == 1)
         assert browser.evaluate("state.thumbs.length") == (classes if classes > 1 else 0)
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390
