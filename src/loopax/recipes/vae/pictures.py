@@ -1,22 +1,250 @@
-"""Pictures of a VAE: grids of images, and the curves of its training."""
+"""Pictures of a VAE: samples, reconstructions, its latents, and the curves of its training.
+
+Each function that is given a `TrainedVAE` draws the same picture every time and returns, in one
+sentence, what it shows.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 import loopax
+from loopax.recipes.vae.trained import PORTION, TrainedVAE, as_floats
 
 Grid = Float[np.ndarray, "rows columns height width channels"]
 
-ENLARGE = 2
 GAP = 2
 GREY = 64
+HEIGHT = 56
+"""Pixels that a small image is enlarged to, about, by a whole factor."""
+CLASSES_SHOWN = 20
+COLUMNS = 10
+FEWEST_ROWS = 5
+INTERPOLATIONS = 5
+"""Rows within a class, and as many from one class to the next."""
+DEVIATIONS = 3
+TRAVERSED = 8
+ACTIVE = 0.01
+"""Variance of its posterior mean from which a latent counts as used (Burda et al., 2016)."""
+ENCODED_LIMIT = 3_000
+PER_CLASS_LIMIT = 500
+SEARCHED_LIMIT = 10_000
+
+CURVES = {
+    "loss": "loss",
+    "sse_half": "½ squared error, summed over pixels",
+    "reconstruction_nats": "reconstruction, nats",
+    "kl_nats": "KL, nats",
+    "neg_elbo_nats": "-ELBO, nats",
+}
+CURVES_SAID = "The loss and its parts over the steps, without the high values of the first ones."
+PANELS = 4
+OTHERS = (0.6, 0.6, 0.6, 1.0)
+
+
+class Drawn(NamedTuple):
+    """A picture in the run directory: the name of its file, and what it shows."""
+
+    name: str
+    caption: str
+
+
+def draw_all(trained: TrainedVAE) -> list[Drawn]:
+    """Leaves every picture in the run directory."""
+    drawings: dict[str, Callable[[TrainedVAE, Path], str]] = {
+        "samples.png": save_samples,
+        "samples-prior.png": lambda trained, path: save_samples(trained.from_prior(), path),
+        "reconstructions.png": save_reconstructions,
+        "interpolation.png": save_interpolation,
+        "traversal.png": save_traversal,
+        "class-means.png": save_class_means,
+        "worst.png": save_worst,
+        "latents.png": save_latents,
+    }
+    if trained.mixtures is None:
+        del drawings["samples-prior.png"]
+    folder = trained.dir.pictures
+    drawn = [Drawn(name, draw(trained, folder / name)) for name, draw in drawings.items()]
+    save_curves(trained.dir.metrics, folder / "curves.png")
+    return [*drawn, Drawn("curves.png", CURVES_SAID)]
+
+
+def save_samples(trained: TrainedVAE, path: Path) -> str:
+    """Draws samples of each class; of few classes, several rows each."""
+    classes = min(len(trained.class_names), CLASSES_SHOWN)
+    rows = math.ceil(FEWEST_ROWS / classes)
+    labels = np.repeat(np.arange(classes), rows * COLUMNS)
+    images = trained.samples_of(labels)
+    save_grid(images.reshape(classes * rows, COLUMNS, *images.shape[1:]), path)
+    fitted = "a mixture of normals for each class, fitted to the encoded training images"
+    source = "the prior" if trained.mixtures is None else fitted
+    each = "a row" if rows == 1 else f"{rows} rows"
+    return f"Samples from {source}{_classes_said(trained, range(classes), each)}."
+
+
+def save_reconstructions(trained: TrainedVAE, path: Path, *, each: int = 5) -> str:
+    """Draws test images beside their reconstructions, `each` pairs a class."""
+    groups = _groups(trained.data.test.columns["label"])
+    chosen = np.concatenate([np.resize(found[:each], each) for found in groups.values()])
+    save_grid(_pairs(trained, chosen, each), path)
+    said = _classes_said(trained, groups, "a row")
+    return f"Test images, each with its reconstruction to its right{said}."
+
+
+def save_interpolation(trained: TrainedVAE, path: Path) -> str:
+    """Draws the straight way between the posterior means of two test images, for several pairs.
+
+    From one class to another there is no way for the class itself, so it changes in the middle.
+    """
+    test = trained.data.test.columns
+    groups = list(_groups(test["label"]).values())
+    turns = [(found, at) for at in range(0, 2 * INTERPOLATIONS, 2) for found in groups]
+    within = [found[at : at + 2] for found, at in turns if len(found) > at + 1][:INTERPOLATIONS]
+    across = [(one[0], other[0]) for one, other in itertools.pairwise(groups)][-INTERPOLATIONS:]
+    ends = np.array([*within, *across] or [(0, 0)])
+    images, labels = as_floats(test["image"][ends]), test["label"][ends]
+    mean, _ = trained.encode(images.reshape(-1, *images.shape[2:]), labels.ravel())
+    first, last = mean.reshape(*ends.shape, 1, -1).transpose(1, 0, 2, 3)
+    way = np.linspace(0, 1, COLUMNS, dtype=np.float32)
+    latents = first + way[:, None] * (last - first)
+    on_the_way = np.where(way < 0.5, labels[:, :1], labels[:, 1:])
+    decoded = _decoded(trained, latents, on_the_way)
+    save_grid(np.concatenate([images[:, :1], decoded, images[:, 1:]], axis=1), path)
+    parts = [f"{_rows(len(within))} within a class"] if within else []
+    if across:
+        said = f"{_rows(len(across))} from one class to the next, which changes in the middle"
+        parts.append(said)
+    return (
+        "Between two test images (outermost), along the straight line between their latents"
+        f"{': ' if parts else ''}{', then '.join(parts)}."
+    )
+
+
+def save_traversal(trained: TrainedVAE, path: Path) -> str:
+    """Draws what each of the most active latents does, the others staying at their mean."""
+    mean, labels = _encoded(trained)
+    variance = mean.var(axis=0)
+    active = np.argsort(-variance, kind="stable")[:TRAVERSED]
+    label, members = next(iter(_groups(labels).items()))
+    offsets = np.linspace(-DEVIATIONS, DEVIATIONS, 4 * DEVIATIONS + 1, dtype=np.float32)
+    latents = np.tile(mean[members].mean(axis=0), (len(active), len(offsets), 1))
+    rows, columns = np.ogrid[: len(active), : len(offsets)]
+    latents[rows, columns, active[:, None]] += offsets * np.sqrt(variance[active])[:, None]
+    save_grid(_decoded(trained, latents, np.full(latents.shape[:2], label)), path)
+    used = int((variance > ACTIVE).sum())
+    return (
+        f"One latent a row, from {DEVIATIONS} standard deviations below to {DEVIATIONS} above "
+        f"the mean latent of {_name(trained, label)}: the {len(active)} that vary most among "
+        f"images, of {used} that are used and {len(variance)} in all."
+    )
+
+
+def save_class_means(trained: TrainedVAE, path: Path) -> str:
+    """Draws the mean training image of each class above what the decoder makes of the mean latent.
+
+    Both are of the first images of the class.
+    """
+    train = trained.data.train.columns
+    groups = {label: found[:PER_CLASS_LIMIT] for label, found in _groups(train["label"]).items()}
+    chosen, labels = np.concatenate(list(groups.values())), np.array(list(groups))
+    latents, _ = trained.encode(train["image"][chosen], train["label"][chosen])
+    ends = np.cumsum([len(found) for found in groups.values()])[:-1]
+    means = np.stack([part.mean(axis=0) for part in np.split(latents, ends)])
+    images = [as_floats(train["image"][found]).mean(axis=0) for found in groups.values()]
+    save_grid(np.stack([np.stack(images), trained.decode(means, labels)]), path)
+    said = _classes_said(trained, groups, "a column", "left to right")
+    most = max(map(len, groups.values()))
+    return (
+        f"Above the mean of up to {most} training images, below what their mean latent is "
+        f"decoded to{said}."
+    )
+
+
+def save_worst(trained: TrainedVAE, path: Path, *, count: int = 20) -> str:
+    """Draws the test images with the largest squared error beside their reconstructions."""
+    test = trained.data.test.columns
+    searched = min(len(test["label"]), SEARCHED_LIMIT)
+    errors = np.concatenate(
+        [
+            _squared_errors(trained, slice(first, min(first + PORTION, searched)))
+            for first in range(0, searched, PORTION)
+        ]
+    )
+    worst = np.argsort(-errors, kind="stable")[:count]
+    save_grid(_pairs(trained, worst, min(5, len(worst))), path)
+    return (
+        f"The {len(worst)} of {searched:,} test images with the largest squared error, worst "
+        "first, each with its reconstruction to its right."
+    )
+
+
+def save_latents(trained: TrainedVAE, path: Path) -> str:
+    """Draws a map of the test images: the first two principal components of their latents."""
+    from matplotlib.figure import Figure
+
+    mean, labels = _encoded(trained)
+    (x, y), shares = _principal(mean)
+    shown = [label for label in _groups(labels) if label >= 0]
+    colours = dict(zip(shown, _colours(len(shown)), strict=True))
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    axes = figure.subplots()
+    # In a random order: else the class drawn last would lie over all others.
+    order = np.random.default_rng(0).permutation(len(mean))
+    of_each = [colours.get(label, OTHERS) for label in labels[order].tolist()]
+    size = min(40.0, max(8.0, 8_000 / len(mean)))
+    axes.scatter(x[order], y[order], s=size, c=of_each, alpha=0.7, linewidths=0)
+    for label, colour in colours.items():
+        axes.scatter([], [], color=colour, label=_brief(trained.class_names[label]))
+    if not np.isin(labels, shown).all():
+        axes.scatter([], [], color=OTHERS, label="other or unknown")
+    axes.set_xlabel(f"first principal component ({shares[0]:.1%} of the variance)")
+    axes.set_ylabel(f"second principal component ({shares[1]:.1%})")
+    axes.grid(alpha=0.3)
+    if len(trained.class_names) > 1:
+        figure.legend(loc="outside right upper", frameon=False)
+    _save(figure, path)
+    # Without this a reader would take the mixing for a fault.
+    told = "; a model that is told the class need not keep the classes apart here"
+    mixed = len(shown) > 1 and trained.config.conditioning != "none"
+    return f"A map of {len(mean):,} test images by the two main directions of their latents" + (
+        f"{told}." if mixed else "."
+    )
+
+
+def save_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws the loss and its parts over the steps: training means and test evaluations."""
+    from matplotlib.figure import Figure
+
+    known = [name for name in CURVES if _finite(history, name)]
+    names = known[:PANELS] or ["loss"]
+    down = math.ceil(len(names) / 3)
+    across = math.ceil(len(names) / down)
+    figure = Figure(figsize=(4.5 * across, 3.2 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flat
+    for axes, name in zip(panels, names, strict=True):
+        for source, style in (
+            ("train", {"lw": 1, "alpha": 0.7}),
+            ("test", {"marker": "o", "ms": 4}),
+        ):
+            rows = [row for row in history if row["source"] == source]
+            values = [row.get(name, math.nan) for row in rows]
+            axes.plot([row["step"] for row in rows], values, label=source, **style)
+        seen = _finite(history, name)
+        # The first rows tower over the rest; what matters happens below them.
+        high = seen[int(0.97 * (len(seen) - 1))] if seen else 0.0
+        if seen and high > seen[0]:
+            axes.set_ylim(top=high + 0.1 * (high - seen[0]))
+        axes.set(title=CURVES[name], xlabel="step")
+        axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
 
 
 def save_grid(images: Grid, path: Path) -> None:
@@ -24,7 +252,8 @@ def save_grid(images: Grid, path: Path) -> None:
     from PIL import Image
 
     picture = Image.fromarray(tiled(images))
-    size = (picture.width * ENLARGE, picture.height * ENLARGE)
+    factor = max(1, round(HEIGHT / images.shape[2]))
+    size = (picture.width * factor, picture.height * factor)
     path.parent.mkdir(parents=True, exist_ok=True)
     with loopax.replacing(path) as partial:
         picture.resize(size, Image.Resampling.NEAREST).save(partial)
@@ -43,29 +272,99 @@ def tiled(images: Grid) -> UInt8[np.ndarray, ...]:
     return canvas[..., 0] if channels == 1 else canvas
 
 
-def save_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws loss, squared error and KL over the steps: training means and test evaluations."""
-    from matplotlib.figure import Figure
+def _groups(labels: Int[np.ndarray, " n"]) -> dict[int, Int[np.ndarray, " found"]]:
+    """Where the images of the first classes are; last, under -1, those whose class is unknown."""
+    shown = [*np.unique(labels[labels >= 0])[:CLASSES_SHOWN].tolist(), -1]
+    found = {label: np.flatnonzero(labels == label) for label in shown}
+    return {label: where for label, where in found.items() if len(where)}
 
-    panels = {
-        "loss": "loss",
-        "sse_half": "½ squared error, summed over pixels",
-        "kl_nats": "KL, nats",
-    }
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for source, style in (
-            ("train", {"lw": 1, "alpha": 0.7}),
-            ("test", {"marker": "o", "ms": 4}),
-        ):
-            rows = [row for row in history if row["source"] == source]
-            values = [row.get(name, math.nan) for row in rows]
-            axes.plot([row["step"] for row in rows], values, label=source, **style)
-        seen = sorted(row[name] for row in history if math.isfinite(row.get(name, math.nan)))
-        # The first rows tower over the rest; what matters happens below them.
-        axes.set_ylim(top=1.1 * seen[int(0.97 * (len(seen) - 1))] if seen else None)
-        axes.set(title=title, xlabel="step")
-        axes.grid(alpha=0.3)
-    axes.legend()
+
+def _pairs(trained: TrainedVAE, chosen: Int[np.ndarray, " n"], in_a_row: int) -> Grid:
+    """Test images, each followed by its reconstruction; the last row is filled up with grey."""
+    test = trained.data.test.columns
+    images, labels = as_floats(test["image"][chosen]), test["label"][chosen]
+    pairs = np.stack([images, trained.reconstruct(images, labels)], axis=1)
+    missing = -len(pairs) % in_a_row
+    blank = np.full((missing, *pairs.shape[1:]), GREY / 255, pairs.dtype)
+    return np.concatenate([pairs, blank]).reshape(-1, 2 * in_a_row, *images.shape[1:])
+
+
+def _decoded(
+    trained: TrainedVAE,
+    latents: Float[np.ndarray, "rows columns latent"],
+    labels: Int[np.ndarray, "rows columns"],
+) -> Grid:
+    images = trained.decode(latents.reshape(-1, latents.shape[-1]), labels.ravel())
+    return images.reshape(*labels.shape, *images.shape[1:])
+
+
+def _encoded(trained: TrainedVAE) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior means of the first test images, and their labels."""
+    test = trained.data.test.columns
+    labels = test["label"][:ENCODED_LIMIT]
+    return trained.encode(test["image"][:ENCODED_LIMIT], labels)[0], labels
+
+
+def _squared_errors(trained: TrainedVAE, part: slice) -> Float[np.ndarray, " n"]:
+    images, labels = (trained.data.test.columns[name][part] for name in ("image", "label"))
+    residual = trained.reconstruct(images, labels) - as_floats(images)
+    return np.square(residual).sum(axis=(1, 2, 3))
+
+
+def _principal(points: Float[np.ndarray, "n latent"]) -> tuple[np.ndarray, np.ndarray]:
+    """Where points lie in the two main directions, and the shares of the variance of these."""
+    centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+    variances, directions = np.linalg.eigh(centred.T @ centred)
+    variances, directions = variances[::-1][:2], directions[:, ::-1][:, :2]
+    # The sign is arbitrary; fixed, the map does not flip between two machines.
+    strongest = np.abs(directions).argmax(axis=0)
+    directions = directions * np.sign(directions[strongest, np.arange(directions.shape[1])])
+    missing = 2 - directions.shape[1]
+    places = np.pad(centred @ directions, [(0, 0), (0, missing)]).T
+    shares = variances.clip(min=0) / max(np.square(centred).sum(), np.finfo(float).tiny)
+    return places, np.pad(shares, (0, missing))
+
+
+def _colours(count: int) -> list[Any]:
+    import matplotlib
+
+    name = "tab10" if count <= 10 else "tab20"
+    return [matplotlib.colormaps[name](index) for index in range(count)]
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with loopax.replacing(path) as partial:
-        figure.savefig(partial, dpi=110)
+        figure.savefig(partial, dpi=150)
+
+
+def _finite(history: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """The finite values of a metric, from the lowest."""
+    return sorted(row[name] for row in history if math.isfinite(row.get(name, math.nan)))
+
+
+def _classes_said(
+    trained: TrainedVAE, labels: Iterable[int], each: str, order: str = "from the top"
+) -> str:
+    """Which classes are shown, where there is more than one."""
+    labels = list(labels)
+    if len(labels) == 1:
+        return ""
+    total = len(trained.class_names)
+    limited = f"the first {CLASSES_SHOWN} of {total} classes, " if total > CLASSES_SHOWN else ""
+    names = ", ".join(_name(trained, label, "") for label in labels)
+    return f"; {limited}{each} a class, {order}: {names}"
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
+def _name(trained: TrainedVAE, label: int, of: str = "class ") -> str:
+    return f"{of}{_brief(trained.class_names[label])}" if label >= 0 else "unknown class"
+
+
+def _brief(name: str, length: int = 24) -> str:
+    # A dollar would begin a formula in a legend.
+    name = "".join(c if c.isprintable() and c != "$" else "?" for c in name)
+    return name if len(name) <= length else f"{name[: length - 1]}…"
