@@ -22,14 +22,18 @@ class Streams(dict[str, Any]):
     A name that was never declared is made on the spot: `rngs["augment"]` just works. The key of a
     stream depends on the root key, the name and the step, and on nothing else. They are folded in
     this order, so that inside a compiled loop only the step is left to fold.
+
+    Attributes:
+        step: how many updates have been made, for a loss that changes in the course of training;
+            in an evaluation it is the index of the batch.
     """
 
     def __init__(self, key: Key[Array, ""], step: Int32[ArrayLike, ""]) -> None:
-        self._key, self._step = key, step
+        self._key, self.step = key, step
         super().__init__({name: self[name] for name in FLAX_STREAMS})
 
     def __missing__(self, name: str) -> Key[Array, ""]:
-        return jax.random.fold_in(stream(self._key, name), self._step)
+        return jax.random.fold_in(stream(self._key, name), self.step)
 
 
 def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:

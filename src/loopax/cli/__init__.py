@@ -23,8 +23,9 @@ usage: loopax COMMAND ...
   sample RUN           draw samples from a trained run
   reconstruct RUN      draw test images beside their reconstructions
   explore RUN          move through the latents of a trained run in the browser
-  evaluate RUN         measure a trained run on all of its data
-  export RUN           write the weights of a run as safetensors
+  evaluate RUN         measure a trained run, and its samples beside real images
+  judge DATA           train the classifier that samples of some data are judged by
+  export RUN           write the weights of a run, and its sampler, for use elsewhere
   runs DIR             list the runs below a directory
   verify WHAT          prove that a recipe, a run or a program resumes bit for bit
   replay RUN           execute any step of a run again and look at it closely
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "reconstruct": results.reconstruct,
     "explore": exploring.explore,
     "evaluate": results.evaluate,
+    "judge": training.judge,
     "export": results.export,
     "runs": results.runs,
     "verify": past.verify,

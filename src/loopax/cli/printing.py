@@ -22,9 +22,12 @@ def show(content: Any) -> None:
     Console().print(content)
 
 
-def show_results(results: dict[str, dict[str, float]], units: dict[str, str]) -> None:
-    """Prints the metrics of each split, with their units."""
-    made = table("", *results)
-    for name, unit in units.items():
-        made.add_row(unit, *(f"{values[name]:.4f}" for values in results.values()))
-    show(made)
+def show_tables(tables: Any) -> None:
+    """Prints tables of a title, columns and rows."""
+    for each in tables:
+        made = table(*each.columns)
+        made.title = each.title
+        made.title_justify = "left"
+        for row in each.rows:
+            made.add_row(*row)
+        show(made)

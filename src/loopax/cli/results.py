@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from loopax.cli.parsing import parse, recipe_of
-from loopax.cli.printing import show, show_results, table
+from loopax.cli.printing import show, show_tables, table
 from loopax.errors import ConfigError, LoopaxError
 
 
@@ -51,15 +51,23 @@ class Reconstruct(OfRun):
 
 @dataclass(frozen=True)
 class Evaluate(OfRun):
-    """Measure a trained run on every image of its training and test data."""
+    """Measure a trained run: its objective, its likelihood, and its samples beside real images."""
+
+    importance_samples: int = 500
+    """For the likelihood of each test image; 0 leaves out this part, which takes minutes."""
+    draws: int = 3
+    """Sets of samples that are judged, for a mean and a standard deviation."""
 
 
 @dataclass(frozen=True)
 class Export(OfRun):
-    """Write the weights of any run, averaged where it averages, as a safetensors file."""
+    """Write the weights of any run, averaged where it averages, as a safetensors file.
+
+    Of a VAE also the sampler, as `sampler.stablehlo` beside it, which runs without loopax.
+    """
 
     out: Path | None = None
-    """Where they go; RUN/weights.safetensors when left out."""
+    """Where the weights go; RUN/weights.safetensors when left out."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,11 @@ def sample(words: list[str]) -> int:
 def reconstruct(words: list[str]) -> int:
     """`loopax reconstruct RUN`."""
     command = parse(Reconstruct, words, "loopax reconstruct")
-    trained = recipe_of(command.run).load(command.run, command.checkpoint)
+    recipe = recipe_of(command.run)
+    trained = recipe.load(command.run, command.checkpoint)
     return _drawn(
         command.out or trained.dir.pictures / "reconstructions.png",
-        lambda path: trained.save_reconstructions(path, each=command.count),
+        lambda path: recipe.save_reconstructions(trained, path, each=command.count),
     )
 
 
@@ -98,7 +107,15 @@ def evaluate(words: list[str]) -> int:
     """`loopax evaluate RUN`."""
     command = parse(Evaluate, words, "loopax evaluate")
     recipe = recipe_of(command.run)
-    show_results(recipe.load(command.run, command.checkpoint).measure(), recipe.RESULTS)
+    trained = recipe.load(command.run, command.checkpoint)
+    results = recipe.evaluate(
+        trained,
+        importance_samples=command.importance_samples or None,
+        draws=command.draws,
+    )
+    trained.dir.write_json("evaluation.json", results)
+    show_tables(recipe.tables(results))
+    print(f"\n{trained.dir.path / 'evaluation.json'}")
     return 0
 
 
@@ -114,6 +131,11 @@ def export(words: list[str]) -> int:
     with CheckpointStore(run.checkpoints) as store:
         save_weights(out, store.weights(command.checkpoint))
     print(out)
+    if run.config.get("recipe") == "vae":
+        recipe = recipe_of(command.run)
+        sampler = out.with_name("sampler.stablehlo")
+        recipe.export_sampler(recipe.load(command.run, command.checkpoint), sampler)
+        print(sampler)
     return 0
 
 
@@ -143,7 +165,7 @@ def runs(words: list[str]) -> int:
     return 0
 
 
-def _drawn(path: Path, draw: Callable[[Path], None]) -> int:
+def _drawn(path: Path, draw: Callable[[Path], object]) -> int:
     try:
         draw(path)
     except (OSError, ValueError) as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from loopax import Checkpoints
 from loopax.cli.parsing import parse, recipe_of, seconds, unknown, value_of
-from loopax.cli.printing import show_results
+from loopax.cli.printing import show_tables
 from loopax.errors import ConfigError
 from loopax.recipes.vae import PRESETS, VAEConfig
 
@@ -31,6 +31,35 @@ class Resume:
     """Save and stop within this time: seconds, or 90s, 30m, 2h, 1:30:00."""
 
 
+@dataclass(frozen=True)
+class Judge:
+    """Train the classifier that judges samples of some data; the one for MNIST is bundled."""
+
+    data: Positional[str] = "mnist"
+    """What `loopax train vae --data` takes."""
+    image_size: tuple[int, int] | None = None
+    """As for training."""
+    channels: Literal[1, 3] | None = None
+    """As for training."""
+    out: Path | None = None
+    """A .safetensors file; where `loopax evaluate` looks for it when left out."""
+
+
+def judge(words: list[str]) -> int:
+    """`loopax judge DATA`."""
+    command = parse(Judge, words, "loopax judge")
+    from loopax.recipes import vae
+
+    config = VAEConfig(data=command.data, image_size=command.image_size, channels=command.channels)
+    data = vae.data_of(config)
+    out = command.out or vae.kept_for(data)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    vae.train_judge(data, out, progress=True)
+    made = vae.read_judge(out, data)
+    print(f"{out}: {made.digest}, right on {made.test_accuracy:.2%} of the test images")
+    return 0
+
+
 def train(words: list[str]) -> int:
     """`loopax train RECIPE`."""
     if words[:1] != ["vae"]:
@@ -43,7 +72,7 @@ def train(words: list[str]) -> int:
 
 def train_vae(words: list[str]) -> int:
     """`loopax train vae`: the preset gives the defaults that the other options change."""
-    preset = value_of("--preset", words) or "wide"
+    preset = value_of("--preset", words) or VAEConfig().preset
     if preset not in PRESETS:
         raise ConfigError(unknown("preset", preset, PRESETS))
 
@@ -108,6 +137,6 @@ def _trained(
         max_seconds=None if budget is None else budget - (time.monotonic() - STARTED),
     )
     if trained.results_file.exists():
-        show_results(trained.dir.read_json("results.json"), recipe.RESULTS)
-        print(f"\n{run_dir}: pictures/, results.json, metrics.jsonl, checkpoints/, tensorboard/")
+        show_tables(recipe.tables(trained.dir.read_json("results.json")))
+        print(f"\n{run_dir}: report.html, pictures/, results.json, metrics.jsonl, checkpoints/")
     return 0

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loopax.recipes.vae.config import PRESETS as PRESETS
     from loopax.recipes.vae.config import VAEConfig as VAEConfig
+    from loopax.recipes.vae.evaluation import evaluate as evaluate
+    from loopax.recipes.vae.evaluation import tables as tables
+    from loopax.recipes.vae.export import export_sampler as export_sampler
+    from loopax.recipes.vae.judge import judge_for as judge_for
+    from loopax.recipes.vae.judge import kept_for as kept_for
+    from loopax.recipes.vae.judge import read_judge as read_judge
+    from loopax.recipes.vae.judge import train_judge as train_judge
+    from loopax.recipes.vae.objective import Objective as Objective
     from loopax.recipes.vae.pictures import save_grid as save_grid
+    from loopax.recipes.vae.pictures import save_reconstructions as save_reconstructions
     from loopax.recipes.vae.problem import Problem as Problem
-    from loopax.recipes.vae.problem import loss_function as loss_function
-    from loopax.recipes.vae.trained import RESULTS as RESULTS
+    from loopax.recipes.vae.problem import data_of as data_of
     from loopax.recipes.vae.trained import TrainedVAE as TrainedVAE
     from loopax.recipes.vae.trained import load as load
     from loopax.recipes.vae.trained import stored_config as stored_config
@@ -20,12 +28,20 @@ if TYPE_CHECKING:
 _HOMES = {
     "PRESETS": "config",
     "VAEConfig": "config",
-    "RESULTS": "trained",
+    "evaluate": "evaluation",
+    "tables": "evaluation",
+    "export_sampler": "export",
+    "judge_for": "judge",
+    "kept_for": "judge",
+    "read_judge": "judge",
+    "train_judge": "judge",
+    "Objective": "objective",
+    "save_grid": "pictures",
+    "save_reconstructions": "pictures",
+    "Problem": "problem",
+    "data_of": "problem",
     "TrainedVAE": "trained",
     "load": "trained",
-    "save_grid": "pictures",
-    "Problem": "problem",
-    "loss_function": "problem",
     "stored_config": "trained",
     "train": "training",
 }

@@ -3,41 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
 
+Preset = Literal["sharp", "wide", "article", "bernoulli", "record", "conv"]
+
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """A class-conditional VAE and how it is trained."""
+    """A variational autoencoder and how it is trained."""
 
-    preset: Literal["wide", "article"] = "wide"
-    """wide: the best model for about the article's compute; article: the article to the letter."""
+    preset: Preset = "sharp"
+    """sharp: the best samples in about a minute; wide: the article's loss, lower; article: the
+    article to the letter; bernoulli: likelihood of binarised images; record: the same, half an
+    hour long; conv: convolutions, for larger images."""
     data: str = "mnist"
-    """mnist (bundled), or a path: IDX files, an .npz file, or a folder with a folder per class."""
+    """mnist (bundled), or a path: IDX, .npz or Parquet files, or a folder with one per class."""
     image_size: tuple[int, int] | None = None
-    """Height and width to bring a folder's images to, in pixels; needed if theirs differ."""
-    epochs: int = 10
+    """Height and width to bring images to, in pixels; needed if theirs differ."""
+    channels: Literal[1, 3] | None = None
+    """1 to train on grey images, 3 on colour; as they are stored when left out."""
+    test_fraction: float = 0.1
+    """The part of the images to test on, where the data does not say which."""
+    epochs: int = 15
     """Passes over the training images."""
     batch_size: int = 128
     """Images in a step."""
     seed: int = 0xFFFF
     """Of the initial parameters, the noise and the order of the images."""
+    network: Literal["dense", "conv"] = "dense"
+    """Dense layers on the flattened image, or convolutions."""
     latent: int = 32
     """Numbers in a latent vector."""
     widths: tuple[int, ...] = (512, 512)
-    """Dense layers of the encoder; the decoder has them in reverse."""
+    """Layers of the encoder, and in reverse of the decoder; of convolutions, their channels."""
     activation: Literal["relu", "silu"] = "silu"
     """What follows each of these layers."""
-    conditioning: Literal["sum", "every_layer"] = "every_layer"
-    """Where the class goes in: once in the decoder, or into every layer of both halves."""
+    conditioning: Literal["sum", "every_layer", "none"] = "every_layer"
+    """Where the class goes in: once in the decoder, into every layer of both halves, or nowhere."""
     output: Literal["relu", "sigmoid"] = "sigmoid"
     """What keeps pixels in range."""
-    kl_weight: float = 0.5
-    """Weight of the KL divergence beside half the squared error: a decoder variance."""
+    prior: Literal["standard", "class"] = "standard"
+    """Of the latents: a standard normal, or a normal for each class, which is learned."""
+    likelihood: Literal["squared_error", "bernoulli", "gaussian"] = "squared_error"
+    """Half the squared error, as in the article; ink drawn anew each time; a normal density."""
+    sigma: float | Literal["learned", "optimal"] = "optimal"
+    """Of a gaussian: the standard deviation of a pixel."""
+    kl_weight: float = 0.05
+    """Weight of the KL divergence; beside half the squared error it is a decoder variance."""
+    kl_warmup_epochs: float = 0.0
+    """Passes over the data in which that weight grows from 0."""
+    free_bits: float = 0.0
+    """Nats of each latent, on average over a batch, whose KL divergence costs nothing."""
+    bound: Literal["elbo", "iwae", "dreg"] = "elbo"
+    """The evidence lower bound, or importance-weighted ones, with the plain or DReG gradient."""
+    importance_samples: int = 1
+    """Draws for each image, in importance-weighted bounds."""
+    sampler: Literal["mixture", "prior"] = "mixture"
+    """Where samples come from: a mixture per class fitted after training, or the prior."""
+    mixture_components: int = 30
+    """Normals in the mixture of a class, at most."""
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(learning_rate=3e-3, schedule=Schedule("cosine"))
     )
@@ -50,15 +78,35 @@ class VAEConfig:
     """Steps between logged rows."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "latent", "log_every"):
+        counts = ("epochs", "batch_size", "latent", "log_every")
+        for name in (*counts, "importance_samples", "mixture_components"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.widths or min(self.widths) < 1:
             raise ConfigError(f"widths is {self.widths}; it must be one or more positive numbers")
-        if not self.kl_weight >= 0:
-            raise ConfigError(f"kl_weight is {self.kl_weight}; it must be at least 0")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
+        for name in ("kl_weight", "kl_warmup_epochs", "free_bits", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if isinstance(self.sigma, float | int) and not self.sigma > 0:
+            raise ConfigError(f"sigma is {self.sigma}; it must be above 0, learned or optimal")
+        if not 0 < self.test_fraction < 1:
+            raise ConfigError(f"test_fraction is {self.test_fraction}; it must be within 0 and 1")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.bound == "elbo" and self.importance_samples > 1:
+            raise ConfigError("importance_samples needs bound iwae or dreg, and it is elbo")
+        if self.bound != "elbo" and (
+            self.kl_weight != 1 or self.free_bits or self.kl_warmup_epochs
+        ):
+            raise ConfigError(
+                f"bound {self.bound} has no KL term: kl_weight must be 1, and free_bits and "
+                "kl_warmup_epochs 0"
+            )
+        if self.likelihood == "bernoulli" and self.output != "sigmoid":
+            raise ConfigError("likelihood bernoulli needs output sigmoid, and it is relu")
+        if self.network == "conv" and self.conditioning == "sum":
+            raise ConfigError("network conv has conditioning every_layer or none, not sum")
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as the run directory keeps it."""
@@ -82,15 +130,33 @@ class VAEConfig:
             raise ConfigError(f"{where}: {wrong['msg']}") from error
 
 
-PRESETS = {
-    "wide": VAEConfig(),
+_BERNOULLI = VAEConfig(
+    preset="bernoulli",
+    epochs=10,
+    likelihood="bernoulli",
+    kl_weight=1.0,
+)
+PRESETS: dict[Preset, VAEConfig] = {
+    "sharp": VAEConfig(),
+    "wide": VAEConfig(preset="wide", epochs=10, kl_weight=0.5),
     "article": VAEConfig(
         preset="article",
+        epochs=10,
         batch_size=16,
         widths=(256, 128, 64),
         activation="relu",
         conditioning="sum",
         output="relu",
+        kl_weight=0.5,
+        sampler="prior",
         optimizer=Optimizer(learning_rate=1e-4),
     ),
+    "bernoulli": _BERNOULLI,
+    "record": replace(
+        _BERNOULLI,
+        preset="record",
+        epochs=300,
+        prior="class",
+    ),
+    "conv": VAEConfig(preset="conv", network="conv", widths=(32, 64, 128)),
 }

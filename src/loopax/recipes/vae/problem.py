@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import optax
-
 import loopax
 from loopax.data import Splits
 from loopax.models.vae import VAE
 from loopax.recipes.vae.config import VAEConfig
+from loopax.recipes.vae.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -32,20 +30,18 @@ class Problem:
         Raises:
             LoopaxError: the data cannot be used.
         """
-        size = None if config.image_size is None else (config.image_size[0], config.image_size[1])
-        data = (
-            loopax.data.mnist()
-            if config.data == "mnist"
-            else loopax.data.load(config.data, size=size)
-        )
+        data = data_of(config)
         model = VAE(
             image_shape=data.train.columns["image"].shape[1:],
             classes=len(data.train.class_names),
             latent=config.latent,
             widths=config.widths,
+            network=config.network,
             activation=config.activation,
             conditioning=config.conditioning,
             output=config.output,
+            prior=config.prior,
+            learned_sigma=config.likelihood == "gaussian" and config.sigma == "learned",
         )
         return cls(config, data, model, data.train.batches(config.batch_size))
 
@@ -55,9 +51,15 @@ class Problem:
         return self.config.epochs * self.batches.steps_per_epoch
 
     @property
+    def objective(self) -> Objective:
+        """What is trained for, and measured."""
+        warmup = self.config.kl_warmup_epochs * self.batches.steps_per_epoch
+        return Objective(self.model, self.config, round(warmup))
+
+    @property
     def loss_fn(self) -> Callable[..., Any]:
         """The objective, as `fit` takes it."""
-        return loss_function(self.model, self.config.kl_weight)
+        return self.objective.loss
 
     def state(self, *, weights: bool = True) -> loopax.TrainState:
         """The state that training begins with; without `weights`, its form.
@@ -79,22 +81,18 @@ class Problem:
         return state.with_params(weights_of(config.weights, state.params))
 
 
-def loss_function(model: VAE, kl_weight: float) -> Callable[..., Any]:
-    """Half the squared error summed over pixels, plus the weighted KL divergence in nats.
+def data_of(config: VAEConfig) -> Splits:
+    """The images that a configuration names.
 
-    Both are means over the batch. With weight w this is the negative evidence lower bound of a
-    Gaussian decoder of variance w, times w, up to a constant.
+    Raises:
+        LoopaxError: they cannot be used.
     """
-
-    def loss_fn(params: Any, batch: Any, rngs: Any) -> Any:
-        image: Any = batch["image"]
-        output: Any = model.apply(params, image, batch["label"], rngs=rngs)
-        reconstruction, mean, logvar = output
-        sse_half = optax.l2_loss(reconstruction, image).sum(axis=(1, 2, 3)).mean()
-        kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).sum(axis=-1).mean()
-        return sse_half + kl_weight * kl, {"sse_half": sse_half, "kl_nats": kl}
-
-    return loss_fn
+    if config.data == "mnist":
+        return loopax.data.mnist()
+    size = None if config.image_size is None else (config.image_size[0], config.image_size[1])
+    return loopax.data.load(
+        config.data, test_fraction=config.test_fraction, size=size, channels=config.channels
+    )
 
 
 def weights_of(source: str, params: Any) -> Any:

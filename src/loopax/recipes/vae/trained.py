@@ -1,44 +1,58 @@
-"""A trained VAE: to sample from, to reconstruct with, to draw and to measure."""
+"""A trained VAE: to sample from, to encode and decode with, as training or `load` gives it."""
 
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 import loopax
 from loopax.data import Splits
-from loopax.errors import ConfigError, DataError
+from loopax.errors import CheckpointError, ConfigError, DataError
 from loopax.models.vae import VAE
-from loopax.recipes.vae import pictures
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.problem import Problem
+from loopax.recipes.vae.samplers import Mixtures, fit_mixtures
 
 SAMPLE_SEED = 1
-EVAL_BATCH = 500
-RESULTS = {
-    "loss": "objective: ½ squared error + weighted KL",
-    "sse_half": "½ squared error, summed over pixels, mean over images",
-    "kl_nats": "KL divergence to the prior, nats, mean over images",
-    "mse_per_pixel": "squared error per pixel, mean",
-}
-"""What `measure` gives, in words with units."""
+PORTION = 1000
+"""Images that are encoded or decoded at once."""
+SAMPLER_FILE = "sampler.safetensors"
+
+Images = Float[np.ndarray, "n height width channels"]
+Latents = Float[np.ndarray, "n latent"]
+Labels = Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
 class TrainedVAE:
-    """A VAE with its parameters, the problem that it solves and its run directory."""
+    """A VAE with its parameters, the problem that it solves and its run directory.
+
+    Attributes:
+        problem: images, model and objective.
+        params: what `problem.model.apply` takes.
+        dir: the run directory.
+        step: how many updates the parameters have seen.
+        mixtures: what the latents of samples are drawn from; None leaves it to the prior.
+    """
 
     problem: Problem
     params: Any
     dir: loopax.RunDir
+    step: int
+    mixtures: Mixtures | None = None
+
+    @property
+    def config(self) -> VAEConfig:
+        """How it was trained."""
+        return self.problem.config
 
     @property
     def model(self) -> VAE:
@@ -55,29 +69,53 @@ class TrainedVAE:
         """The classes, in the order of the labels."""
         return self.data.train.class_names
 
-    def sample(
-        self, label: int | str, count: int = 1, *, seed: int = SAMPLE_SEED
-    ) -> Float[np.ndarray, "count height width channels"]:
-        """Images of one class, decoded from latents drawn from the standard normal, in [0, 1].
+    def sample(self, label: int | str, count: int = 1, *, seed: int = SAMPLE_SEED) -> Images:
+        """Images of one class, in [0, 1].
 
         Raises:
             ConfigError: there is no such class, or `count` is below 1.
         """
-        return self._samples(np.full(_checked(count), self.label_of(label)), seed)
+        return self.samples_of(np.full(_checked(count), self.label_of(label)), seed)
 
     def samples_by_class(
         self, count: int, *, seed: int = SAMPLE_SEED
     ) -> Float[np.ndarray, "classes count height width channels"]:
         """A row of samples for each class."""
         classes = len(self.class_names)
-        images = self._samples(np.repeat(np.arange(classes), _checked(count)), seed)
+        images = self.samples_of(np.repeat(np.arange(classes), _checked(count)), seed)
         return images.reshape(classes, count, *images.shape[1:])
 
-    def reconstruct(
-        self, images: Float[np.ndarray, "n height width channels"], labels: np.ndarray
-    ) -> Float[np.ndarray, "n height width channels"]:
+    def samples_of(self, labels: Labels, seed: int = SAMPLE_SEED) -> Images:
+        """One image for each label, in [0, 1]."""
+        return np.clip(self.decode(self.latents_of(labels, seed), labels), 0, 1)
+
+    def latents_of(self, labels: Labels, seed: int = SAMPLE_SEED) -> Latents:
+        """A latent for each label: from the mixture of its class, or from the prior."""
+        draw = _draw_from_prior if self.mixtures is None else _draw_from_mixtures
+        arrays = self.params if self.mixtures is None else self.mixtures.arrays()
+        return np.asarray(draw(self.model, arrays, jax.random.key(seed), np.asarray(labels)))
+
+    def from_prior(self) -> TrainedVAE:
+        """The same, sampling from the prior."""
+        return TrainedVAE(self.problem, self.params, self.dir, self.step)
+
+    def encode(self, images: np.ndarray, labels: Labels) -> tuple[Latents, Latents]:
+        """Mean and log-variance of the latent of each image, given as uint8 or in [0, 1]."""
+        mean, logvar = _in_portions(
+            functools.partial(_encode, self.model, self.params), images, labels
+        )
+        return mean, logvar
+
+    def decode(self, latents: Latents, labels: Labels) -> Images:
+        """The image of each latent, as the model gives it."""
+        decode = functools.partial(_decode, self.model, self.params)
+        (images,) = _in_portions(decode, latents, labels)
+        return images
+
+    def reconstruct(self, images: np.ndarray, labels: Labels) -> Images:
         """Images through the encoder's mean and back, in [0, 1]."""
-        return np.clip(_reconstruct(self.model, self.params, images, labels), 0, 1)
+        mean, _ = self.encode(images, labels)
+        return np.clip(self.decode(mean, labels), 0, 1)
 
     def label_of(self, label: int | str) -> int:
         """The number of a class that is given by its number or its name."""
@@ -88,46 +126,49 @@ class TrainedVAE:
             return int(label)
         raise ConfigError(f"there is no class {label!r}; there are {', '.join(names)}")
 
-    def save_reconstructions(self, path: Path, *, each: int = 5) -> None:
-        """Draws test images beside their reconstructions, `each` pairs a class."""
-        test = self.data.test
-        labels = test.columns["label"]
-        rows = []
-        for label in range(len(self.class_names)):
-            chosen = np.flatnonzero(labels == label)[:each]
-            if not len(chosen):
-                continue
-            chosen = np.resize(chosen, each)
-            images = as_floats(test.columns["image"][chosen])
-            pairs = np.stack([images, self.reconstruct(images, labels[chosen])], axis=1)
-            rows.append(pairs.reshape(-1, *images.shape[1:]))
-        pictures.save_grid(np.stack(rows), path)
+    def with_sampler(self) -> TrainedVAE:
+        """The same with the sampler that its configuration asks for: read, or fitted and kept.
 
-    def draw(self) -> None:
-        """Leaves samples, reconstructions and curves in the run directory."""
-        folder = self.dir.pictures
-        pictures.save_grid(self.samples_by_class(10), folder / "samples.png")
-        self.save_reconstructions(folder / "reconstructions.png")
-        pictures.save_curves(self.dir.metrics, folder / "curves.png")
-
-    def measure(self) -> dict[str, dict[str, float]]:
-        """The final metrics of both splits over every image once.
-
-        `mse_per_pixel` is twice `sse_half` over the number of pixels.
+        One that was fitted to other parameters, those of another step, is not used.
         """
-        seed = self.problem.config.seed
-        state = loopax.TrainState.create(params=self.params, tx=optax.identity(), seed=seed)
-        results = {}
-        for name, dataset in self.data._asdict().items():
-            batches = dataset.batches(min(EVAL_BATCH, len(dataset)))
-            metrics = loopax.evaluate(state, self.problem.loss_fn, batches)
-            metrics["mse_per_pixel"] = 2 * metrics["sse_half"] / math.prod(self.model.image_shape)
-            results[name] = metrics
-        return results
+        if self.config.sampler == "prior":
+            return self
+        mixtures = self._kept_mixtures()
+        if mixtures is None:
+            mean, _ = self.encode(*(self.data.train.columns[name] for name in ("image", "label")))
+            mixtures = fit_mixtures(
+                mean,
+                self.data.train.columns["label"],
+                len(self.class_names),
+                self.config.mixture_components,
+                seed=self.config.seed,
+            )
+        return TrainedVAE(self.problem, self.params, self.dir, self.step, mixtures)
 
-    def _samples(self, labels: np.ndarray, seed: int) -> Float[np.ndarray, "n height width c"]:
-        latent = jax.random.normal(jax.random.key(seed), (len(labels), self.model.latent))
-        return np.clip(_decode(self.model, self.params, latent, labels), 0, 1)
+    def save_sampler(self) -> None:
+        """Keeps what was fitted in the run directory."""
+        if self.mixtures is not None:
+            arrays = {**self.mixtures.arrays(), "step": np.asarray(self.step, np.int64)}
+            loopax.save_weights(self.dir.path / SAMPLER_FILE, arrays)
+
+    def _kept_mixtures(self) -> Mixtures | None:
+        file = self.dir.path / SAMPLER_FILE
+        if not file.exists():
+            return None
+        arrays = loopax.read_weights(file)
+        step = arrays.pop("step", None)
+        if step is None or int(step) != self.step:
+            return None
+        classes, latent = len(self.class_names), self.model.latent
+        many = arrays["weights"].shape[-1] if "weights" in arrays else 0
+        shapes = {
+            "weights": (classes, many),
+            "means": (classes, many, latent),
+            "factors": (classes, many, latent, latent),
+        }
+        if {name: array.shape for name, array in arrays.items()} != shapes:
+            raise CheckpointError(f"{file}: is not the sampler of this model; remove it")
+        return Mixtures.of(arrays)
 
     @property
     def results_file(self) -> Path:
@@ -135,15 +176,44 @@ class TrainedVAE:
         return self.dir.path / "results.json"
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(model: VAE, params: Any, latent: Any, labels: Any) -> Any:
-    return model.apply(params, latent, labels, method=model.decode)
+def _in_portions(
+    function: Callable[..., tuple[Any, ...]], *arrays: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """`function` of arrays with a common first axis, a portion of them at a time."""
+    count = len(arrays[0])
+    parts = [
+        jax.device_get(function(*(np.asarray(a[first : first + PORTION]) for a in arrays)))
+        for first in range(0, count, PORTION)
+    ]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(model: VAE, params: Any, images: Any, labels: Any) -> Any:
-    mean, _ = model.apply(params, images, labels, method=model.encode)
-    return model.apply(params, mean, labels, method=model.decode)
+def _encode(model: VAE, params: Any, images: Any, labels: Any) -> Any:
+    return model.apply(params, as_floats(images), labels, method=model.encode)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model: VAE, params: Any, latents: Any, labels: Any) -> Any:
+    return (model.apply(params, latents, labels, method=model.decode),)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw_from_prior(model: VAE, params: Any, key: Any, labels: Any) -> Any:
+    prior: Any = model.apply(params, labels, method=model.prior_at)
+    mean, logvar = prior
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw_from_mixtures(model: VAE, arrays: Any, key: Any, labels: Any) -> Any:
+    del model
+    return Mixtures(**arrays).sample(key, labels)
+
+
+def as_floats(images: Any) -> Any:
+    """Stored images as the model sees them."""
+    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
 
 
 def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
@@ -161,7 +231,7 @@ def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
         state, meta = store.restore(form, checkpoint)
     if problem.data.train.fingerprint != meta["data"]["data"]:
         raise DataError(f"{config.data}: its images are not those that {run} was trained on")
-    return TrainedVAE(problem, state.eval_params, directory)
+    return TrainedVAE(problem, state.eval_params, directory, int(meta["step"])).with_sampler()
 
 
 def stored_config(run: str | Path) -> VAEConfig:
@@ -185,8 +255,3 @@ def _checked(count: int) -> int:
     if count < 1:
         raise ConfigError(f"count is {count}; it must be at least 1")
     return count
-
-
-def as_floats(images: np.ndarray) -> Float[np.ndarray, ...]:
-    """Stored images as the model sees them."""
-    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import loopax
-from loopax.recipes.vae import pictures
+from loopax.recipes.vae import pictures, report
 from loopax.recipes.vae.config import VAEConfig
+from loopax.recipes.vae.evaluation import EVAL_BATCH, evaluate
 from loopax.recipes.vae.problem import Problem
-from loopax.recipes.vae.trained import EVAL_BATCH, TrainedVAE
+from loopax.recipes.vae.trained import TrainedVAE
 
 
 def train(
@@ -20,7 +21,7 @@ def train(
     max_seconds: float | None = None,
     progress: bool = True,
 ) -> TrainedVAE:
-    """Trains a VAE, or continues the run that is in `run_dir`; draws and measures what is finished.
+    """Trains a VAE, or continues the run that is in `run_dir`; measures and draws what is finished.
 
     Args:
         config: what to train, and how.
@@ -32,11 +33,13 @@ def train(
         LoopaxError: the data, the configuration or the run directory cannot be used.
     """
     problem = Problem.of(config)
+    say = print if progress else _silent
+    say(problem.data.description)
     each, test = problem.batches.steps_per_epoch, problem.data.test
 
     def draw(run: loopax.Run) -> None:
         if run.dir is not None:
-            trained = TrainedVAE(problem, run.state.eval_params, run.dir)
+            trained = TrainedVAE(problem, run.state.eval_params, run.dir, run.step)
             name = f"samples-epoch-{run.step // each:03d}.png"
             pictures.save_grid(trained.samples_by_class(10), run.dir.pictures / name)
 
@@ -48,7 +51,9 @@ def train(
         problem.batches,
         steps=problem.steps if steps is None else min(steps, problem.steps),
         run_dir=run_dir,
-        evaluation=test.batches(min(EVAL_BATCH, len(test))),
+        evaluation=loopax.Evaluation(
+            test.batches(min(EVAL_BATCH, len(test))), problem.objective.test_loss
+        ),
         hooks=[loopax.Hook(draw, every=each)],
         checkpoints=checkpoints,
         nonfinite=config.nonfinite,
@@ -58,8 +63,22 @@ def train(
         config=config.to_json(),
     )
     assert run.dir is not None
-    trained = TrainedVAE(problem, run.state.eval_params, run.dir)
-    if run.step == problem.steps and not trained.results_file.exists():
-        trained.draw()
-        run.dir.write_json("results.json", trained.measure())
+    trained = TrainedVAE(problem, run.state.eval_params, run.dir, run.step)
+    if run.step < problem.steps:
+        return trained
+    if trained.results_file.exists():
+        return trained.with_sampler()
+    if config.sampler == "mixture":
+        say(f"{run.dir.path}: fitting the sampler")
+    trained = trained.with_sampler()
+    trained.save_sampler()
+    say(f"{run.dir.path}: drawing and measuring samples")
+    drawn = pictures.draw_all(trained)
+    results = evaluate(trained, say=say)
+    report.write(trained, results, drawn)
+    run.dir.write_json("results.json", results)  # last: it says that all of this is there
     return trained
+
+
+def _silent(message: str) -> None:
+    """Where nobody looks on."""

@@ -1,0 +1,184 @@
+"""The judge: a classifier, trained on the same training images, that samples are measured by.
+
+Frechet distances and the like can be compared only under one judge, so each is known by the digest
+of its weights. The one for MNIST comes with the package; `loopax judge mnist` makes it anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key
+
+import loopax
+from loopax.data import Dataset, Splits
+from loopax.errors import DataError
+from loopax.models.classifier import Classifier
+
+BATCH = 128
+EPOCHS = 8
+STEPS_LIMIT = EPOCHS * 60_000 // BATCH
+STEPS_AT_LEAST = 600
+SHIFT = 2
+"""Pixels by which training images are moved, at most, in each direction."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained classifier: `digest` is the SHA-256 of its weights' file, in short."""
+
+    model: Classifier
+    params: Any
+    digest: str
+    test_accuracy: float
+
+    def features(self, images: np.ndarray) -> Float[np.ndarray, "n features"]:
+        """What the last hidden layer makes of images, uint8 or in [0, 1]."""
+        return self._applied(images)[1]
+
+    def probabilities(self, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
+        """How sure it is of each class."""
+        return np.asarray(jax.nn.softmax(self._applied(images)[0]))
+
+    def _applied(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = [jax.device_get(_apply(self.model, self.params, part)) for part in portions(images)]
+        logits, features = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return logits, features
+
+
+def portions(images: np.ndarray, size: int = 1000) -> Iterator[np.ndarray]:
+    """Images in parts that fit anywhere."""
+    return (images[first : first + size] for first in range(0, len(images), size))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model: Classifier, params: Any, images: Any) -> Any:
+    return model.apply(params, images / 255 if images.dtype == jnp.uint8 else images)
+
+
+def judge_for(data: Splits, say: Callable[[str], None] = print) -> Judge:
+    """The judge of this data: bundled, kept from before, or trained now and kept.
+
+    Raises:
+        DataError: the data has one class only, which leaves nothing to judge.
+        StorageError: a judge that was trained could not be kept.
+    """
+    bundled, kept = resources.files(__package__) / "judges" / name_for(data), kept_for(data)
+    if not bundled.is_file() and not kept.is_file():
+        say(f"training a judge for {data.train.name}, once; it is kept as {kept}")
+        with loopax.storing(kept):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            # Another run may be training the same one; the last to finish leaves its own.
+            mine = kept.with_name(f"{os.getpid()}-{kept.name}")
+            train_judge(data, mine)
+            mine.replace(kept)
+    return read_judge(Path(str(bundled)) if bundled.is_file() else kept, data)
+
+
+def name_for(data: Splits) -> str:
+    """The file name of a judge says which training images it is for."""
+    return f"{data.train.fingerprint[:16]}.safetensors"
+
+
+def kept_for(data: Splits) -> Path:
+    """Where a judge that was trained here is kept: below `$LOOPAX_CACHE`, or the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(os.environ.get("LOOPAX_CACHE") or Path(home) / "loopax")
+    return cache / "judges" / name_for(data)
+
+
+def read_judge(path: Path, data: Splits) -> Judge:
+    """The judge in a file, with its accuracy on the test images.
+
+    Raises:
+        CheckpointError: the file is damaged, or of a judge of other images.
+    """
+    model = model_for(data)
+    form = jax.eval_shape(functools.partial(_new_state, model, data.train.example))
+    params = loopax.with_weights(form.params, loopax.read_weights(path), source=str(path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    judge = Judge(model, params, digest, float("nan"))
+    labels = data.test.columns["label"]
+    found = judge.probabilities(data.test.columns["image"]).argmax(axis=-1)
+    known = labels >= 0
+    return Judge(model, params, digest, float((found == labels)[known].mean()))
+
+
+def train_judge(data: Splits, path: Path, *, progress: bool = False, seed: int = 0) -> None:
+    """Trains a judge on the training images alone and leaves its weights in `path`."""
+    model, images = model_for(data), _known(data.train)
+    batches = images.batches(min(BATCH, len(images)))
+    wanted = max(EPOCHS * batches.steps_per_epoch, STEPS_AT_LEAST)
+    steps = min(wanted, STEPS_LIMIT)
+    run = loopax.fit(
+        _new_state(model, images.example, steps, seed),
+        loss_function(model),
+        batches,
+        steps=steps,
+        progress=progress,
+    )
+    loopax.save_weights(path, run.state.eval_params)
+
+
+def model_for(data: Splits) -> Classifier:
+    """The untrained judge of such images.
+
+    Raises:
+        DataError: they are of one class only.
+    """
+    classes = len(data.train.class_names)
+    if classes < 2:
+        raise DataError(
+            f"{data.train.name}: has one class only; a judge needs images of two or more"
+        )
+    return Classifier(classes)
+
+
+def loss_function(model: Classifier) -> Callable[..., Any]:
+    """Cross-entropy in nats; in training on images that were moved a little."""
+
+    def loss_fn(params: Any, batch: Any, rngs: Any) -> Any:
+        image = shifted(rngs["shift"], batch["image"])
+        logits, _ = model.apply(params, image, train=True, rngs=rngs)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+        return loss, {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+
+    return loss_fn
+
+
+def shifted(key: Key[Array, ""], images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """Each image moved by up to `SHIFT` pixels in each direction; its edge is repeated."""
+    margin = ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
+    padded = jnp.pad(images, margin, mode="edge")
+    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * SHIFT + 1)
+    cut = functools.partial(jax.lax.dynamic_slice, slice_sizes=images.shape[1:])
+    return jax.vmap(lambda image, offset: cut(image, (*offset, 0)))(padded, offsets)
+
+
+def _new_state(model: Classifier, example: Any, steps: int = 1, seed: int = 0) -> loopax.TrainState:
+    schedule = loopax.Schedule("cosine", warmup_steps=min(200, steps // 4))
+    optimizer = loopax.Optimizer(
+        learning_rate=2e-3, schedule=schedule, weight_decay=0.02, decay_vectors=False
+    )
+    image = example["image"] if isinstance(example, dict) else example
+    return loopax.TrainState.create(
+        model, image, optimizer.build(steps), seed=seed, ema_decay=0.999
+    )
+
+
+def _known(dataset: Dataset) -> Dataset:
+    """Without the images whose class is not known."""
+    known = dataset.columns["label"] >= 0
+    columns = {name: column[known] for name, column in dataset.columns.items()}
+    return Dataset(columns, name=dataset.name, class_names=dataset.class_names)

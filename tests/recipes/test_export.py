@@ -1,0 +1,79 @@
+"""What is exported runs without loopax and Flax, and gives what the run itself gives."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import loopax
+from loopax.recipes import vae
+
+PROGRAM = """
+import json, pathlib, sys
+import numpy as np
+folder = pathlib.Path(sys.argv[1])
+about = json.loads((folder / "sampler.json").read_text())
+import jax
+exported = jax.export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
+for count in (1, 7):
+    images = exported.call(np.uint32(5), np.arange(count, dtype=np.int32) % len(about["classes"]))
+    np.save(folder / f"{count}.npy", images)
+assert not {"loopax", "flax", "optax", "orbax"} & set(sys.modules)
+"""
+
+WEIGHTS = """
+import json, pathlib, sys
+import numpy as np
+from safetensors.numpy import load_file
+folder = pathlib.Path(sys.argv[1])
+config = json.loads((folder / "sampler.json").read_text())["config"]
+weights = load_file(folder / "weights.safetensors")
+latent, label = np.load(folder / "latent.npy"), np.load(folder / "label.npy")
+one_hot = np.eye(3, dtype=np.float32)[label]
+x = latent
+for layer in range(len(config["widths"]) + 1):
+    x = np.concatenate([x, one_hot], axis=1)
+    x = x @ weights[f"decoder/Dense_{layer}/kernel"] + weights[f"decoder/Dense_{layer}/bias"]
+    if layer < len(config["widths"]):
+        x = x / (1 + np.exp(-x))
+np.save(folder / "decoded.npy", 1 / (1 + np.exp(-x)))
+assert not {"loopax", "jax", "flax"} & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    label = np.arange(60) % 3
+    image = np.random.default_rng(0).random((60, 5, 4, 1)) * 80 * (1 + label)[:, None, None, None]
+    np.savez(path, image=image.astype(np.uint8), label=label)
+    config = vae.VAEConfig(data=str(path), epochs=1, batch_size=6, widths=(8,), latent=2)
+    return vae.train(config, tmp_path_factory.mktemp("runs") / "run", progress=False)
+
+
+@pytest.mark.parametrize("sampler", ["mixture", "prior"])
+def test_the_sampler_runs_in_a_process_without_loopax(trained, sampler, tmp_path):
+    chosen = trained if sampler == "mixture" else trained.from_prior()
+    vae.export_sampler(chosen, tmp_path / "sampler.stablehlo")
+    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True)
+    for count in (1, 7):
+        found = np.load(tmp_path / f"{count}.npy")
+        expected = chosen.samples_of(np.arange(count, dtype=np.int32) % 3, seed=5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    about = json.loads((tmp_path / "sampler.json").read_text())
+    assert about["image_shape"] == [5, 4, 1]
+    assert about["classes"] == ["0", "1", "2"]
+
+
+def test_weights_and_configuration_are_enough_to_decode_by_hand(trained, tmp_path):
+    vae.export_sampler(trained, tmp_path / "sampler.stablehlo")
+    loopax.save_weights(tmp_path / "weights.safetensors", trained.params)
+    label = np.arange(9, dtype=np.int32) % 3
+    latent = trained.latents_of(label)
+    np.save(tmp_path / "latent.npy", latent)
+    np.save(tmp_path / "label.npy", label)
+    subprocess.run([sys.executable, "-c", WEIGHTS, str(tmp_path)], check=True)
+    expected = trained.decode(latent, label).reshape(9, -1)
+    np.testing.assert_allclose(np.load(tmp_path / "decoded.npy"), expected, atol=1e-5)

@@ -1,0 +1,92 @@
+"""The judge tells classes apart, is known by its digest, and the bundled one is a good one."""
+
+import hashlib
+from importlib import resources
+
+import jax
+import numpy as np
+import pytest
+
+import loopax
+from loopax.data import Dataset, Splits
+from loopax.errors import CheckpointError, DataError
+from loopax.recipes.vae import judge
+
+
+def images_of(count, seed):
+    """Bright above or bright below, on noise; a tenth of the labels are not known."""
+    rng = np.random.default_rng(seed)
+    label = (np.arange(count) % 2).astype(np.int32)
+    image = rng.integers(0, 100, (count, 8, 7, 1))
+    image[label == 0, :4] += 100
+    image[label == 1, 4:] += 100
+    label[::10] = -1
+    return {"image": image.astype(np.uint8), "label": label}
+
+
+@pytest.fixture(scope="module")
+def data():
+    names = ("above", "below")
+    return Splits(*(Dataset(images_of(n, n), name="halves", class_names=names) for n in (300, 100)))
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    said = []
+    made = judge.judge_for(data, said.append)
+    assert "training a judge" in said[0]
+    return made
+
+
+def test_a_judge_is_trained_once_and_kept(data, trained):
+    said = []
+    again = judge.judge_for(data, said.append)
+    assert said == []
+    assert again.digest == trained.digest
+    assert again.digest == hashlib.sha256(judge.kept_for(data).read_bytes()).hexdigest()[:12]
+
+
+def test_it_tells_the_classes_apart_and_says_how_well(data, trained):
+    test = data.test.columns
+    known = test["label"] >= 0
+    right = trained.probabilities(test["image"]).argmax(axis=1) == test["label"]
+    assert trained.test_accuracy == pytest.approx(right[known].mean())
+    assert trained.test_accuracy > 0.95
+    np.testing.assert_allclose(trained.probabilities(test["image"]).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_stored_and_scaled_images_have_the_same_features(data, trained):
+    image = data.test.columns["image"][:30]
+    one, two = trained.features(image), trained.features(image.astype(np.float32) / 255)
+    assert one.shape == (30, 128)
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_images_are_moved_within_their_frame():
+    image = np.zeros((50, 9, 9, 1), np.float32)
+    image[:, 4, 4] = 1
+    moved = np.asarray(judge.shifted(jax.random.key(0), image))
+    assert moved.shape == image.shape
+    np.testing.assert_array_equal(moved.sum(axis=(1, 2, 3)), 1)
+    places = np.argwhere(moved[..., 0])[:, 1:]
+    assert (abs(places - 4) <= judge.SHIFT).all()
+    assert len({tuple(place) for place in places}) > 15
+
+
+def test_what_cannot_be_judged_or_read_is_refused(data, tmp_path):
+    alone = Splits(*(Dataset(part.columns, class_names=("one",)) for part in data))
+    with pytest.raises(DataError, match="one class only"):
+        judge.judge_for(alone)
+    other = tmp_path / "other.safetensors"
+    loopax.save_weights(other, {"kernel": np.zeros(3, np.float32)})
+    with pytest.raises(CheckpointError, match="another model"):
+        judge.read_judge(other, data)
+
+
+def test_the_bundled_judge_is_small_and_right_on_more_than_993_of_1000():
+    mnist = loopax.data.mnist()
+    file = resources.files("loopax.recipes.vae") / "judges" / judge.name_for(mnist)
+    assert len(file.read_bytes()) < 1_000_000
+    made = judge.judge_for(mnist)
+    assert made.test_accuracy >= 0.993
+    assert made.digest == hashlib.sha256(file.read_bytes()).hexdigest()[:12]
