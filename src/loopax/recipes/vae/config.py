@@ -28,7 +28,7 @@ class VAEConfig:
     """1 to train on grey images, 3 on colour; as they are stored when left out."""
     test_fraction: float = 0.1
     """The part of the images to test on, where the data does not say which."""
-    epochs: int = 15
+    epochs: int = 12
     """Passes over the training images."""
     batch_size: int = 128
     """Images in a step."""
