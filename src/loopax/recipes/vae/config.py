@@ -155,8 +155,14 @@ PRESETS: dict[Preset, VAEConfig] = {
     "record": replace(
         _BERNOULLI,
         preset="record",
-        epochs=300,
+        epochs=65,
+        latent=50,
         prior="class",
+        bound="dreg",
+        importance_samples=4,
+        optimizer=Optimizer(
+            learning_rate=3e-3, schedule=Schedule("cosine"), weight_decay=0.03, params_ema=0.999
+        ),
     ),
     "conv": VAEConfig(preset="conv", network="conv", widths=(32, 64, 128)),
 }
