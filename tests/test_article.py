@@ -53,7 +53,7 @@ def run(mnist):
     """A small VAE after 60 steps."""
     model = VAE(latent=4, widths=(32, 16))
     state = loopax.TrainState.create(model, mnist.train, optax.adam(1e-3))
-    loss_fn = vae.loss_function(model, 0.5)
+    loss_fn = vae.Objective(model, vae.PRESETS["article"]).loss
     run = loopax.fit(state, loss_fn, mnist.train.batches(16), steps=60, log_every=20, **PLAIN)
     return model, loss_fn, run
 
@@ -248,11 +248,12 @@ def test_a07_loss(article_vae, mnist):
     model, params = article_vae
     params = jax.tree.map(lambda leaf: leaf + 0.01, params)
     batch, key = mnist.train.batches(16).example, jax.random.key(3)
-    loss, parts = vae.loss_function(model, 0.5)(params, batch, {"noise": key})
-    image, mean, logvar = (
-        np.asarray(each, np.float64)
-        for each in model.apply(params, batch["image"], batch["label"], rngs={"noise": key})
-    )
+    loss, parts = vae.Objective(model, vae.PRESETS["article"]).loss(params, batch, {"noise": key})
+    label = batch["label"]
+    mean, logvar = model.apply(params, batch["image"], label, method="encode")
+    latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    image = model.apply(params, latent, label, method="decode")
+    image, mean, logvar = (np.asarray(each, np.float64) for each in (image, mean, logvar))
     squares = (image - np.asarray(batch["image"], np.float64)) ** 2
     sse_half = sum(0.5 * example.sum() for example in squares) / 16
     kl = sum(
@@ -311,7 +312,7 @@ def article_run(steps, tmp_path):
     data = loopax.data.mnist()
     model = VAE()
     state = loopax.TrainState.create(model, data.train, optax.adamw(1e-4), seed=0xFFFF)
-    loss_fn = vae.loss_function(model, 0.5)
+    loss_fn = vae.Objective(model, vae.PRESETS["article"]).loss
     batches = data.train.batches(16)
     return loopax.fit(state, loss_fn, batches, steps=steps, run_dir=tmp_path, **PLAIN)
 

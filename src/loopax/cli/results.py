@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from loopax.cli.parsing import parse, recipe_of
 from loopax.cli.printing import show, show_tables, table
-from loopax.errors import ConfigError, LoopaxError
+from loopax.errors import ConfigError, LoopaxError, StorageError
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,13 @@ def evaluate(words: list[str]) -> int:
         importance_samples=command.importance_samples or None,
         draws=command.draws,
     )
-    trained.dir.write_json("evaluation.json", results)
     show_tables(recipe.tables(results))
-    print(f"\n{trained.dir.path / 'evaluation.json'}")
+    try:
+        trained.dir.write_json("evaluation.json", results)
+    except StorageError as error:  # A run that may only be read can be measured all the same.
+        print(f"loopax: {error}", file=sys.stderr)
+    else:
+        print(f"\n{trained.dir.path / 'evaluation.json'}")
     return 0
 
 
