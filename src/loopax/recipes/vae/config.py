@@ -18,8 +18,8 @@ class VAEConfig:
 
     preset: Preset = "sharp"
     """sharp: the best samples in about a minute; wide: the article's loss, lower; article: the
-    article to the letter; bernoulli: likelihood of binarised images; record: the same, half an
-    hour long; conv: convolutions, for larger images."""
+    article to the letter; bernoulli: likelihood of binarised images; record: the same, twenty
+    minutes long; conv: convolutions, for larger images."""
     data: str = "mnist"
     """mnist (bundled), or a path: IDX, .npz or Parquet files, or a folder with one per class."""
     image_size: tuple[int, int] | None = None

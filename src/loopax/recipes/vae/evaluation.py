@@ -19,7 +19,7 @@ import loopax
 from loopax.data import Dataset
 from loopax.errors import ConfigError
 from loopax.recipes.vae import fidelity
-from loopax.recipes.vae.judge import Judge, judge_for
+from loopax.recipes.vae.judge import Judge, judge_for, known_only
 from loopax.recipes.vae.objective import Objective
 from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE, as_floats
 
@@ -166,7 +166,7 @@ def bits_per_dimension(trained: TrainedVAE, nats: float) -> float:
 
 def judged(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Results:
     """Samples beside real images, `draws` times; with a judge where there are several classes."""
-    test = _with_known_labels(trained.data.test)
+    test = known_only(trained.data.test)
     judge = judge_for(trained.data, say) if len(trained.class_names) > 1 else None
     count = min(SAMPLES_LIMIT, len(test))
     chosen = np.random.default_rng(0).permutation(len(test))[:count]
@@ -252,12 +252,6 @@ def _few(images: np.ndarray, count: int = 500) -> np.ndarray:
 
 def _flat(images: np.ndarray) -> np.ndarray:
     return as_floats(images).reshape(len(images), -1)
-
-
-def _with_known_labels(dataset: Dataset) -> Dataset:
-    known = dataset.columns["label"] >= 0
-    columns = {name: column[known] for name, column in dataset.columns.items()}
-    return replace(dataset, columns=columns) if known.any() else dataset
 
 
 def _mean(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ of its weights. The one for MNIST comes with the package; `loopax judge mnist` m
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -117,7 +118,7 @@ def read_judge(path: Path, data: Splits) -> Judge:
 
 def train_judge(data: Splits, path: Path, *, progress: bool = False, seed: int = 0) -> None:
     """Trains a judge on the training images alone and leaves its weights in `path`."""
-    model, images = model_for(data), _known(data.train)
+    model, images = model_for(data), known_only(data.train)
     batches = images.batches(min(BATCH, len(images)))
     wanted = max(EPOCHS * batches.steps_per_epoch, STEPS_AT_LEAST)
     steps = min(wanted, STEPS_LIMIT)
@@ -177,8 +178,8 @@ def _new_state(model: Classifier, example: Any, steps: int = 1, seed: int = 0) -
     )
 
 
-def _known(dataset: Dataset) -> Dataset:
-    """Without the images whose class is not known."""
+def known_only(dataset: Dataset) -> Dataset:
+    """Without the images whose class is not known; all of them where none is."""
     known = dataset.columns["label"] >= 0
     columns = {name: column[known] for name, column in dataset.columns.items()}
-    return Dataset(columns, name=dataset.name, class_names=dataset.class_names)
+    return dataclasses.replace(dataset, columns=columns) if known.any() else dataset
