@@ -362,3 +362,71 @@ def test_what_is_kept_with_the_state_is_plain_json(tmp_path):
     meta = json.loads((tmp_path / "checkpoints" / "15" / "meta" / "metadata").read_text())
     assert meta["step"] == 15
     assert meta["data"] == {"data": "iterable list"}
+
+
+# --- Frozen parameters that a checkpoint refers to -----------------------------
+
+
+def half_frozen(body=1.0, size=100_000, **options):
+    params = {"body": jnp.full(size, body), "head": jnp.zeros(3)}
+    return loopax.TrainState.create(
+        params=params, tx=optax.adam(0.1), frozen=("body",), ema_decay=0.9, **options
+    )
+
+
+def head_loss(params, batch, rngs):
+    noise = jax.random.normal(rngs["noise"], (3,))
+    return ((params["head"] - params["body"][:3] - noise) ** 2).sum()
+
+
+def train_head(run_dir, state, steps, **settings):
+    return loopax.fit(
+        state,
+        head_loss,
+        [np.zeros(1)],
+        steps=steps,
+        run_dir=run_dir,
+        checkpoints=loopax.Checkpoints(best=None, **{"self_contained": False, **settings}),
+        **PLAIN,
+    )
+
+
+def size_of(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_what_is_frozen_is_referred_to_and_not_copied(tmp_path):
+    train_head(tmp_path / "lean", half_frozen(), 5)
+    train_head(tmp_path / "whole", half_frozen(), 5, self_contained=True)
+    lean, whole = (size_of(tmp_path / run / "checkpoints") for run in ("lean", "whole"))
+    assert lean < 30_000
+    assert whole > lean
+    assert set(opened(tmp_path / "lean").weights()) == {"head"}
+    assert set(opened(tmp_path / "whole").weights()) == {"head", "body"}
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_a_run_with_frozen_parameters_resumes_exactly_whatever_its_checkpoints_hold(
+    tmp_path, first, second
+):
+    train_head(tmp_path / "parts", half_frozen(), 5, self_contained=first)
+    parts = train_head(tmp_path / "parts", half_frozen(), 12, self_contained=second).state
+    whole = train_head(tmp_path / "whole", half_frozen(), 12).state
+    for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        assert (one == other).all()
+    assert len(jax.tree.leaves(parts.params)) == 2
+
+
+def test_other_frozen_parameters_are_refused(tmp_path):
+    train_head(tmp_path, half_frozen(), 5)
+    with pytest.raises(CheckpointError, match="made with frozen parameters of digest") as raised:
+        train_head(tmp_path, half_frozen(body=2.0), 12)
+    assert "\n" not in str(raised.value)
+    assert opened(tmp_path).steps == [5]
+
+
+def test_a_form_without_values_cannot_take_what_is_only_referred_to(tmp_path):
+    train_head(tmp_path, half_frozen(), 5)
+    with pytest.raises(CheckpointError, match="frozen parameters that it does not contain"):
+        opened(tmp_path).restore(jax.eval_shape(half_frozen))

@@ -21,7 +21,7 @@ LAYERS = [
     {"account", "environment", "weights", "autopsy", "convolution"},
     {"program"},
     {"progress", "rundir", "checkpoint", "evaluation", "recorder", "report"},
-    {"run", "replay", "cost"},
+    {"run", "replay", "cost", "freezing"},
     {"moments"},
     {"loop"},
     {"trial"},

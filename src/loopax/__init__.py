@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loopax.cost import estimate as estimate
     from loopax.durable import replacing as replacing
     from loopax.durable import storing as storing
+    from loopax.environment import cache_dir as cache_dir
     from loopax.errors import LoopaxError as LoopaxError
     from loopax.evaluation import Evaluation as Evaluation
     from loopax.evaluation import evaluate as evaluate
@@ -69,6 +70,7 @@ _HOMES = {
     "Rows": "loopax.report",
     "Picture": "loopax.report",
     "estimate": "loopax.cost",
+    "cache_dir": "loopax.environment",
     "LoopaxError": "loopax.errors",
 }
 _MODULES = ("data", "models", "recipes", "errors")

@@ -7,6 +7,7 @@ once, and what differs from its digests was damaged later.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -28,7 +29,7 @@ from loopax import digests
 from loopax.durable import storing, sync
 from loopax.environment import numerics
 from loopax.errors import CheckpointError, LoopaxError, StorageError
-from loopax.paths import PyTree, differing, forms, leaf_path
+from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.retention import Checkpoints, Rank, best_step, checked_rank
 from loopax.state import TrainState
 
@@ -89,6 +90,7 @@ class CheckpointStore:
         )
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="loopax-checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
+        self._frozen = ""
         self.seconds = 0.0
         if settings is not None:
             with storing(self.directory):
@@ -173,11 +175,12 @@ class CheckpointStore:
         rank: Rank = {}
         if best is not None and math.isfinite(metrics.get(best, math.nan)):
             rank = {"metric": best, "mode": self.settings.mode, "value": metrics[best]}
-        plain = checkpoint_meta(step, {}, {}, 0, 0)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave({**plain, **meta, "rank": rank}),
-        )
+        plain = {**checkpoint_meta(step, {}, {}, 0, 0), **meta, "rank": rank, "frozen": ""}
+        if state.frozen and not self.settings.self_contained:
+            # They never change, so that one look at them serves all the saves of a run.
+            self._frozen = plain["frozen"] = self._frozen or _digest_of(state.frozen_params)
+            state = state.without_frozen()
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(plain))
         path = self.directory / SAVING / str(step)
         try:
             # Orbax would make the folders above as well, also those of a run that was removed.
@@ -212,22 +215,55 @@ class CheckpointStore:
         self.step_of(step)
 
     def restore(self, state: TrainState, which: str | int = "latest") -> tuple[TrainState, Any]:
-        """A checkpoint in the form of `state`, and the meta saved with it."""
+        """A checkpoint in the form of `state`, and the meta saved with it.
+
+        What a checkpoint does not contain, frozen parameters that it only refers to, is taken from
+        `state`, if it is what the checkpoint was made with.
+        """
         step = self.step_of(which)
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        frozen = self._frozen_of(step)
+        target = state.without_frozen() if frozen else state
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         self._check_fits(step, target)
-        return self._restore(step, ocp.args.StandardRestore(target))
+        if frozen:
+            self._check_frozen(step, frozen, state)
+        restored, meta = self._restore(step, ocp.args.StandardRestore(target))
+        if frozen:
+            restored = restored.with_frozen(state.frozen_params)
+        return restored, meta
 
     def read(self, which: str | int = "latest") -> tuple[dict[str, Any], Any]:
         """A checkpoint as a plain tree of dictionaries, and its meta: no state is needed."""
         return self._restore(self.step_of(which), ocp.args.StandardRestore())
 
     def weights(self, which: str | int = "latest") -> dict[str, np.ndarray]:
-        """The parameters to use a step with, by their paths: the averages where there are any."""
+        """The parameters to use a step with, by their paths: the averages where there are any.
+
+        Of a checkpoint that only refers to its frozen parameters, those that train.
+        """
         tree, _ = self.read(which)
         parts = (tree["params"], tree.get("ema") or {})
         named = [jax.tree_util.tree_leaves_with_path(part) for part in parts]
         return {leaf_path(path): np.asarray(leaf) for leaves in named for path, leaf in leaves}
+
+    def _frozen_of(self, step: int) -> str:
+        """The digest of the frozen parameters that a step refers to; empty if it has its own."""
+        form = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._orbax.restore(self.directory / str(step), args=form)["meta"]
+        return str(meta.get("frozen", ""))
+
+    def _check_frozen(self, step: int, frozen: str, state: TrainState) -> None:
+        path = self.directory / str(step)
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state.params)):
+            raise CheckpointError(
+                f"{path}: refers to frozen parameters that it does not contain; restore it into a "
+                "state that has them"
+            )
+        if (here := _digest_of(state.frozen_params)) != frozen:
+            raise CheckpointError(
+                f"{path}: was made with frozen parameters of digest {frozen[:12]}, and these have "
+                f"{here[:12]}; begin with the same pretrained weights to restore it"
+            )
 
     def _is_whole(self, step: int) -> bool:
         """Whether a step is as it was saved; if not, it is said why and set aside."""
@@ -369,6 +405,15 @@ def checkpoint_meta(
         "rollbacks": rollbacks,
         "numerics": numerics(),
     }
+
+
+def _digest_of(params: PyTree) -> str:
+    """SHA-256 over the paths, forms and bytes of parameters."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(f"{leaf_path(path)}:{form_of(leaf)};".encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _check_form(meta: Any) -> None:

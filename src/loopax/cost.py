@@ -23,7 +23,7 @@ from loopax.errors import ConfigError, DeviceMemoryError
 from loopax.paths import PyTree
 from loopax.program import TrainProgram
 from loopax.state import TrainState
-from loopax.step import Batch, LossFn, train_step
+from loopax.step import LossFn, train_step
 
 CAPACITY = 100
 CHUNK_SECONDS = 0.2
@@ -126,7 +126,7 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
         trainable_bytes=_nbytes(trainable),
         frozen_bytes=_nbytes(parameters) - _nbytes(trainable),
         optimizer_bytes=_nbytes(state.opt_state),
-        flops_per_step=_flops(loss_fn, state, train.batch(items)),
+        flops_per_step=flops(train_step(loss_fn), state, train.batch(items)),
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.argument_size_in_bytes
@@ -215,11 +215,13 @@ def _take(feed: Feed, count: int) -> Items:
     return put
 
 
-def _flops(loss_fn: LossFn, state: TrainState, batch: Batch) -> float | None:
-    """Of the step before XLA optimises it: only there loops are counted in the same way always."""
-    step = train_step(loss_fn)
-    once = _counted(step, state, batch)
-    return None if once is None else once + _repeated(jax.make_jaxpr(step)(state, batch))
+def flops(function: Callable[..., Any], *args: Any) -> float | None:
+    """Floating-point operations of a call, each iteration of a scan counted; None if not known.
+
+    As XLA counts them before it optimises: only there loops are counted in the same way always.
+    """
+    once = _counted(function, *args)
+    return None if once is None else once + _repeated(jax.make_jaxpr(function)(*args))
 
 
 def _counted(function: Callable[..., Any], *args: Any) -> float | None:

@@ -82,6 +82,12 @@ def changes(before: Any, now: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def cache_dir() -> Path:
+    """Where what can be made again is kept: `$LOOPAX_CACHE`, or `loopax` in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LOOPAX_CACHE") or Path(home) / "loopax")
+
+
 def keep_compiled() -> None:
     """Lets processes on machines of this kind share what they compiled, in the user's cache.
 
@@ -91,9 +97,8 @@ def keep_compiled() -> None:
     config: Any = jax.config
     if config.jax_compilation_cache_dir is not None:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kind = hashlib.sha256(repr((_cpu(), _visible_cores())).encode()).hexdigest()[:12]
-    folder = home / "loopax" / "compiled" / kind
+    folder = cache_dir() / "compiled" / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

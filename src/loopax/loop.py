@@ -41,6 +41,7 @@ from loopax.errors import (
     NonFiniteError,
     Stopped,
 )
+from loopax.freezing import warn_of_frozen_gradients
 from loopax.lock import RunLock
 from loopax.moments import Hook, Moment, Saving, calling, evaluations
 from loopax.program import Rows, TrainProgram, probe_program
@@ -275,6 +276,9 @@ def _turns(
             began = time.monotonic()
             with account.section("data"):
                 items, count = loader.take()
+            if step == first:
+                with account.section("setup"):
+                    warn_of_frozen_gradients(session.loss_fn, state, session.train.batch(items))
             with account.section("compute"), jax.transfer_guard("disallow"):
                 due = session.probe_every is not None and step % session.probe_every == 0
                 norms = session.probe(state, items) if due else None

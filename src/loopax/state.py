@@ -115,8 +115,20 @@ class TrainState(train_state.TrainState, kw_only=True):
 
     def with_trainable(self, trainable: PyTree) -> Self:
         """This state with other trainable parameters and the same frozen ones."""
-        _, frozen = partition(self.params, _trainable_mask(self.params, self.frozen))
-        return self.replace(params=merge(trainable, frozen))
+        return self.replace(params=merge(trainable, self.frozen_params))
+
+    @property
+    def frozen_params(self) -> PyTree:
+        """The parameters that do not train; the others are None."""
+        return partition(self.params, _trainable_mask(self.params, self.frozen))[1]
+
+    def without_frozen(self) -> Self:
+        """This state with None in place of each frozen parameter."""
+        return self.replace(params=self.trainable)
+
+    def with_frozen(self, frozen: PyTree) -> Self:
+        """What `without_frozen` gave, whole again."""
+        return self.replace(params=merge(self.params, frozen))
 
     def with_params(self, params: PyTree) -> Self:
         """This state with other parameters of the same form, from which the averages start anew."""

@@ -93,10 +93,8 @@ def name_for(data: Splits) -> str:
 
 
 def kept_for(data: Splits) -> Path:
-    """Where a judge that was trained here is kept: below `$LOOPAX_CACHE`, or the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(os.environ.get("LOOPAX_CACHE") or Path(home) / "loopax")
-    return cache / "judges" / name_for(data)
+    """Where a judge that was trained here is kept, in the user's cache."""
+    return loopax.cache_dir() / "judges" / name_for(data)
 
 
 def read_judge(path: Path, data: Splits) -> Judge:

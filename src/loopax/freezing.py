@@ -1,0 +1,147 @@
+"""Whether an optimiser that freezes by itself makes the step pay for gradients that nobody uses.
+
+`TrainState.create(frozen=...)` never does: frozen parameters are not differentiated. With
+`optax.multi_transform` and `optax.set_to_zero` the compiler drops the backward pass of what is
+frozen only if nothing else in the chain looks at its gradients, as a global norm does, a check for
+finite numbers, or an accumulator. That shows in the structure of the update: it is told here
+before the first step, with what it costs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+from loopax.cost import flops
+from loopax.paths import PyTree, leaf_paths
+from loopax.state import TrainState
+from loopax.step import Batch, LossFn, differentiate
+
+LIKE_THEIR_INPUT = ("broadcast_in_dim", "convert_element_type", "copy", "neg", "reshape", "squeeze")
+"""Primitives that give zeros for zeros, whatever else they do."""
+
+
+class Frozen(NamedTuple):
+    """Parameters that an optimiser leaves as they are, or moves by their gradient, by path.
+
+    Attributes:
+        paid: their update is zero, and something else uses their gradient.
+        raw: their update is the gradient itself, which goes uphill.
+    """
+
+    paid: tuple[str, ...]
+    raw: tuple[str, ...]
+
+
+def warn_of_frozen_gradients(loss_fn: LossFn, state: TrainState, batch: Batch) -> None:
+    """Warns, once before training, of frozen parameters whose gradients are computed all the same.
+
+    Args:
+        loss_fn, state: what is trained.
+        batch: the shapes of one batch.
+    """
+    found = frozen_by(state)
+    if found.raw:
+        warnings.warn(
+            f"the optimiser moves {_shown(found.raw)} by the gradient itself, which goes uphill; "
+            "optax.masked leaves out what it does not transform: to freeze, give frozen=... to "
+            "TrainState.create, or use optax.multi_transform with optax.set_to_zero",
+            stacklevel=2,
+        )
+    if found.paid:
+        warnings.warn(f"{_cost(loss_fn, state, batch, found.paid)}", stacklevel=2)
+
+
+def frozen_by(state: TrainState) -> Frozen:
+    """What the optimiser of a state freezes, read from the structure of its update."""
+    trainable = state.trainable
+    try:
+        closed = jax.make_jaxpr(state.tx.update)(trainable, state.opt_state, trainable)
+    except TypeError:  # One that wants more than this, such as the value of the loss.
+        return Frozen((), ())
+    paths = leaf_paths(trainable)
+    jaxpr, count = closed.jaxpr, len(paths)
+    zero = _zeros(jaxpr, [_is_zero(const) for const in closed.consts], [False] * len(jaxpr.invars))
+    live = [not (index < count and zero[index]) for index in range(len(jaxpr.outvars))]
+    _, used = partial_eval.dce_jaxpr(jaxpr, live)
+    return Frozen(
+        tuple(path for path, none, use in zip(paths, zero, used, strict=False) if none and use),
+        tuple(
+            path
+            for path, update, gradient in zip(paths, jaxpr.outvars, jaxpr.invars, strict=False)
+            if update is gradient
+        ),
+    )
+
+
+def _cost(loss_fn: LossFn, state: TrainState, batch: Batch, paths: tuple[str, ...]) -> str:
+    leaves = dict(zip(leaf_paths(state.params), jax.tree.leaves(state.params), strict=True))
+    now = flops(_gradient(loss_fn), state, batch)
+    free = flops(_gradient(loss_fn), state.replace(frozen=(*state.frozen, *paths)), batch)
+    numbers = ""
+    if now is not None and free is not None:
+        numbers = f": {now / 1e9:,.3g} GFLOP a step instead of {free / 1e9:,.3g}"
+    return (
+        f"the optimiser freezes {sum(leaves[path].size for path in paths):,} parameters "
+        f"({_shown(paths)}), but something in it uses their gradients, such as a norm over all, a "
+        f"check for finite numbers or an accumulator, so each step computes them{numbers}; give "
+        "frozen=... to TrainState.create, or put that part inside the transformation of what trains"
+    )
+
+
+def _gradient(loss_fn: LossFn) -> Any:
+    def gradient(state: TrainState, batch: Batch) -> PyTree:
+        return differentiate(loss_fn, state, batch)[2]
+
+    return gradient
+
+
+def _shown(paths: tuple[str, ...]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _zeros(jaxpr: core.Jaxpr, consts: list[bool], given: list[bool]) -> list[bool]:
+    """Which results of a jaxpr are zero; `given` says it of its inputs."""
+    known: dict[Any, bool] = dict(zip(jaxpr.constvars, consts, strict=True))
+    known.update(zip(jaxpr.invars, given, strict=True))
+
+    def is_zero(atom: Any) -> bool:
+        return _is_zero(atom.val) if isinstance(atom, core.Literal) else known.get(atom, False)
+
+    for eqn in jaxpr.eqns:
+        known.update(zip(eqn.outvars, _results(eqn, list(map(is_zero, eqn.invars))), strict=True))
+    return [is_zero(atom) for atom in jaxpr.outvars]
+
+
+def _results(eqn: core.JaxprEqn, given: list[bool]) -> list[bool]:
+    """Which results of an equation are zero."""
+    name = eqn.primitive.name
+    if name == "cond":
+        branches = [_zeros(b.jaxpr, _flags(b.consts), given[1:]) for b in eqn.params["branches"]]
+        return [all(results) for results in zip(*branches, strict=True)]
+    if name in ("jit", "pjit"):
+        inner = eqn.params["jaxpr"]
+        return _zeros(inner.jaxpr, _flags(inner.consts), given)
+    if name == "mul":
+        return [any(given)]
+    if name in ("add", "sub", *LIKE_THEIR_INPUT):
+        return [all(given)]
+    if name == "select_n":
+        return [all(given[1:])]
+    return [False] * len(eqn.outvars)
+
+
+def _flags(consts: Any) -> list[bool]:
+    return [_is_zero(const) for const in consts]
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a number is 0; of larger constants nobody asks."""
+    number = jnp.issubdtype(getattr(value, "dtype", np.float32), np.number)
+    return number and np.ndim(value) == 0 and bool(value == 0)
