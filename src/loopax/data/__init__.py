@@ -1,23 +1,29 @@
 """Where batches come from: the bundled MNIST, the user's files, or any iterable."""
 
 from loopax.data.batches import Batches, DatasetBatches, IterableBatches, as_batches
+from loopax.data.buckets import BucketedBatches
 from loopax.data.dataset import Dataset, Splits
 from loopax.data.files import load
 from loopax.data.folder import read_folder
 from loopax.data.idx import read_idx
 from loopax.data.mnist import mnist
 from loopax.data.npz import read_npz
+from loopax.data.texts import Texts, read_texts, split_texts
 
 __all__ = [
     "Batches",
+    "BucketedBatches",
     "Dataset",
     "DatasetBatches",
     "IterableBatches",
     "Splits",
+    "Texts",
     "as_batches",
     "load",
     "mnist",
     "read_folder",
     "read_idx",
     "read_npz",
+    "read_texts",
+    "split_texts",
 ]

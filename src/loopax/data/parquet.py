@@ -93,11 +93,11 @@ class _Columns(NamedTuple):
 
 
 def _find_columns(file: File, image_column: str | None, label_column: str | None) -> _Columns:
-    with _opened(file) as table:
+    with open_parquet(file) as table:
         types = {field.name: field.type for field in table.schema_arrow}
-        features = _features(file, table.schema_arrow.metadata or {})
+        features = declared_features(file, table.schema_arrow.metadata or {})
         image = _find_image_column(file, types, image_column)
-        _require_plausible_sizes(file, table.metadata)
+        require_plausible_sizes(file, table.metadata)
     label = _find_label_column(file, types, features, label_column)
     names: Any = features[label].get("names", []) if label in features else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -185,7 +185,7 @@ def _brief(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _features(file: File, metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
+def declared_features(file: File, metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
     """What Hugging Face's metadata say of each column."""
     with blaming(file, "its Hugging Face metadata cannot be read"):
         info = json.loads(metadata.get(b"huggingface", b"{}")).get("info") or {}
@@ -227,7 +227,7 @@ def _read_part(
     """The rows of `files`, with the classes that are known, or else those that the labels show."""
     count = 0
     for file in files:
-        with _opened(file) as table:
+        with open_parquet(file) as table:
             count += table.metadata.num_rows
     if count == 0:
         raise fault(files[0], "holds no rows; there must be at least one")
@@ -313,7 +313,7 @@ def _encoded_images(file: File, column: str) -> Iterator[EncodedImage]:
 
 def _batches(file: File, column: str, rows: int) -> Iterator[tuple[int, pa.Array]]:
     """A column in pieces of at most `rows`, each with the number of its first row."""
-    with _opened(file) as table:
+    with open_parquet(file) as table:
         promised, end = table.metadata.num_rows, 0
         for batch in table.iter_batches(rows, columns=[column]):
             start, end = end, end + len(batch)
@@ -326,7 +326,13 @@ def _batches(file: File, column: str, rows: int) -> Iterator[tuple[int, pa.Array
 
 
 @contextmanager
-def _opened(file: File) -> Iterator[pq.ParquetFile]:
+def open_parquet(file: File) -> Iterator[pq.ParquetFile]:
+    """The Parquet file at a path, open for reading.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        DataError: it is missing or damaged; or the body raises anything else.
+    """
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
@@ -340,8 +346,8 @@ def _opened(file: File) -> Iterator[pq.ParquetFile]:
         )
 
 
-def _require_plausible_sizes(file: File, metadata: pq.FileMetaData) -> None:
-    """Before memory is taken for what the pages may expand to.
+def require_plausible_sizes(file: File, metadata: pq.FileMetaData) -> None:
+    """Refuses, before memory is taken, what the pages could not honestly expand to.
 
     For a whole row, because pyarrow aborts the process where it is asked for the size of a column
     whose metadata is damaged.
@@ -352,6 +358,6 @@ def _require_plausible_sizes(file: File, metadata: pq.FileMetaData) -> None:
         if mean_bytes > MAX_IMAGE_BYTES:
             raise fault(
                 file,
-                f"row group {index} has {mean_bytes:,} bytes for each row; an image can have at "
+                f"row group {index} has {mean_bytes:,} bytes for each row; a row can have at "
                 f"most {MAX_IMAGE_BYTES:,}",
             )

@@ -1,0 +1,496 @@
+"""People's own tables of texts: what is found in them, what is refused, and how they are split."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loopax.data import Texts, read_texts, split_texts
+from loopax.data.columns import Columns
+from loopax.errors import ConfigError
+
+MIB = 2**20
+quick = settings(deadline=None, max_examples=80)
+characters = st.characters(codec="utf-8", exclude_characters="\0")
+cells = st.text(characters, max_size=12)
+labels = st.sampled_from(["no", "yes", "ä b", "x,y", 'quo"te'])
+tables = st.lists(st.tuples(cells, labels), min_size=2, max_size=12).filter(
+    lambda rows: len({label for _, label in rows}) > 1 and any(text.strip() for text, _ in rows)
+)
+
+
+def written(path, content, encoding="utf-8"):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return path
+
+
+def delimited(rows, delimiter=",", header=("text", "label")):
+    file = io.StringIO(newline="")
+    csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return file.getvalue()
+
+
+def json_lines(rows, header=("text", "label")):
+    return "".join(json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in rows)
+
+
+def pairs(texts):
+    """Text and name of class of each row, as they were written."""
+    names = [*texts.class_names, None]
+    return [(row[0], names[label]) for row, label in zip(texts.rows, texts.labels, strict=True)]
+
+
+def made(labels, rows=None, groups=None):
+    labels = np.asarray(labels, np.int32)
+    rows = rows or [(f"text {index}",) for index in range(len(labels))]
+    names = tuple(map(str, range(labels.max() + 1)))
+    return Texts(rows, labels, names, groups=groups)
+
+
+# Formats
+
+
+@quick
+@given(tables, st.sampled_from([",", ";", "\t"]), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
+def test_csv_is_read_as_it_was_written(scratch, rows, delimiter, encoding):
+    path = written(scratch / "round.csv", delimited(rows, delimiter), encoding)
+    texts = read_texts(path)
+    assert pairs(texts) == rows
+    assert texts.labels.dtype == np.int32
+    assert texts.class_names == tuple(sorted({label for _, label in rows}))
+
+
+@quick
+@given(tables)
+def test_tsv_is_read_as_it_was_written(scratch, rows):
+    assert pairs(read_texts(written(scratch / "round.tsv", delimited(rows, "\t")))) == rows
+
+
+@quick
+@given(tables, st.booleans())
+def test_json_is_read_as_it_was_written(scratch, rows, is_array):
+    objects = [{"text": text, "label": label} for text, label in rows]
+    content = json.dumps(objects, indent=2) if is_array else json_lines(rows)
+    assert pairs(read_texts(written(scratch / "round.jsonl", content))) == rows
+
+
+@quick
+@given(tables)
+def test_parquet_is_read_as_it_was_written(scratch, rows):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = scratch / "round.parquet"
+    columns = dict(zip(("text", "label"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns | {"more": [[1]] * len(rows)}), path)
+    assert pairs(read_texts(path)) == rows
+
+
+@pytest.mark.parametrize(("pack", "ending"), [(gzip.compress, ".gz"), (bz2.compress, ".bz2")])
+def test_packed_files_are_read(tmp_path, pack, ending):
+    rows = [("a b", "no"), ("c d", "yes")]
+    path = written(tmp_path / f"t.csv{ending}", pack(delimited(rows).encode()))
+    assert pairs(read_texts(path)) == rows
+    path = written(tmp_path / f"t.jsonl{ending}", pack(json_lines(rows).encode()))
+    assert pairs(read_texts(path)) == rows
+
+
+def test_parquet_of_hugging_face_keeps_its_names_in_their_order(tmp_path, refuses):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    features = {"label": {"_type": "ClassLabel", "names": ["world", "sports", "business"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"text": ["a", "b", "c"], "label": [2, 0, 2]})
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "t.parquet")
+    texts = read_texts(tmp_path / "t.parquet")
+    assert texts.class_names == ("world", "sports", "business")
+    assert texts.labels.tolist() == [2, 0, 2]
+    table = pa.table({"text": ["a", "b", "c"], "label": [2, 0, 3]})
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "t.parquet")
+    with refuses("t.parquet: row 2", "'3'", "world, sports, business"):
+        read_texts(tmp_path / "t.parquet")
+
+
+def test_quotes_of_a_tsv_without_quoting_are_characters(tmp_path):
+    content = 'label\ttext\nno\t"Hi" he said\nyes\t"never closed\nno\tall is "well"\n'
+    texts = read_texts(written(tmp_path / "t.tsv", content))
+    assert [row[0] for row in texts.rows] == ['"Hi" he said', '"never closed', 'all is "well"']
+
+
+def test_a_cell_of_ten_megabytes_is_read(tmp_path):
+    long = "word and\n" * (10 * MIB // 9)
+    path = written(tmp_path / "t.csv", delimited([(long, "no"), ("short", "yes")]))
+    assert read_texts(path).rows[0] == (long,)
+
+
+def test_blank_lines_are_no_rows_and_quoted_line_breaks_no_ends(tmp_path, refuses):
+    content = 'text,label\r\n\r\n"one\r\ntwo",no\r\n\r\nthree,yes\r\n'
+    assert pairs(read_texts(written(tmp_path / "t.csv", content))) == [
+        ("one\r\ntwo", "no"),
+        ("three", "yes"),
+    ]
+    with refuses("t.csv: line 7", "has no label in 'label'"):
+        read_texts(written(tmp_path / "t.csv", content + "four,\r\n"))
+
+
+# Columns
+
+
+@pytest.mark.parametrize(
+    ("header", "chosen"),
+    [
+        (("text", "label"), Columns(("text",), "label")),
+        (("Review", "Sentiment"), Columns(("Review",), "Sentiment")),
+        (("text", "class", "label"), Columns(("text",), "label")),
+        (("sentence", "text", "label"), Columns(("text",), "label")),
+        (("label", "Sentence 2", "Sentence_1"), Columns(("Sentence_1", "Sentence 2"), "label")),
+        (("premise", "hypothesis", "gold_label"), Columns(("premise", "hypothesis"), "gold_label")),
+        (("text", "label", "group"), Columns(("text",), "label", "group")),
+    ],
+)
+def test_usual_names_are_known(tmp_path, header, chosen):
+    rows = [[f"{name} {row % 2}" for name in header] for row in range(4)]
+    texts = read_texts(written(tmp_path / "t.csv", delimited(rows, header=header)))
+    assert texts.columns == chosen
+    assert texts.rows[1] == tuple(f"{name} 1" for name in chosen.text)
+
+
+def test_other_names_are_told_apart_by_what_is_in_them(tmp_path):
+    rows = [(row, "a longer piece of writing " * 3 + str(row), "ab"[row % 2]) for row in range(9)]
+    path = written(tmp_path / "t.csv", delimited(rows, header=("id", "wording", "verdict")))
+    texts = read_texts(path)
+    assert texts.columns == Columns(("wording",), "verdict")
+    assert texts.class_names == ("a", "b")
+    assert "texts in 'wording', labels in 'verdict'" in texts.description
+
+
+def test_columns_that_are_named_are_believed(tmp_path, refuses):
+    rows = [("t1", "x1", "no", "g"), ("t2", "x2", "yes", "")]
+    path = written(tmp_path / "t.csv", delimited(rows, header=("text", "note", "label", "who")))
+    texts = read_texts(path, text=["note", "text"], label="label", group="who")
+    assert texts.rows == [("x1", "t1"), ("x2", "t2")]
+    assert texts.groups == ("g", "")
+    with refuses("t.csv", "has no column 'txt'", "'text', 'note', 'label', 'who'"):
+        read_texts(path, text=["txt"])
+    with refuses("text is 'note'", error=ConfigError):
+        read_texts(path, text="note")
+
+
+@pytest.mark.parametrize(
+    ("header", "parts"),
+    [
+        (("review", "comment", "label"), ["the texts", "text=", "'review', 'comment'"]),
+        (("first", "second", "label"), ["the texts", "text=", "'first', 'second'"]),
+        (("text", "class", "category"), ["the labels", "label=", "'class', 'category'"]),
+        (("text", "one", "two"), ["the labels", "label=", "'one', 'two'"]),
+    ],
+)
+def test_what_is_not_clear_is_asked(tmp_path, refuses, header, parts):
+    rows = [[f"word {row % 2}"] * 3 for row in range(8)]
+    with refuses("t.csv", "is not clear", *parts):
+        read_texts(written(tmp_path / "t.csv", delimited(rows, header=header)))
+
+
+def test_a_table_without_texts_or_labels_says_what_it_has(tmp_path, refuses):
+    rows = [(1, 2.5), (2, 3.5), (3, 4.5)]
+    with refuses("no column looks like texts", "text=", "'id', 'price'"):
+        read_texts(written(tmp_path / "t.csv", delimited(rows, header=("id", "price"))))
+    rows = [(f"some words {row}", row) for row in range(9)]
+    with refuses("no column looks like labels", "label=", "'id'"):
+        read_texts(written(tmp_path / "t.csv", delimited(rows, header=("words", "id"))))
+
+
+def test_a_first_line_of_data_is_not_lost(tmp_path, refuses):
+    rows = [("fine film", "good"), ("poor film", "bad")]
+    content = delimited(rows, header=("great film", "good"))
+    with refuses("t.csv: line 1", "looks like data", "'good'", "name the columns"):
+        read_texts(written(tmp_path / "t.csv", content))
+    with refuses("t.tsv: line 1", "looks like data", "'3'"):
+        read_texts(written(tmp_path / "t.tsv", "3\tSome news\n4\tOther news\n3\tMore\n"))
+
+
+# Labels
+
+
+def test_classes_are_in_their_natural_order(tmp_path):
+    rows = [("a", "10"), ("b", "9"), ("c", "-1")]
+    texts = read_texts(written(tmp_path / "t.csv", delimited(rows)))
+    assert texts.class_names == ("-1", "9", "10")
+    assert texts.labels.tolist() == [2, 1, 0]
+    rows = [("a", "10"), ("b", "9"), ("c", "x")]
+    texts = read_texts(written(tmp_path / "t.csv", delimited(rows)))
+    assert texts.class_names == ("10", "9", "x")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        (1, 0, ("0", "1")),
+        (1.0, 0.0, ("0", "1")),
+        (0.5, 2, ("0.5", "2")),
+        (True, False, ("false", "true")),
+        ("True", "FALSE", ("false", "true")),
+        (" 1.0", "2.00 ", ("1", "2")),
+    ],
+)
+def test_labels_are_spelled_in_one_way(tmp_path, first, second, names):
+    path = written(tmp_path / "t.jsonl", json_lines([("a", first), ("b", second)]))
+    texts = read_texts(path)
+    assert texts.class_names == names
+    known = read_texts(path, class_names=names[::-1])
+    assert pairs(known) == pairs(texts)
+    assert known.class_names == names[::-1]
+
+
+@pytest.mark.parametrize("empty", [None, "", "  ", float("nan")])
+def test_a_missing_label_is_refused_unless_none_is_needed(tmp_path, refuses, empty):
+    path = written(tmp_path / "t.jsonl", json_lines([("a", "x"), ("b", empty), ("c", "y")]))
+    with refuses("t.jsonl: line 2", "has no label in 'label'"):
+        read_texts(path)
+    assert read_texts(path, label="label", labelled=False).labels.tolist() == [0, -1, 1]
+    texts = read_texts(path, labelled=False)
+    assert (texts.labels.tolist(), texts.class_names) == ([-1] * 3, ())
+
+
+def test_only_known_classes_may_occur_where_some_are(tmp_path, refuses):
+    path = written(tmp_path / "test.csv", delimited([("a", "no"), ("b", "maybe")]))
+    with refuses("test.csv: line 3", "'maybe'", "'label'", "no, yes"):
+        read_texts(path, class_names=["no", "yes"])
+    texts = read_texts(path, class_names=["maybe", "no", "yes"])
+    assert texts.labels.tolist() == [1, 0]
+    with refuses("class_names", "differ", error=ConfigError):
+        read_texts(path, class_names=["no", "no"])
+
+
+def test_a_test_file_may_have_one_class_and_one_to_train_on_not(tmp_path, refuses):
+    path = written(tmp_path / "t.csv", delimited([("a", "no"), ("b", "no")]))
+    assert read_texts(path, class_names=["no", "yes"]).labels.tolist() == [0, 0]
+    with refuses("t.csv", "'label'", "only the label 'no'", "at least two"):
+        read_texts(path)
+
+
+def test_numbers_to_predict_are_no_classes(tmp_path, refuses):
+    rows = [(f"text {row}", row / 7) for row in range(60)]
+    with refuses("t.csv", "60 different labels in 60 rows"):
+        read_texts(written(tmp_path / "t.csv", delimited(rows)))
+
+
+# Texts
+
+
+def test_empty_texts_are_kept_and_counted(tmp_path, refuses):
+    path = written(tmp_path / "t.jsonl", json_lines([("a", 0), (None, 1), (" ", 1)]))
+    texts = read_texts(path)
+    assert texts.rows == [("a",), ("",), (" ",)]
+    assert "2 with an empty text" in texts.description
+    with refuses("t.csv", "'text'", "only empty texts"):
+        read_texts(written(tmp_path / "t.csv", delimited([("", 0), ("", 1)])))
+
+
+def test_the_description_says_what_was_found(tmp_path):
+    rows = [("abc", "no", "m"), ("abcdef", "yes", "m"), ("ab", "no", "")]
+    path = written(tmp_path / "films.csv", delimited(rows, ";", ("text", "label", "group")))
+    assert read_texts(path).description == (
+        "films.csv (CSV with ;, texts in 'text', labels in 'label', groups in 'group'): 3 texts, "
+        "2 classes (no 2, yes 1), 1 groups, 3 characters in the median, 6 at most"
+    )
+    texts = read_texts(path, text=["text", "group"], label="label")
+    assert "pairs in 'text' and 'group'" in texts.description
+    rows = [("abc", label) for label in range(10)]
+    description = read_texts(written(path, delimited(rows))).description
+    assert "10 classes (0 1, 1 1, ..., 9 1)" in description
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("t.csv", "", ["is empty", "name the columns"]),
+        ("t.csv", "text,label\n", ["holds no rows of data"]),
+        ("t.csv", "text,label,text\na,b,c\n", ["line 1", "'text' twice"]),
+        ("t.csv", "text,label\na,b\nc\n", ["line 3", "has 1 cells", "header has 2"]),
+        ("t.csv", 'text,label\na,b\n"c,d\ne,f\n', ["line 3", "quotes", "doubled"]),
+        ("t.csv", 'text,label\na,b\n"c"d,e\n', ["line 3", "quotes", "doubled"]),
+        ("t.csv", "text,label\na\0b,c\n", ["line 2", "NUL", "UTF-16"]),
+        ("t.csv", b"text,label\na,b\n\nna\xefve,c\n", ["line 4", "byte 18 ", "0xef", "UTF-8"]),
+        ("t.csv", b"\xff\xfet\0e\0\0", ["UTF-16", "truncated"]),
+        ("t.jsonl", "", ["is empty", "JSON object on each line"]),
+        ("t.jsonl", '{"text": "a", "label": 1}\n{"text": \n', ["line 2", "cannot be read as JSON"]),
+        ("t.jsonl", '{"text": "a", "label": 1}\n3\n', ["line 2", "no JSON object"]),
+        ("t.jsonl", '{"text": "a", "label": 1}\n{"label": 2}\n', ["line 2", "has no 'text'"]),
+        ("t.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', ["line 2", "no label"]),
+        ("t.jsonl", '{"text": "\\ud800", "label": 1}\n', ["line 1", "surrogate"]),
+        ("t.json", "[1, 2]", ["row 0", "no JSON object"]),
+        ("t.json", "[{]", ["cannot be read as a JSON array"]),
+        ("t.json", "[" * 100_000, ["cannot be read as a JSON array"]),
+        ("t.parquet", "text,label\n", ["cannot be read as Parquet"]),
+        ("t.csv.gz", "text,label\na,b\n", ["cannot be read", "gzip"]),
+        ("t.xlsx", "PK", ["must end in .csv, .tsv", ".parquet", ".gz"]),
+        ("t.parquet.gz", "", ["must end in"]),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, refuses, name, content, parts):
+    with refuses(name, *parts):
+        read_texts(written(tmp_path / name, content))
+
+
+def test_a_list_is_no_text(tmp_path, refuses):
+    objects = [{"text": "a", "label": 1}] * 2000 + [{"text": ["a"], "label": 0}]
+    path = written(tmp_path / "t.json", json.dumps(objects))
+    with refuses("t.json: row 2000", "'text' is a list"):
+        read_texts(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path, refuses):
+    with refuses("absent.csv", "No such file"):
+        read_texts(tmp_path / "absent.csv")
+    with refuses(tmp_path.name, "is a folder"):
+        read_texts(tmp_path)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(["x.csv", "x.tsv", "x.jsonl", "x.parquet", "x.csv.gz", "x.jsonl.bz2"]),
+    st.sampled_from([b"", b"text,label\n", b'{"text": "', b"PAR1", b"\x1f\x8b\x08", b"\xff\xfe"]),
+    st.binary(max_size=80),
+)
+def test_any_bytes_are_texts_or_one_line(scratch, outcome, name, start, rest):
+    (scratch / name).write_bytes(start + rest)
+    found = outcome(read_texts, scratch / name)
+    if isinstance(found, str):
+        assert len(found.splitlines()) == 1
+        assert name in found
+    else:
+        assert len(found.fingerprint) == 64
+        assert len(found.description.splitlines()) == 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(tables, st.sampled_from([".csv", ".tsv", ".jsonl", ".csv.gz", ".parquet"]), st.data())
+def test_one_changed_byte_is_texts_or_one_line(scratch, outcome, rows, ending, data):
+    if ending == ".parquet":
+        pa = pytest.importorskip("pyarrow")
+        sink = io.BytesIO()
+        columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+        pytest.importorskip("pyarrow.parquet").write_table(pa.table(columns), sink)
+        content = bytearray(sink.getvalue())
+    else:
+        text = json_lines(rows) if ending == ".jsonl" else delimited(rows, ",\t"[ending == ".tsv"])
+        content = bytearray(text.encode())
+        content = bytearray(gzip.compress(content)) if ending.endswith(".gz") else content
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path = written(scratch / f"flip{ending}", bytes(content))
+    found = outcome(read_texts, path)
+    if isinstance(found, str):
+        assert len(found.splitlines()) == 1
+        assert path.name in found
+
+
+def test_memory_follows_what_is_kept_not_what_is_passed_over(tmp_path, within):
+    rows = [(f"text {row}", row % 2, "x" * 10_000) for row in range(4000)]
+    path = written(tmp_path / "t.csv", delimited(rows, header=("text", "label", "other")))
+    with within(25 * MIB):  # of 40 MB, the first thousand rows are kept to choose columns by
+        assert len(read_texts(path)) == 4000
+
+
+# Identity
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path):
+    rows = [("a", "no"), ("bc", "yes")]
+    texts = read_texts(written(tmp_path / "t.csv", delimited(rows)))
+    same = read_texts(written(tmp_path / "u.jsonl", json_lines(rows)))
+    assert texts.fingerprint == same.fingerprint
+    others = [
+        replace(texts, rows=[("ab",), ("c",)]),
+        replace(texts, rows=[("a", "b"), ("c",)]),
+        replace(texts, labels=texts.labels[::-1]),
+        replace(texts, class_names=("no", "maybe")),
+        replace(texts, groups=("", "")),
+    ]
+    assert len({each.fingerprint for each in [texts, *others]}) == 6
+
+
+# Splits
+
+labelled = st.lists(st.integers(0, 3), min_size=2, max_size=60)
+
+
+@quick
+@given(labelled, st.floats(0.05, 0.95), st.integers(0, 5))
+def test_single_rows_are_split_exactly_by_class(labels, fraction, seed):
+    texts = made(labels)
+    if max(Counter(labels).values()) < 2:
+        return
+    first, second = split_texts(texts, fraction, seed)
+    assert sorted(first.rows + second.rows) == sorted(texts.rows)
+    for label, n in Counter(labels).items():
+        found = int((second.labels == label).sum())
+        assert found == (min(max(1, round(fraction * n)), n - 1) if n > 1 else 0)
+    position = texts.rows.index
+    assert first.rows == sorted(first.rows, key=position)
+    assert second.rows == sorted(second.rows, key=position)
+    for part in (first, second):
+        assert all(
+            texts.labels[position(row)] == label
+            for row, label in zip(part.rows, part.labels, strict=True)
+        )
+
+
+@quick
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 8), st.integers(0, 30)), min_size=2, max_size=60
+    ),
+    st.floats(0.05, 0.95),
+    st.integers(0, 5),
+)
+def test_groups_and_duplicates_are_on_one_side(outcome, rows, fraction, seed):
+    texts = made(
+        [label for label, _, _ in rows],
+        [(f"text {words}",) for *_, words in rows],
+        tuple(f"group {group}" if group else "" for _, group, _ in rows),
+    )
+    parts = outcome(lambda texts: split_texts(texts, fraction, seed), texts)
+    if isinstance(parts, str):
+        assert "cannot be split" in parts
+        return
+    first, second = parts
+    assert len(first) + len(second) == len(rows)
+    assert not set(first.rows) & set(second.rows)
+    assert not (set(first.groups) & set(second.groups)) - {""}
+    assert set(second.labels) <= set(first.labels)
+
+
+def test_groups_are_split_nearly_by_class():
+    rng = np.random.default_rng(0)
+    groups = tuple(f"film {film}" for film in rng.integers(0, 300, 5000))
+    labels = (rng.random(5000) < 0.3).astype(np.int32)
+    _, second = split_texts(made(labels, groups=groups), 0.2, 0)
+    for label in (0, 1):
+        share = (second.labels == label).sum() / (labels == label).sum()
+        assert abs(share - 0.2) < 0.01
+
+
+def test_the_split_is_a_function_of_content_and_seed():
+    texts = made(np.arange(100) % 2)
+    shuffled = texts.subset(np.random.default_rng(0).permutation(100))
+    _, second = split_texts(texts, 0.3, 7)
+    assert {*split_texts(shuffled, 0.3, 7)[1].rows} == {*second.rows}
+    assert {*split_texts(texts, 0.3, 8)[1].rows} != {*second.rows}
+
+
+def test_what_cannot_be_split_is_said(refuses):
+    with refuses("2 rows cannot be split", "test on"):
+        split_texts(made([0, 0], [("same",), ("same",)]), 0.5, 0)
+    with refuses("fraction is 1.0", "between 0 and 1", error=ConfigError):
+        split_texts(made([0, 0]), 1.0, 0)
