@@ -20,7 +20,7 @@ LAYERS = [
     {"step"},
     {"account", "environment", "weights", "autopsy", "convolution"},
     {"program"},
-    {"progress", "rundir", "checkpoint", "evaluation", "recorder", "report"},
+    {"progress", "rundir", "checkpoint", "evaluation", "recorder", "report", "origin"},
     {"run", "replay", "cost", "freezing"},
     {"moments"},
     {"loop"},

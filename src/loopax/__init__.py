@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from loopax.optimizer import Optimizer as Optimizer
     from loopax.optimizer import Schedule as Schedule
     from loopax.optimizer import recorded_learning_rate as recorded_learning_rate
+    from loopax.origin import Origin as Origin
+    from loopax.origin import settings_table as settings_table
     from loopax.replay import Replay as Replay
     from loopax.report import Figures as Figures
     from loopax.report import Picture as Picture
@@ -69,6 +71,8 @@ _HOMES = {
     "Figures": "loopax.report",
     "Rows": "loopax.report",
     "Picture": "loopax.report",
+    "Origin": "loopax.origin",
+    "settings_table": "loopax.origin",
     "estimate": "loopax.cost",
     "cache_dir": "loopax.environment",
     "LoopaxError": "loopax.errors",

@@ -1,0 +1,164 @@
+"""How a run came to be, as its report tells it: settings, surroundings, where the time went."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from loopax.report import Rows
+from loopax.rundir import RunDir
+
+ACCOUNT = {
+    "setup": "preparing",
+    "compute": "training steps",
+    "compile": "compiling",
+    "data": "waiting for data",
+    "evaluation": "evaluating",
+    "checkpoint": "saving checkpoints",
+    "hooks": "drawing on the way",
+    "host": "other work, the device idle",
+}
+UNKNOWN = "not recorded"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the files of a run's directory say of its making; a file may be missing.
+
+    Attributes:
+        run: the directory.
+    """
+
+    run: RunDir
+
+    @property
+    def began(self) -> str:
+        """When the run was first started; empty when that is not known."""
+        return f"started {_moment(self._starts[0])}" if self._starts else ""
+
+    @property
+    def took(self) -> str:
+        """How long it trained, such as `in 3 min 10 s`; empty when that is not known."""
+        seconds, starts = self._kept("account.json").get("wall_s"), len(self._starts)
+        if seconds is None:
+            return ""
+        return f"in {_duration(seconds)}" + f" since the last of {starts} starts" * (starts > 1)
+
+    @property
+    def account(self) -> list[Rows]:
+        """Where the time went, unless it is not known."""
+        account = self._kept("account.json")
+        rows = [
+            (ACCOUNT.get(name, name), f"{account[f'{name}_s']:.1f}", f"{share:.1%}")
+            for name, share in sorted(account.get("shares", {}).items(), key=lambda item: -item[1])
+        ]
+        if not rows:
+            return []
+        rows.append(("in all", f"{account['wall_s']:.1f}", ""))
+        last = " of the last start" if len(self._starts) > 1 else ""
+        return [Rows(("", "seconds", "share"), rows, f"Where the time{last} went")]
+
+    def provenance(self, seed: int) -> list[Rows]:
+        """When, by which command, with what data, code and packages, on what the run was made."""
+        starts = self._starts
+        if not starts:
+            return []
+        last = starts[-1]
+        devices, data = last.get("devices") or [], last.get("data")
+        rows = {
+            "first started": _moment(starts[0]),
+            "command": shlex.join(map(str, last.get("command") or [])),
+            "random seed": seed,
+            "data, SHA-256": data.get("data") if isinstance(data, Mapping) else None,
+            "code, git revision": _revision(last.get("git") or {}),
+            "devices": f"{len(devices)} x {', '.join(sorted(set(devices)))}" if devices else None,
+            "processor": (last.get("numerics") or {}).get("cpu"),
+            "processor cores": last.get("visible_cores"),
+            "Python": last.get("python"),
+            **(last.get("packages") or {}),
+        }
+        told = [
+            Rows(
+                ("", ""),
+                [
+                    (name, UNKNOWN if value in (None, "") else str(value))
+                    for name, value in rows.items()
+                ],
+            )
+        ]
+        if len(starts) > 1:
+            each = [(_moment(start), f"{start.get('step', 0):,}") for start in starts]
+            told.append(Rows(("started", "at step"), each, "This run was interrupted and went on"))
+        return told
+
+    @property
+    def _starts(self) -> list[dict[str, Any]]:
+        return list(self._kept("run.json").get("starts", []))
+
+    def _kept(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run; empty when it is not there."""
+        return dict(self.run.read_json(name)) if (self.run.path / name).exists() else {}
+
+
+class Configured(Protocol):
+    """A recipe's configuration."""
+
+    @property
+    def preset(self) -> str: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def settings_table(config: Configured, usual: Configured) -> Rows:
+    """Every setting of a configuration, beside that of its preset where they differ."""
+    ours, theirs = dict(_flat(config.to_json())), dict(_flat(usual.to_json()))
+    changed = {name for name, value in ours.items() if value != theirs.get(name)}
+    rows = [
+        (name, _shown(value), _shown(theirs.get(name)) if name in changed else "")
+        for name, value in ours.items()
+    ]
+    if changed:
+        return Rows(("setting", "value", f"in preset {config.preset}"), rows)
+    return Rows(("setting", "value"), [row[:2] for row in rows])
+
+
+def _revision(git: Mapping[str, Any]) -> str | None:
+    changed = ", with changes that are not committed" if git.get("changed") else ""
+    return f"{git['revision']}{changed}" if "revision" in git else None
+
+
+def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name}", value
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ((), [], {}):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return str(value)
+
+
+def _moment(start: Mapping[str, Any]) -> str:
+    try:
+        return f"{datetime.fromisoformat(str(start.get('time'))):%-d %B %Y, %H:%M %Z}"
+    except ValueError:
+        return UNKNOWN
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
