@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from loopax import __version__
-from loopax.cli import exploring, past, results, training
+from loopax.cli import data, exploring, past, results, training
 from loopax.cli.parsing import unknown
 from loopax.errors import ConfigError, LoopaxError, StorageError
 
@@ -27,6 +27,7 @@ usage: loopax COMMAND ...
   judge DATA           train the classifier that samples of some data are judged by
   export RUN           write the weights of a run, and its sampler, for use elsewhere
   runs DIR             list the runs below a directory
+  data list|get NAME   public texts and weights, fetched by name
   verify WHAT          prove that a recipe, a run or a program resumes bit for bit
   replay RUN           execute any step of a run again and look at it closely
   rewind RUN           branch a new run from the past of another
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "judge": training.judge,
     "export": results.export,
     "runs": results.runs,
+    "data": data.data,
     "verify": past.verify,
     "replay": past.replay,
     "rewind": past.rewind,

@@ -1,5 +1,6 @@
 """Where batches come from: the bundled MNIST, the user's files, or any iterable."""
 
+from loopax.data import catalogue
 from loopax.data.batches import Batches, DatasetBatches, IterableBatches, as_batches
 from loopax.data.buckets import BucketedBatches
 from loopax.data.dataset import Dataset, Splits
@@ -19,6 +20,7 @@ __all__ = [
     "Splits",
     "Texts",
     "as_batches",
+    "catalogue",
     "load",
     "mnist",
     "read_folder",

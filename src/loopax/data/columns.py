@@ -36,7 +36,7 @@ LABEL_NAMES = (
     ("class", "classes", "classname", "category", "target", "sentiment"),
     ("topic", "intent", "emotion", "polarity", "rating", "stars", "gold", "goldlabel", "y"),
 )
-GROUP_NAMES = (("group", "groups", "groupid"),)
+GROUP_NAMES = (("group", "groups", "groupid"), ("movie",))
 
 _NO_TEXT = {name for names in (*LABEL_NAMES, *GROUP_NAMES) for name in names}
 _USUAL = _NO_TEXT.union(*TEXT_NAMES, *PAIR_NAMES)
@@ -74,7 +74,8 @@ def find_columns(table: Table, sample: Sequence[Row], given: Columns, *, labelle
         _require_header(table, columns)
     text = given.text or _find_text(table, columns, wanted)
     others = {name: cells for name, cells in columns.items() if name not in text}
-    group = given.group or next(iter(_named(others, GROUP_NAMES[0])), None)
+    groups = [name for names in GROUP_NAMES for name in _named(others, names)]
+    group = given.group or next(iter(groups), None)
     label = given.label
     if labelled and label is None:
         label = _find_label(table, {name: others[name] for name in others if name != group})

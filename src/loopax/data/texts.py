@@ -121,8 +121,8 @@ def read_texts(
         path: the file.
         text: the column of texts, or the two of pairs.
         label: the column of labels.
-        group: the column of what a row belongs to, which `split_texts` keeps together; `group` if
-            there is one.
+        group: the column of what a row belongs to, which `split_texts` keeps together; `group` or
+            `movie` if there is one.
         class_names: the classes there are, such as those of the data to train on; no others may
             occur.
         labelled: whether every row must have a label. Otherwise labels are read only from a column

