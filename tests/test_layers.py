@@ -18,7 +18,7 @@ LAYERS = [
     {"state", "optimizer"},
     {"soundness"},
     {"step"},
-    {"account", "environment", "weights", "autopsy", "convolution"},
+    {"account", "environment", "weights", "autopsy", "convolution", "drawing"},
     {"program"},
     {"progress", "rundir", "checkpoint", "evaluation", "recorder", "report", "origin"},
     {"run", "replay", "cost", "freezing"},

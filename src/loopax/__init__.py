@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from loopax import data as data
     from loopax.checkpoint import CheckpointStore as CheckpointStore
     from loopax.cost import estimate as estimate
+    from loopax.drawing import legible as legible
+    from loopax.drawing import save_curves as save_curves
+    from loopax.drawing import save_figure as save_figure
     from loopax.durable import replacing as replacing
     from loopax.durable import storing as storing
     from loopax.environment import cache_dir as cache_dir
@@ -73,6 +76,9 @@ _HOMES = {
     "Picture": "loopax.report",
     "Origin": "loopax.origin",
     "settings_table": "loopax.origin",
+    "save_curves": "loopax.drawing",
+    "save_figure": "loopax.drawing",
+    "legible": "loopax.drawing",
     "estimate": "loopax.cost",
     "cache_dir": "loopax.environment",
     "LoopaxError": "loopax.errors",

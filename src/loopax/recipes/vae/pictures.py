@@ -45,7 +45,6 @@ CURVES = {
     "neg_elbo_nats": "-ELBO, nats",
 }
 CURVES_SAID = "The loss and its parts over the steps, without the high values of the first ones."
-PANELS = 4
 OTHERS = (0.6, 0.6, 0.6, 1.0)
 
 
@@ -201,7 +200,7 @@ def save_latents(trained: TrainedVAE, path: Path) -> str:
     size = min(40.0, max(8.0, 8_000 / len(mean)))
     axes.scatter(x[order], y[order], s=size, c=of_each, alpha=0.7, linewidths=0)
     for label, colour in colours.items():
-        axes.scatter([], [], color=colour, label=_brief(trained.class_names[label]))
+        axes.scatter([], [], color=colour, label=loopax.legible(trained.class_names[label]))
     if not np.isin(labels, shown).all():
         axes.scatter([], [], color=OTHERS, label="other or unknown")
     axes.set_xlabel(f"first principal component ({shares[0]:.1%} of the variance)")
@@ -209,7 +208,7 @@ def save_latents(trained: TrainedVAE, path: Path) -> str:
     axes.grid(alpha=0.3)
     if len(trained.class_names) > 1:
         figure.legend(loc="outside right upper", frameon=False)
-    _save(figure, path)
+    loopax.save_figure(figure, path)
     # Without this a reader would take the mixing for a fault.
     told = "; a model that is told the class need not keep the classes apart here"
     mixed = len(shown) > 1 and trained.config.conditioning != "none"
@@ -220,31 +219,7 @@ def save_latents(trained: TrainedVAE, path: Path) -> str:
 
 def save_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws the loss and its parts over the steps: training means and test evaluations."""
-    from matplotlib.figure import Figure
-
-    known = [name for name in CURVES if _finite(history, name)]
-    names = known[:PANELS] or ["loss"]
-    down = math.ceil(len(names) / 3)
-    across = math.ceil(len(names) / down)
-    figure = Figure(figsize=(4.5 * across, 3.2 * down), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).flat
-    for axes, name in zip(panels, names, strict=True):
-        for source, style in (
-            ("train", {"lw": 1, "alpha": 0.7}),
-            ("test", {"marker": "o", "ms": 4}),
-        ):
-            rows = [row for row in history if row["source"] == source]
-            values = [row.get(name, math.nan) for row in rows]
-            axes.plot([row["step"] for row in rows], values, label=source, **style)
-        seen = _finite(history, name)
-        # The first rows tower over the rest; what matters happens below them.
-        high = seen[int(0.97 * (len(seen) - 1))] if seen else 0.0
-        if seen and high > seen[0]:
-            axes.set_ylim(top=high + 0.1 * (high - seen[0]))
-        axes.set(title=CURVES[name], xlabel="step")
-        axes.grid(alpha=0.3)
-    axes.legend()
-    _save(figure, path)
+    loopax.save_curves(history, path, CURVES)
 
 
 def save_grid(images: Grid, path: Path) -> None:
@@ -332,17 +307,6 @@ def _colours(count: int) -> list[Any]:
     return [matplotlib.colormaps[name](index) for index in range(count)]
 
 
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with loopax.replacing(path) as partial:
-        figure.savefig(partial, dpi=150)
-
-
-def _finite(history: Sequence[dict[str, Any]], name: str) -> list[float]:
-    """The finite values of a metric, from the lowest."""
-    return sorted(row[name] for row in history if math.isfinite(row.get(name, math.nan)))
-
-
 def _classes_said(
     trained: TrainedVAE, labels: Iterable[int], each: str, order: str = "from the top"
 ) -> str:
@@ -361,10 +325,4 @@ def _rows(count: int) -> str:
 
 
 def _name(trained: TrainedVAE, label: int, of: str = "class ") -> str:
-    return f"{of}{_brief(trained.class_names[label])}" if label >= 0 else "unknown class"
-
-
-def _brief(name: str, length: int = 24) -> str:
-    # A dollar would begin a formula in a legend.
-    name = "".join(c if c.isprintable() and c != "$" else "?" for c in name)
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    return f"{of}{loopax.legible(trained.class_names[label])}" if label >= 0 else "unknown class"
