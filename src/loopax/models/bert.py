@@ -40,6 +40,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
+LIMIT = 2**31
+"""No size reaches it: indices are int32."""
 SUPPORTED = {
     "model_type": "bert",
     "position_embedding_type": "absolute",
@@ -88,7 +90,7 @@ class BertConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, name = getattr(self, field.name), field.name
-            if field.type == "int" and (type(value) is not int or value < 1):
+            if field.type == "int" and not (type(value) is int and 1 <= value < LIMIT):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
             if name == "classifier_dropout" and value is None:
                 continue
@@ -97,7 +99,7 @@ class BertConfig:
                 raise ConfigError(f"{name} is {value!r}; it must be at least 0 and below 1")
             if name in ("layer_norm_eps", "initializer_range") and not (number and 0 < value < 1):
                 raise ConfigError(f"{name} is {value!r}; it must be above 0 and below 1")
-        if self.hidden_act not in ACTIVATIONS:
+        if self.hidden_act not in list(ACTIVATIONS):  # which need not be hashable
             raise ConfigError(
                 f"hidden_act is {self.hidden_act!r}; it must be one of {', '.join(ACTIVATIONS)}"
             )
