@@ -19,7 +19,8 @@ def show(content: Any) -> None:
     """Prints it to standard output."""
     from rich.console import Console
 
-    Console().print(content)
+    # Names of classes are the user's own: `[red]` in them is no colour.
+    Console(markup=False, emoji=False).print(content)
 
 
 def show_tables(tables: Any) -> None:

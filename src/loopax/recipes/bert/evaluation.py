@@ -7,7 +7,7 @@ accuracy and F1, the frequencies of the classes for the likelihood.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -29,7 +29,7 @@ BINS = 15
 MISTAKES = 10
 EXCERPT = 200
 """Characters of a text that is quoted."""
-TABULATED = 12
+TABULATED = 6
 """Classes up to which the confusion matrix is legible as a table."""
 CLASSES_LISTED = 100
 CONFUSIONS_LISTED = 15
@@ -174,12 +174,12 @@ def mistakes(probabilities: Probabilities, texts: Texts) -> list[Results]:
     ]
 
 
-def tables(results: Results) -> list[Rows]:
+def tables(results: Mapping[str, Any]) -> list[Rows]:
     """The results for people."""
     return [_overall(results), _by_class(results), _confusion(results), _calibration(results)]
 
 
-def _overall(results: Results) -> Rows:
+def _overall(results: Mapping[str, Any]) -> Rows:
     guess = results["floor"]
     low, high = results["accuracy_interval"]
     rows = [
@@ -202,7 +202,7 @@ def _overall(results: Results) -> Rows:
     return Rows(("", "classifier", "95 % interval", "guessing"), rows, title)
 
 
-def _by_class(results: Results) -> Rows:
+def _by_class(results: Mapping[str, Any]) -> Rows:
     """Every class; of very many the worst."""
     named = list(zip(results["class_names"], results["per_class"], strict=True))
     limited = ""
@@ -222,7 +222,7 @@ def _by_class(results: Results) -> Rows:
     return Rows(heads, rows, f"By class, from 0 to 1{limited}")
 
 
-def _confusion(results: Results) -> Rows:
+def _confusion(results: Mapping[str, Any]) -> Rows:
     """The matrix of few classes; of many the confusions that are most frequent."""
     names, counts = results["class_names"], np.array(results["confusion"])
     if len(names) <= TABULATED:
@@ -239,10 +239,11 @@ def _confusion(results: Results) -> Rows:
         for true, taken in found
         if counts[true, taken]
     ]
-    return Rows(("class", "taken for", "texts"), rows, "The most frequent confusions")
+    none = "" if rows else ": none"
+    return Rows(("class", "taken for", "texts"), rows, f"The most frequent confusions{none}")
 
 
-def _calibration(results: Results) -> Rows:
+def _calibration(results: Mapping[str, Any]) -> Rows:
     rows = [
         (
             f"{each['from']:.0%} – {each['to']:.0%}",

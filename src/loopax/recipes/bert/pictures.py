@@ -1,0 +1,114 @@
+"""Pictures of a text classifier: what it takes for what, how sure it may be, how it was trained.
+
+Each is drawn from what `evaluate` measured, and said in words beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import loopax
+
+CURVES = {"loss": "cross-entropy, nats", "accuracy": "accuracy", "learning_rate": "learning rate"}
+COUNTED = 30
+"""Classes up to which the counts fit into the fields of the confusion matrix."""
+NAMED = 100
+"""Classes up to which their names fit beside it."""
+SIDE = (4.0, 14.0)
+"""Inches of the confusion matrix: for two classes, and for very many."""
+
+
+class Drawn(NamedTuple):
+    """A picture in the run directory: the name of its file, and what it shows."""
+
+    name: str
+    caption: str
+
+
+def draw_all(run: loopax.RunDir, results: Mapping[str, Any]) -> list[Drawn]:
+    """Leaves every picture in the run directory."""
+    drawings: dict[str, Callable[[Mapping[str, Any], Path], str]] = {
+        "confusion.png": save_confusion,
+        "calibration.png": save_calibration,
+    }
+    drawn = [Drawn(name, draw(results, run.pictures / name)) for name, draw in drawings.items()]
+    loopax.save_curves(
+        run.metrics, run.pictures / "curves.png", CURVES, whole=("accuracy", "learning_rate")
+    )
+    return [*drawn, Drawn("curves.png", "What was trained on, and what was not, over the steps.")]
+
+
+def save_confusion(results: Mapping[str, Any], path: Path) -> str:
+    """Draws the confusion matrix: counts, coloured by their share of the row."""
+    from matplotlib.figure import Figure
+
+    counts, names = np.array(results["confusion"]), results["class_names"]
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    side = float(np.clip(1.2 + 0.45 * len(names), *SIDE))
+    figure = Figure(figsize=(side + 2.5, side + 1.5), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= COUNTED:
+        _write_counts(axes, counts, shares)
+    if len(names) <= NAMED:
+        _name_classes(axes, [loopax.legible(name) for name in names])
+    axes.set(xlabel="predicted class", ylabel="true class")
+    figure.colorbar(image, ax=axes, shrink=0.6, format="{x:.0%}", label="of the texts of the class")
+    loopax.save_figure(figure, path)
+    counted = "; the numbers count texts" if len(names) <= COUNTED else ""
+    return (
+        "What the texts of each class (a row) are taken for, as a share of the row"
+        f"{counted}. A classifier without mistakes colours the diagonal alone."
+    )
+
+
+def _write_counts(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
+    for row, column in np.argwhere(counts > 0).tolist():
+        count, share = counts[row, column], shares[row, column]
+        # The longer a number, the smaller: the fields are equally wide.
+        size = min(11.0, 28.0 / len(str(count)))
+        ink = "white" if share > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=size)
+
+
+def _name_classes(axes: Any, names: list[str]) -> None:
+    places, size = range(len(names)), float(np.clip(400 / len(names), 5, 10))
+    upright = max(map(len, names)) > 4
+    axes.set_xticks(
+        places,
+        names,
+        fontsize=size,
+        rotation=90 if upright else 0,
+    )
+    axes.set_yticks(places, names, fontsize=size)
+
+
+def save_calibration(results: Mapping[str, Any], path: Path) -> str:
+    """Draws the reliability diagram (Niculescu-Mizil and Caruana, 2005) above the texts in it."""
+    from matplotlib.figure import Figure
+
+    bins = results["calibration"]["bins"]
+    confidence = [each["confidence"] for each in bins]
+    left = [each["from"] for each in bins]
+    width = [each["to"] - each["from"] for each in bins]
+    figure = Figure(figsize=(5.5, 6.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="0.4", lw=1, ls="--", label="as sure as it should be")
+    above.bar(left, [each["accuracy"] for each in bins], width, align="edge", alpha=0.35)
+    above.plot(confidence, [each["accuracy"] for each in bins], "o", label="the classifier")
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="answers that are right")
+    above.legend(loc="upper left")
+    below.bar(left, [each["count"] for each in bins], width, align="edge", alpha=0.35)
+    below.set(xlabel="probability of the answer", ylabel="texts")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    loopax.save_figure(figure, path)
+    return (
+        "How often an answer is right, by how sure the classifier is of it: below the line it is "
+        f"too sure, above it too modest. The mean distance from the line, over texts, is "
+        f"{results['calibration']['error']:.1%}."
+    )

@@ -1,0 +1,116 @@
+"""The report of a fine-tuned classifier: one page to send to a colleague."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import loopax
+from loopax import Figures, Origin, Picture, Rows, Section, Text
+from loopax.recipes.bert.config import PRESETS
+from loopax.recipes.bert.evaluation import tables
+from loopax.recipes.bert.pictures import draw_all
+from loopax.recipes.bert.trained import TrainedClassifier
+
+
+def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
+    """Draws the pictures of a run, and leaves `report.html` in its directory.
+
+    Args:
+        trained: what the report is on.
+        results: what `evaluate` measured.
+
+    Raises:
+        LoopaxError: a picture or the report cannot be written.
+    """
+    run, config = trained.dir, trained.config
+    with loopax.storing(run.path):
+        drawn = draw_all(run, results)
+    pictures = {name: Picture(run.pictures / name, caption) for name, caption in drawn}
+    overall, by_class, confusion, calibration = tables(results)
+    origin = Origin(run)
+    sections = [
+        Section("Summary", [_summary(trained), Figures([*_figures(results)]), overall]),
+        Section("Classes", [by_class, pictures["confusion.png"], confusion]),
+        Section("Calibration", [pictures["calibration.png"], calibration]),
+        Section("Mistakes", [*_mistakes(results)]),
+        Section("Training", [pictures["curves.png"], *origin.account]),
+        Section("Configuration", [loopax.settings_table(config, PRESETS[config.preset])]),
+        Section("Provenance", [*origin.provenance(config.seed), _commands(trained)]),
+    ]
+    about = [f"preset {config.preset}", origin.began, f"loopax {loopax.__version__}"]
+    path = run.path / "report.html"
+    title = f"A classifier of texts: {Path(config.data).name}"
+    loopax.write_report(path, title, sections, subtitle=" · ".join(filter(None, about)))
+    return path
+
+
+def _summary(trained: TrainedClassifier) -> Text:
+    """What was trained on what, for how long."""
+    config, names = trained.config, trained.class_names
+    what = "pairs of texts" if len(config.text) == 2 else "texts"
+    froze = f", of which {', '.join(config.optimizer.freeze)} stayed as it was," * bool(
+        config.optimizer.freeze
+    )
+    took = Origin(trained.dir).took
+    return Text(
+        f"It tells {len(names)} classes of {what} apart, and was fine-tuned from the pretrained "
+        f"model {config.model}{froze} in {trained.step:,} steps of {config.batch_size} texts"
+        f"{took and f', {took}'}. The checkpoint is the one with the best "
+        f"{config.metric} on validation texts; all figures here are of other texts, which were "
+        "never trained on."
+    )
+
+
+def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The main figures, each beside what guessing scores."""
+    guess, (low, high) = results["floor"], results["accuracy_interval"]
+    yield (
+        "accuracy",
+        f"{results['accuracy']:.1%}",
+        f"95 % interval {low:.1%} – {high:.1%}; always “{guess['class']}”: {guess['accuracy']:.1%}",
+    )
+    yield (
+        "macro-F1, from 0 to 1",
+        f"{results['macro_f1']:.3f}",
+        f"guessing: {guess['macro_f1']:.3f}",
+    )
+    yield (
+        "negative log-likelihood",
+        f"{results['nll_nats']:.3f} nats",
+        f"by the frequencies of the classes: {guess['nll_nats']:.3f} nats",
+    )
+    yield (
+        "expected calibration error",
+        f"{results['calibration']['error']:.1%}",
+        f"of {results['texts']:,} texts",
+    )
+
+
+def _mistakes(results: Mapping[str, Any]) -> Iterator[Text | Rows]:
+    """Which are often errors of the labels."""
+    found = results["mistakes"]
+    if not found:
+        return
+    yield Text(
+        "The mistakes that the classifier is surest of: what it has not understood, or a label "
+        "that is wrong."
+    )
+    rows = [
+        (each["text"], each["class"], each["predicted"], f"{each['probability']:.1%}")
+        for each in found
+    ]
+    yield Rows(("text", "class", "predicted", "probability"), rows)
+
+
+def _commands(trained: TrainedClassifier) -> Rows:
+    run = shlex.quote(str(trained.dir.path))
+    commands = {
+        "measure it again": f"loopax evaluate {run}",
+        "classify texts": f"loopax predict {run} --file texts.csv",
+        "use it with PyTorch transformers": f"loopax export {run}",
+        "see where it stands, or train on": f"loopax resume {run}",
+    }
+    return Rows(("", ""), list(commands.items()), "Commands")
