@@ -253,8 +253,8 @@ def _calibration(results: Mapping[str, Any]) -> Rows:
         )
         for each in results["calibration"]["bins"]
     ]
-    heads = ("probability of the answer", "on average", "is right", "texts")
-    return Rows(heads, rows, "Calibration: how often an answer is right, by how sure it is")
+    heads = ("probability", "on average", "is right", "texts")
+    return Rows(heads, rows, "How often an answer is right, by its probability")
 
 
 def _excerpt(row: Sequence[str]) -> str:

@@ -18,8 +18,10 @@ COUNTED = 30
 """Classes up to which the counts fit into the fields of the confusion matrix."""
 NAMED = 100
 """Classes up to which their names fit beside it."""
-SIDE = (4.0, 14.0)
-"""Inches of the confusion matrix: for two classes, and for very many."""
+SIDE = (2.6, 14.0)
+"""Inches of the confusion matrix: at least, and at most."""
+INCHES_OF_A_POINT = 0.65 / 72
+"""Width of a letter for each point of its size, about."""
 
 
 class Drawn(NamedTuple):
@@ -48,14 +50,14 @@ def save_confusion(results: Mapping[str, Any], path: Path) -> str:
 
     counts, names = np.array(results["confusion"]), results["class_names"]
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    side = float(np.clip(1.2 + 0.45 * len(names), *SIDE))
+    side = float(np.clip(1.6 + 0.45 * len(names), *SIDE))
     figure = Figure(figsize=(side + 2.5, side + 1.5), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= COUNTED:
         _write_counts(axes, counts, shares)
     if len(names) <= NAMED:
-        _name_classes(axes, [loopax.legible(name) for name in names])
+        _name_classes(axes, [loopax.legible(name) for name in names], side / len(names))
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, ax=axes, shrink=0.6, format="{x:.0%}", label="of the texts of the class")
     loopax.save_figure(figure, path)
@@ -67,23 +69,19 @@ def save_confusion(results: Mapping[str, Any], path: Path) -> str:
 
 
 def _write_counts(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
+    # The longer the numbers, the smaller: a field is about 30 points wide.
+    size = min(11.0, 44.0 / len(str(counts.max())))
     for row, column in np.argwhere(counts > 0).tolist():
-        count, share = counts[row, column], shares[row, column]
-        # The longer a number, the smaller: the fields are equally wide.
-        size = min(11.0, 28.0 / len(str(count)))
-        ink = "white" if share > 0.5 else "black"
-        axes.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=size)
+        ink = "white" if shares[row, column] > 0.5 else "black"
+        written = {"ha": "center", "va": "center", "color": ink, "fontsize": size}
+        axes.text(column, row, str(counts[row, column]), **written)
 
 
-def _name_classes(axes: Any, names: list[str]) -> None:
+def _name_classes(axes: Any, names: list[str], width: float) -> None:
+    """Names the rows and the columns, which are `width` inches wide."""
     places, size = range(len(names)), float(np.clip(400 / len(names), 5, 10))
-    upright = max(map(len, names)) > 4
-    axes.set_xticks(
-        places,
-        names,
-        fontsize=size,
-        rotation=90 if upright else 0,
-    )
+    fits = max(map(len, names)) * size * INCHES_OF_A_POINT < width
+    axes.set_xticks(places, names, fontsize=size, rotation=0 if fits else 90)
     axes.set_yticks(places, names, fontsize=size)
 
 
@@ -95,7 +93,7 @@ def save_calibration(results: Mapping[str, Any], path: Path) -> str:
     confidence = [each["confidence"] for each in bins]
     left = [each["from"] for each in bins]
     width = [each["to"] - each["from"] for each in bins]
-    figure = Figure(figsize=(5.5, 6.0), layout="constrained")
+    figure = Figure(figsize=(5.0, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="0.4", lw=1, ls="--", label="as sure as it should be")
     above.bar(left, [each["accuracy"] for each in bins], width, align="edge", alpha=0.35)
