@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from loopax.retention import Checkpoints as Checkpoints
     from loopax.run import Run as Run
     from loopax.rundir import RunDir as RunDir
+    from loopax.rundir import read_config as read_config
     from loopax.state import TrainState as TrainState
     from loopax.weights import read_weights as read_weights
     from loopax.weights import save_weights as save_weights
@@ -66,6 +67,7 @@ _HOMES = {
     "Run": "loopax.run",
     "Chunk": "loopax.loop",
     "RunDir": "loopax.rundir",
+    "read_config": "loopax.rundir",
     "replacing": "loopax.durable",
     "storing": "loopax.durable",
     "write_report": "loopax.report",

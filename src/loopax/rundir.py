@@ -10,13 +10,15 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from loopax.durable import PARTIAL, storing, write_text
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
 from loopax.lock import RunLock
 from loopax.writers import Row, read_json_lines
+
+T = TypeVar("T")
 
 BEFORE_CONFIG = {"lock", "holder.json"}
 """What a run that was ended early may have left before it wrote its configuration."""
@@ -182,3 +184,20 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
             for line in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))
         ]
     return [] if old == new else [f"{name} = {old!r}, not {new!r}"]
+
+
+def read_config(kind: type[T], stored: Mapping[str, Any]) -> T:
+    """A recipe's configuration from what its `config.json` holds.
+
+    Raises:
+        ConfigError: a field is unknown or has a value of another type.
+    """
+    import pydantic
+
+    fields = {name: value for name, value in stored.items() if name != "recipe"}
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(fields)
+    except pydantic.ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, ["config.json", *wrong["loc"]]))
+        raise ConfigError(f"{where}: {wrong['msg']}") from error

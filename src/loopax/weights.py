@@ -78,23 +78,29 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     return weights
 
 
-def with_weights(params: PyTree, weights: Mapping[str, np.ndarray], *, source: str) -> PyTree:
+def with_weights(
+    params: PyTree, weights: Mapping[str, np.ndarray], *, source: str, partial: bool = False
+) -> PyTree:
     """`params` with the values of `weights`; a leaf on a device is replaced by one that lies alike.
 
     Args:
         params: arrays, or what `jax.eval_shape` gives; only their form matters.
         weights: one array for each leaf, by its path, of the same shape and dtype.
         source: where the weights are from, for the error.
+        partial: leaves that `weights` does not name stay as they are.
 
     Raises:
         CheckpointError: a name, a shape or a dtype differs.
         ConfigError: `params` cannot be told apart by name, or are not arrays.
     """
     old = {name: form_of(array) for name, array in weights.items()}
-    new = {name: form_of(leaf) for name, leaf in _flat(params).items()}
+    leaves = _flat(params)
+    new = {name: form_of(leaf) for name, leaf in leaves.items() if name in old or not partial}
     if differences := differing(old, new):
         raise CheckpointError(f"{source}: of another model: {differences}")
-    return map_with_path(lambda name, leaf: _placed_like(leaf, weights[name]), params)
+    return map_with_path(
+        lambda name, leaf: _placed_like(leaf, weights[name]) if name in weights else leaf, params
+    )
 
 
 def _flat(params: PyTree) -> dict[str, Any]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from loopax.recipes.vae.config import VAEConfig as VAEConfig
     from loopax.recipes.vae.evaluation import evaluate as evaluate
     from loopax.recipes.vae.evaluation import tables as tables
-    from loopax.recipes.vae.export import export_sampler as export_sampler
+    from loopax.recipes.vae.export import export as export
     from loopax.recipes.vae.judge import judge_for as judge_for
     from loopax.recipes.vae.judge import kept_for as kept_for
     from loopax.recipes.vae.judge import read_judge as read_judge
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loopax.recipes.vae.pictures import save_grid as save_grid
     from loopax.recipes.vae.pictures import save_reconstructions as save_reconstructions
     from loopax.recipes.vae.problem import Problem as Problem
+    from loopax.recipes.vae.problem import costs as costs
     from loopax.recipes.vae.problem import data_of as data_of
     from loopax.recipes.vae.trained import TrainedVAE as TrainedVAE
     from loopax.recipes.vae.trained import load as load
@@ -30,7 +31,7 @@ _HOMES = {
     "VAEConfig": "config",
     "evaluate": "evaluation",
     "tables": "evaluation",
-    "export_sampler": "export",
+    "export": "export",
     "judge_for": "judge",
     "kept_for": "judge",
     "read_judge": "judge",
@@ -39,6 +40,7 @@ _HOMES = {
     "save_grid": "pictures",
     "save_reconstructions": "pictures",
     "Problem": "problem",
+    "costs": "problem",
     "data_of": "problem",
     "TrainedVAE": "trained",
     "load": "trained",

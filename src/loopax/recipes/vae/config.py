@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import loopax
 from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
 
@@ -119,15 +120,7 @@ class VAEConfig:
         Raises:
             ConfigError: it is not one of a VAE.
         """
-        import pydantic
-
-        fields = {name: value for name, value in stored.items() if name != "recipe"}
-        try:
-            return pydantic.TypeAdapter(cls).validate_python(fields)
-        except pydantic.ValidationError as error:
-            wrong = error.errors()[0]
-            where = ".".join(map(str, ["config.json", *wrong["loc"]]))
-            raise ConfigError(f"{where}: {wrong['msg']}") from error
+        return loopax.read_config(cls, stored)
 
 
 _BERNOULLI = VAEConfig(
@@ -138,7 +131,7 @@ _BERNOULLI = VAEConfig(
 )
 PRESETS: dict[Preset, VAEConfig] = {
     "sharp": VAEConfig(),
-    "wide": VAEConfig(preset="wide", epochs=10, kl_weight=0.5),
+    "wide": VAEConfig(preset="wide", epochs=6, kl_weight=0.5, sampler="prior"),
     "article": VAEConfig(
         preset="article",
         epochs=10,

@@ -12,9 +12,24 @@ from jax import export as jax_export
 
 import loopax
 from loopax.recipes.vae.samplers import Mixtures
-from loopax.recipes.vae.trained import TrainedVAE
+from loopax.recipes.vae.trained import TrainedVAE, load
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(run: str | Path, checkpoint: str | int, out: Path | None) -> list[Path]:
+    """Writes a run's weights and, beside them, its sampler; returns where.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        StorageError: a file could not be written.
+    """
+    trained = load(run, checkpoint)
+    weights = out or trained.dir.path / "weights.safetensors"
+    loopax.save_weights(weights, trained.params)
+    sampler = weights.with_name("sampler.stablehlo")
+    export_sampler(trained, sampler)
+    return [weights, sampler]
 
 
 def export_sampler(trained: TrainedVAE, path: Path) -> None:

@@ -97,28 +97,33 @@ class Objective:
         self, params: Any, image: Any, label: Any, posterior: Any, latent: Any
     ) -> Float[Array, "samples batch"]:
         """log p(image, latent) - log q(latent), for latents `[samples, batch, latent]`."""
+        fit = self.log_likelihood(params, image, latent, label)
         prior = self._apply(params, "prior_at", label)
-        count = latent.shape[0]
-        flat, labels = latent.reshape(-1, latent.shape[-1]), jnp.tile(label, count)
-        images = jnp.broadcast_to(image[None], (count, *image.shape)).reshape(-1, *image.shape[1:])
-        fit = self.log_likelihood(params, images, flat, labels).reshape(count, -1)
         prior, posterior = ((mean[None], logvar[None]) for mean, logvar in (prior, posterior))
         return fit + log_normal(latent, *prior) - log_normal(latent, *posterior)
 
-    def log_likelihood(self, params: Any, image: Any, latent: Any, label: Any) -> PerImage:
+    def log_likelihood(
+        self, params: Any, image: Any, latent: Any, label: Any
+    ) -> Float[Array, "*samples batch"]:
         """log p(image | latent, class) in nats; of a density on [0, 1], but of bits for Bernoulli.
 
-        The optimal variance (Rybkin et al., 2021) is that of the batch's own residual.
+        Each image may have several latents, `[*samples, batch, latent]`. The optimal variance
+        (Rybkin et al., 2021) is that of the batch's own residual.
         """
         config = self.config
+        method = "decode_logits" if config.likelihood == "bernoulli" else "decode"
+        samples = latent.shape[:-2]
+        flat, labels = latent.reshape(-1, latent.shape[-1]), jnp.tile(label, math.prod(samples))
+        # Pixels in a single axis: broadcast over more, their arithmetic takes several times as long.
+        decoded = self._apply(params, method, flat, labels).reshape(*samples, len(image), -1)
+        pixels = image.reshape(*(1 for _ in samples), len(image), -1)
         if config.likelihood == "bernoulli":
-            logits = self._apply(params, "decode_logits", latent, label)
-            # As `image * logits - softplus(logits)`, whose logaddexp takes three times as long.
-            softplus = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-            return (image * logits - softplus).sum(axis=(1, 2, 3))
-        errors = jnp.square(self._apply(params, "decode", latent, label) - image)
+            # As `pixels * decoded - softplus(decoded)`, whose logaddexp takes three times as long.
+            softplus = jnp.maximum(decoded, 0) + jnp.log1p(jnp.exp(-jnp.abs(decoded)))
+            return (pixels * decoded - softplus).sum(axis=-1)
+        errors = jnp.square(decoded - pixels)
         if config.likelihood == "squared_error":
-            return -self._as_density(0.5 * errors.sum(axis=(1, 2, 3)))
+            return -self._as_density(0.5 * errors.sum(axis=-1))
         if config.sigma == "optimal":
             variance = jnp.maximum(errors.mean(), 1e-6)
         elif config.sigma == "learned":
@@ -126,7 +131,7 @@ class Objective:
         else:
             variance = jnp.square(jnp.float32(config.sigma))
         logs = LOG_2PI + jnp.log(variance)
-        return -0.5 * (errors / variance + logs).sum(axis=(1, 2, 3))
+        return -0.5 * (errors / variance + logs).sum(axis=-1)
 
     def negative_log_likelihood(self, samples: int, *, per_pass: int = 4000) -> Callable[..., Any]:
         """A compiled estimate of -log p(image | class) in nats, from above.

@@ -81,6 +81,12 @@ class Problem:
         return state.with_params(weights_of(config.weights, state.params))
 
 
+def costs(config: VAEConfig) -> list[str]:
+    """What a step of this training costs, in lines."""
+    problem = Problem.of(config)
+    return loopax.estimate(problem.state(), problem.loss_fn, problem.batches).lines()
+
+
 def data_of(config: VAEConfig) -> Splits:
     """The images that a configuration names.
 
