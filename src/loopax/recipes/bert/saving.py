@@ -149,6 +149,7 @@ def _tokenizer_config(model: BertForSequenceClassification, tokenizer: Tokenizer
     return {
         # The class that takes tokenizer.json as it is; the one of BERT may lower-case anew.
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "model_max_length": model.config.max_position_embeddings,
         **special,
     }

@@ -1,0 +1,1 @@
+"""What is compared with other libraries, where these are installed."""
