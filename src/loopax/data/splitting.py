@@ -33,8 +33,8 @@ def grouped_split(
         Which rows are taken, bool `(rows,)`.
     """
     blocks = sorted(_blocks(ties), key=lambda block: min(ranks[row] for row in block))
-    chosen = np.zeros(len(labels), bool)
-    for block in _taken([Counter(labels[block].tolist()) for block in blocks], fraction):
+    chosen, classes = np.zeros(len(labels), bool), labels.tolist()
+    for block in _taken([Counter(classes[row] for row in block) for block in blocks], fraction):
         chosen[blocks[block]] = True
     return chosen
 
