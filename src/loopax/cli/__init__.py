@@ -11,21 +11,22 @@ import sys
 from collections.abc import Callable, Sequence
 
 from loopax import __version__
-from loopax.cli import data, exploring, past, results, training
+from loopax.cli import data, exploring, past, predicting, results, training
 from loopax.cli.parsing import unknown
 from loopax.errors import ConfigError, LoopaxError, StorageError
 
 USAGE = """\
 usage: loopax COMMAND ...
 
-  train vae            train a class-conditional VAE, or continue a run
+  train RECIPE         train a VAE on images (vae) or classify texts (bert), or continue a run
   resume RUN           continue a run with the settings it was made with
   sample RUN           draw samples from a trained run
   reconstruct RUN      draw test images beside their reconstructions
   explore RUN          move through the latents of a trained run in the browser
   evaluate RUN         measure a trained run, and its samples beside real images
+  predict RUN          classify texts with a fine-tuned run
   judge DATA           train the classifier that samples of some data are judged by
-  export RUN           write the weights of a run, and its sampler, for use elsewhere
+  export RUN           write what a run has trained for use elsewhere
   runs DIR             list the runs below a directory
   data list|get NAME   public texts and weights, fetched by name
   verify WHAT          prove that a recipe, a run or a program resumes bit for bit
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "reconstruct": results.reconstruct,
     "explore": exploring.explore,
     "evaluate": results.evaluate,
+    "predict": predicting.predict,
     "judge": training.judge,
     "export": results.export,
     "runs": results.runs,

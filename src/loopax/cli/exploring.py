@@ -23,7 +23,7 @@ class Explore(OfRun):
 def explore(words: list[str]) -> int:
     """`loopax explore RUN`."""
     command = parse(Explore, words, "loopax explore")
-    recipe = recipe_of(command.run)
+    recipe = recipe_of(command.run, "vae")
     from loopax.recipes.vae.explorer import listen
 
     with listen(command.port) as server:

@@ -17,7 +17,10 @@ from loopax.errors import ConfigError
 
 T = TypeVar("T")
 
-RECIPES = ("vae",)
+RECIPES = {
+    "vae": "train a class-conditional VAE on images",
+    "bert": "fine-tune a pretrained BERT to classify texts",
+}
 _STYLE = (tyro.conf.AvoidSubcommands,)
 
 
@@ -55,6 +58,13 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
     return None
 
 
+def is_target(words: list[str], index: int) -> bool:
+    """Whether the word at `index` is no option, nor the value of one."""
+    option = words[index].startswith("-") and words[index] != "-m"
+    value = index > 0 and words[index - 1].startswith("--") and "=" not in words[index - 1]
+    return not option and not value
+
+
 def seconds(option: str, duration: str | None) -> float | None:
     """A duration in seconds: `90`, `90s`, `30m`, `2h`, `1:30:00`.
 
@@ -71,15 +81,15 @@ def seconds(option: str, duration: str | None) -> float | None:
     raise ConfigError(f"{option} is {duration!r}; give seconds, or 90s, 30m, 2h or 1:30:00")
 
 
-def recipe_of(run: Path) -> Any:
-    """The recipe that made a run, as a module."""
+def recipe_of(run: Path, *able: str) -> Any:
+    """The recipe that made a run, as a module; one of those that a command is able to work on."""
     from loopax.rundir import RunDir
 
     recipe = RunDir.open(run).config.get("recipe")
-    if recipe not in RECIPES:
+    if recipe not in (able or RECIPES):
         raise ConfigError(
             f"{run}: holds a run of {recipe or 'a program of its own'}; this command works on "
-            f"runs of {', '.join(RECIPES)}"
+            f"runs of {', '.join(able or RECIPES)}"
         )
     return importlib.import_module(f"loopax.recipes.{recipe}")
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from loopax.cli.parsing import RECIPES, parse, recipe_of
+from loopax.cli.parsing import RECIPES, is_target, parse, recipe_of
 from loopax.errors import ConfigError
 
 
@@ -60,7 +60,7 @@ class Verify:
 
 def verify(words: list[str]) -> int:
     """`loopax verify [OPTIONS] WHAT ...`."""
-    given = next((i for i, word in enumerate(words) if _is_target(words, i)), len(words))
+    given = next((i for i, word in enumerate(words) if is_target(words, i)), len(words))
     command = parse(Verify, words[:given], "loopax verify")
     if given == len(words):
         raise ConfigError("say what to verify: a recipe, the directory of a run, or a program")
@@ -77,13 +77,6 @@ def verify(words: list[str]) -> int:
     )
     print("\n".join(verdict.lines()))
     return 0 if verdict.exact else 1
-
-
-def _is_target(words: list[str], index: int) -> bool:
-    """Whether the word is no option of `verify`, nor the value of one."""
-    option = words[index].startswith("-") and words[index] != "-m"
-    value = index > 0 and words[index - 1].startswith("--") and "=" not in words[index - 1]
-    return not option and not value
 
 
 def replay(words: list[str]) -> int:

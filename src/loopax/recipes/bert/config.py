@@ -1,0 +1,143 @@
+"""What a fine-tuning run is made of. Importing this does not import JAX: `--help` is instant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import loopax
+from loopax import Optimizer, Schedule
+from loopax.errors import ConfigError
+
+Preset = Literal["full", "head"]
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """A classifier of texts, fine-tuned from a pretrained BERT."""
+
+    preset: Preset = "full"
+    """full: everything trains, which is most accurate; head: the pretrained part is frozen and its
+    features are computed once, so that an epoch takes a moment."""
+    data: str = "rotten-tomatoes"
+    """A table of texts and labels (CSV, TSV, JSON lines, Parquet), or one of `loopax data list`."""
+    test_data: str | None = None
+    """A table to test on; otherwise a part of the data is kept aside."""
+    text: tuple[str, ...] = ()
+    """The column of the texts, or the two columns of pairs; found by itself when left out."""
+    label: str | None = None
+    """The column of the labels; found by itself when left out."""
+    group: str | None = None
+    """A column whose rows with the same value are never both trained and tested on."""
+    test_fraction: float = 0.1
+    """The part of the rows to test on, where there is no table for it."""
+    validation_fraction: float = 0.1
+    """The part of the other rows by which the best checkpoint is chosen."""
+    model: str = "minilm"
+    """A folder as Hugging Face stores models, an installed package that carries one, a name of
+    `loopax data list`, or a name on the Hugging Face hub."""
+    max_length: int = 128
+    """Tokens of a text, special ones included; what is longer is cut."""
+    pooling: Literal["pooler", "mean"] = "pooler"
+    """What the head sees: BERT's own pooler, or the mean over all tokens."""
+    epochs: int = 3
+    """Passes over the training texts."""
+    batch_size: int = 32
+    """Texts in a step."""
+    seed: int = 0xFFFF
+    """Of the head, the dropout, the order of the texts and the parts they are split into."""
+    dropout: float | None = None
+    """Instead of what the model says; what is frozen as a whole has none before the head."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: errors weigh as much in a rare class as in a frequent one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in; parameters and their updates stay float32."""
+    warmup_fraction: float = 0.1
+    """The part of the run in which the learning rate grows from 0."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate for each layer further down; 1 trains all alike."""
+    cache_features: bool = True
+    """Compute the features of a frozen model once, instead of in each epoch."""
+    self_contained: bool = False
+    """Copy frozen weights into the checkpoints, instead of referring to them by path and hash."""
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """What the best checkpoint is best in, on the validation texts."""
+    patience: int = 3
+    """Evaluations without a better one after which training ends."""
+    evaluations_per_epoch: int = 1
+    """How often the validation texts are measured."""
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(
+            learning_rate=1e-4,
+            schedule=Schedule("linear"),
+            weight_decay=0.01,
+            decay_vectors=False,
+            clip_norm=1.0,
+        )
+    )
+    """How the parameters are updated; `freeze` picks those that are not."""
+    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """When a number is NaN or infinite: stop, skip the update, or go back to a checkpoint."""
+    log_every: int = 20
+    """Steps between logged rows."""
+
+    def __post_init__(self) -> None:
+        counts = ("epochs", "batch_size", "patience", "evaluations_per_epoch", "log_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_length < 8:
+            raise ConfigError(f"max_length is {self.max_length}; it must be at least 8")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
+        if len(self.text) > 2:
+            raise ConfigError(f"text is {self.text}; name one column, or two of pairs")
+        for name in ("test_fraction", "validation_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be within 0 and 1")
+        for name in ("dropout", "warmup_fraction"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
+                )
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(
+                f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1"
+            )
+        if self.layer_decay < 1 and self.optimizer.groups:
+            raise ConfigError("layer_decay makes groups of its own; leave out optimizer.groups")
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as the run directory keeps it."""
+        return {"recipe": "bert", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> FineTuneConfig:
+        """The configuration of a run directory.
+
+        Raises:
+            ConfigError: it is not one of a fine-tuning run.
+        """
+        return loopax.read_config(cls, stored)
+
+
+_FULL = FineTuneConfig()
+PRESETS: dict[Preset, FineTuneConfig] = {
+    "full": _FULL,
+    "head": replace(
+        _FULL,
+        preset="head",
+        pooling="mean",
+        epochs=30,
+        warmup_fraction=0.0,
+        patience=10,
+        optimizer=Optimizer(
+            learning_rate=3e-3,
+            schedule=Schedule("cosine"),
+            weight_decay=0.01,
+            decay_vectors=False,
+            freeze=("bert",),
+        ),
+    ),
+}

@@ -1,0 +1,164 @@
+"""A fine-tuned classifier: to ask for classes, as training or `load` gives it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+import loopax
+from loopax.data import Texts, read_texts
+from loopax.errors import CheckpointError, RunDirError
+from loopax.models.bert import BertForSequenceClassification
+from loopax.recipes.bert.config import FineTuneConfig
+from loopax.recipes.bert.pretrained import Pretrained, encode, params_for, read_pretrained
+from loopax.recipes.bert.problem import Problem, located, model_of
+from loopax.recipes.bert.saving import save_pretrained
+from loopax.recipes.bert.tokens import BATCH, in_batches, model_inputs
+
+MODEL_FILE = "model.json"
+"""What a run must know of its pretrained model and its classes to be used without its data."""
+
+Probabilities = Float[np.ndarray, "texts classes"]
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A classifier of texts with its parameters, and its run directory.
+
+    Attributes:
+        config: how it was trained.
+        pretrained: what it was fine-tuned from; its tokenizer reads the texts.
+        model, params: the Flax module, and what its `apply` takes.
+        class_names: the classes, in the order of the probabilities.
+        dir: the run directory.
+        step: how many updates the parameters have seen.
+    """
+
+    config: FineTuneConfig
+    pretrained: Pretrained
+    model: BertForSequenceClassification
+    params: Any
+    class_names: tuple[str, ...]
+    dir: loopax.RunDir
+    step: int
+
+    def probabilities(
+        self, texts: Sequence[str | tuple[str, ...]], *, batch_size: int = BATCH
+    ) -> Probabilities:
+        """How likely each text, or pair of texts, is of each class."""
+        if not texts:
+            return np.empty((0, len(self.class_names)), np.float32)
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        longest = min(self.config.max_length, self.pretrained.config.max_position_embeddings)
+        columns = encode(self.pretrained.tokenizer, rows, longest)
+        function = functools.partial(_probabilities, self.model, self.params)
+        return in_batches(function, columns, longest, batch_size)
+
+    def classify(self, texts: Sequence[str | tuple[str, ...]]) -> list[str]:
+        """The most likely class of each text, or pair of texts."""
+        return [self.class_names[index] for index in self.probabilities(texts).argmax(-1)]
+
+    @property
+    def results_file(self) -> Path:
+        """Where training leaves what it has measured at its end."""
+        return self.dir.path / "results.json"
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(model: BertForSequenceClassification, params: Any, batch: Any) -> Any:
+    logits: Any = model.apply(params, *model_inputs(batch))
+    return jax.nn.softmax(logits)
+
+
+def note_model(run: loopax.Run, problem: Problem) -> None:
+    """Keeps in a run's directory what its classifier is made of: by path and hash, and its classes.
+
+    The directory exists only once the run has begun; this is called after each chunk.
+    """
+    if run.dir is None or (run.dir.path / MODEL_FILE).exists():
+        return
+    pretrained, train = problem.pretrained, problem.texts.train
+    noted = {
+        "pretrained": str(pretrained.folder),
+        "sha256": pretrained.digest,
+        "class_names": list(train.class_names),
+    }
+    run.dir.write_json(MODEL_FILE, noted)
+
+
+def load(run: str | Path, checkpoint: str | int = "best") -> TrainedClassifier:
+    """The classifier of a run, at its `best` or `latest` checkpoint or at that of a step.
+
+    The texts that it was trained on are not needed.
+
+    Raises:
+        RunDirError: `run` is not the directory of a fine-tuning run.
+        CheckpointError: there is no such checkpoint, or the pretrained weights are not those that
+            the run began with.
+    """
+    config, directory = stored_config(run), loopax.RunDir.open(run)
+    if not (directory.path / MODEL_FILE).exists():
+        raise RunDirError(f"{run}: has no {MODEL_FILE}; the run has not begun to train")
+    noted = directory.read_json(MODEL_FILE)
+    pretrained = read_pretrained(_found(noted["pretrained"], config))
+    if pretrained.digest != noted["sha256"]:
+        raise CheckpointError(
+            f"{pretrained.folder}: its weights have digest {pretrained.digest[:12]}, and {run} was "
+            f"fine-tuned from {noted['sha256'][:12]}"
+        )
+    class_names = tuple(noted["class_names"])
+    model = model_of(config, pretrained, class_names)
+    params = params_for(pretrained, model, jax.random.key(config.seed))
+    with loopax.CheckpointStore(directory.checkpoints) as store:
+        step = store.step_of(checkpoint)
+        weights = store.weights(step)
+    source = str(directory.checkpoints / str(step))
+    params = loopax.with_weights(params, weights, source=source, partial=True)
+    return TrainedClassifier(config, pretrained, model, params, class_names, directory, step)
+
+
+def texts_like(trained: TrainedClassifier, path: str | Path) -> Texts:
+    """The texts of another table, read as those that a run was trained on.
+
+    Raises:
+        DataError: it cannot be read, or has a class that the run does not know.
+    """
+    config = trained.config
+    return read_texts(path, text=config.text, label=config.label, class_names=trained.class_names)
+
+
+def _found(folder: str, config: FineTuneConfig) -> str:
+    """Where the pretrained model lies: where it lay, or where its name leads to by now."""
+    return folder if Path(folder).exists() else located(config.model)
+
+
+def export(run: str | Path, checkpoint: str | int, out: Path | None) -> list[Path]:
+    """Writes a run's classifier as a folder that PyTorch transformers loads as well."""
+    trained = load(run, checkpoint)
+    out = out or trained.dir.path / "exported"
+    save_pretrained(
+        out, trained.model, trained.params, trained.pretrained.tokenizer, trained.class_names
+    )
+    return [out]
+
+
+def stored_config(run: str | Path) -> FineTuneConfig:
+    """What the run in this directory was configured with.
+
+    Raises:
+        RunDirError: `run` is not the directory of a fine-tuning run.
+    """
+    directory = loopax.RunDir.open(run)
+    recipe = directory.config.get("recipe")
+    if recipe != "bert":
+        raise RunDirError(f"{run}: holds a run of {recipe or 'a program'}, not of the bert recipe")
+    config = FineTuneConfig.from_json(directory.config)
+    directory.check(config.to_json())
+    return config
