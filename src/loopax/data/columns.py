@@ -129,7 +129,8 @@ def _find_text(
     longest = sorted(lengths, key=lambda name: -lengths[name])
     if not longest:
         raise fault(
-            table.path, f"no column looks like texts; pass text=, one of {_listed(columns)}"
+            table.path,
+            f"no column looks like texts; there are {_listed(columns)}, pass text= to name one",
         )
     if len(longest) > 1 and lengths[longest[0]] < _MANY_TIMES * lengths[longest[1]]:
         raise _unclear(table, "texts", "text", longest)
@@ -145,7 +146,8 @@ def _find_label(table: Table, columns: Mapping[str, Sequence[Any]]) -> str:
     if not found:
         raise fault(
             table.path,
-            f"no column looks like labels; pass label=, one of {_listed(columns)}",
+            f"no column looks like labels; besides the texts there are {_listed(columns)}, pass label= "
+            "to name one",
         )
     if len(found) > 1:
         raise _unclear(table, "labels", "label", found)
@@ -187,7 +189,7 @@ def _unclear(table: Table, what: str, option: str, names: Sequence[str]) -> Data
 
 
 def _listed(names: Iterable[str]) -> str:
-    listed = ", ".join(repr(_brief(name)) for name in names)
+    listed = ", ".join(repr(_brief(name)) for name in dict.fromkeys(names))
     return textwrap.shorten(listed, 400, placeholder=" ...") or "none"
 
 
