@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from loopax import Rows
 from loopax.data import Texts
 from loopax.errors import DataError
-from loopax.recipes.bert.problem import Problem
+from loopax.recipes.bert.problem import texts_of
 from loopax.recipes.bert.trained import TrainedClassifier
 
 Results = dict[str, Any]
@@ -54,7 +54,7 @@ def evaluate(
         LoopaxError: the run's own data cannot be used.
     """
     if texts is None:
-        texts = Problem.of(trained.config, say).texts.test
+        texts = texts_of(trained.config).test
     if texts.class_names != trained.class_names:
         raise DataError(
             f"{texts.name}: its classes are {', '.join(texts.class_names)}; this run knows "

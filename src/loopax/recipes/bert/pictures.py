@@ -41,7 +41,8 @@ def draw_all(run: loopax.RunDir, results: Mapping[str, Any]) -> list[Drawn]:
     loopax.save_curves(
         run.metrics, run.pictures / "curves.png", CURVES, whole=("accuracy", "learning_rate")
     )
-    return [*drawn, Drawn("curves.png", "What was trained on, and what was not, over the steps.")]
+    said = "Means over the texts that were trained on, and over the validation texts, by step."
+    return [*drawn, Drawn("curves.png", said)]
 
 
 def save_confusion(results: Mapping[str, Any], path: Path) -> str:
