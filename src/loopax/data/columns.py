@@ -146,8 +146,8 @@ def _find_label(table: Table, columns: Mapping[str, Sequence[Any]]) -> str:
     if not found:
         raise fault(
             table.path,
-            f"no column looks like labels; besides the texts there are {_listed(columns)}, pass label= "
-            "to name one",
+            f"no column looks like labels; besides the texts there are {_listed(columns)}, pass "
+            "label= to name one",
         )
     if len(found) > 1:
         raise _unclear(table, "labels", "label", found)
