@@ -2,7 +2,7 @@
 
 from loopax.data import catalogue
 from loopax.data.batches import Batches, DatasetBatches, IterableBatches, as_batches
-from loopax.data.buckets import BucketedBatches
+from loopax.data.buckets import BucketedBatches, bucket_lengths
 from loopax.data.dataset import Dataset, Splits
 from loopax.data.files import load
 from loopax.data.folder import read_folder
@@ -20,6 +20,7 @@ __all__ = [
     "Splits",
     "Texts",
     "as_batches",
+    "bucket_lengths",
     "catalogue",
     "load",
     "mnist",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopax.data.buckets import bucket_lengths
+from loopax.data import bucket_lengths
 
 CUT = ("input_ids", "token_type_ids")
 """The columns that are cut to the length of their bucket."""

@@ -1,0 +1,294 @@
+"""Fine-tuning in Python: what is frozen costs nothing, and what is trained is what is loaded."""
+
+import csv
+import dataclasses
+import json
+import random
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import loopax
+from loopax import Optimizer, Schedule
+from loopax.account import Account
+from loopax.errors import CheckpointError, ConfigError
+from loopax.program import TrainProgram
+from loopax.recipes import bert
+from loopax.recipes.bert import problem as problems
+from loopax.recipes.bert.training import has_stalled
+
+TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
+WORDS = {"good": ["great", "fine"], "bad": ["dull", "poor"]}
+
+
+def write_reviews(path, count=140, classes=("good", "bad")):
+    """Texts from 3 to 60 words long, so that they fall into two buckets."""
+    rng = random.Random(0)
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["review", "verdict"])
+        for index in range(count):
+            verdict = classes[index % len(classes)]
+            filler = ["the", "film", "is", "a", str(index)] * rng.choice([1, 12])
+            table.writerow([" ".join([*filler, *WORDS.get(verdict, [verdict])]), verdict])
+    return path
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+
+
+@pytest.fixture(scope="module")
+def full(reviews):
+    return bert.FineTuneConfig(
+        data=str(reviews),
+        model=str(TINY),
+        epochs=3,
+        batch_size=8,
+        log_every=3,
+        class_weights="balanced",
+        optimizer=Optimizer(learning_rate=3e-3, schedule=Schedule("linear"), clip_norm=1.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def head(full):
+    optimizer = Optimizer(
+        learning_rate=1e-2, schedule=Schedule("cosine"), clip_norm=1.0, freeze=("bert",)
+    )
+    return dataclasses.replace(full, pooling="mean", optimizer=optimizer)
+
+
+@pytest.fixture(scope="module")
+def trained(full, tmp_path_factory):
+    return bert.train(full, tmp_path_factory.mktemp("runs") / "full", progress=False)
+
+
+@pytest.fixture(scope="module")
+def frozen(head, tmp_path_factory):
+    config = dataclasses.replace(head, cache_features=False)
+    return bert.train(config, tmp_path_factory.mktemp("runs") / "frozen", progress=False)
+
+
+def states(trained):
+    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
+        return {step: store.read(step)[0] for step in store.steps}
+
+
+def rows(trained):
+    return trained.dir.metrics_file.read_text()
+
+
+def test_a_run_in_pieces_ends_as_one_that_was_left_alone(full, trained, bits, tmp_path):
+    for steps in (1, 17):
+        bert.train(full, tmp_path, steps=steps, progress=False)
+    again = bert.train(full, tmp_path, progress=False)
+    last = max(states(trained))
+    assert last == 42
+    assert bits(states(again)[last]) == bits(states(trained)[last])
+    assert rows(again) == rows(trained)
+    assert json.loads(again.results_file.read_text()) == json.loads(
+        trained.results_file.read_text()
+    )
+
+
+def test_texts_of_different_lengths_train_in_two_shapes(trained):
+    account = trained.dir.read_json("account.json")
+    assert len(account["compilations"]["train"]) == 2
+
+
+def test_what_is_frozen_stays_bit_for_bit_and_is_not_in_the_checkpoints(frozen, head):
+    before = problems.Problem.of(head).params["params"]
+    after = frozen.params["params"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, before["bert"], after["bert"]))
+    assert not np.array_equal(before["classifier"]["kernel"], after["classifier"]["kernel"])
+    for tree in states(frozen).values():
+        leaves = jax.tree.leaves(tree["params"])
+        assert sum(leaf.size for leaf in leaves) == 32 * 2 + 2
+    assert [row["grad_norm"] for row in frozen.dir.metrics if "grad_norm" in row]
+
+
+def test_features_that_were_computed_once_give_the_same_within_rounding(head, frozen, tmp_path):
+    cached = bert.train(head, tmp_path / "cached", progress=False)
+    for one, other in zip(
+        jax.tree.leaves(cached.params), jax.tree.leaves(frozen.params), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    for one, other in zip(cached.dir.metrics, frozen.dir.metrics, strict=True):
+        assert one.keys() == other.keys()
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    account = cached.dir.read_json("account.json")
+    assert len(account["compilations"]["train"]) == 1
+
+
+def test_features_are_kept_for_the_next_run(head, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOPAX_CACHE", str(tmp_path / "cache"))
+    first = bert.train(head, tmp_path / "first", steps=14, progress=False)
+    files = list((tmp_path / "cache" / "features").iterdir())
+    assert len(files) == 2  # to train on, and to choose by
+    stamps = [file.stat().st_mtime_ns for file in files]
+    second = bert.train(
+        dataclasses.replace(head, epochs=2), tmp_path / "second", steps=14, progress=False
+    )
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert first.step == second.step
+
+
+def test_a_run_is_used_without_its_data(full, trained, tmp_path):
+    copy = tmp_path / "moved"
+    shutil.copytree(trained.dir.path, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "data": "gone.csv"}))
+    loaded = bert.load(copy)
+    texts = ["the film is great", "the film is dull " * 20]
+    np.testing.assert_array_equal(loaded.probabilities(texts), trained.probabilities(texts))
+    np.testing.assert_allclose(loaded.probabilities(texts).sum(-1), 1, rtol=1e-5)
+    assert set(loaded.classify(texts)) <= {"good", "bad"}
+    assert loaded.probabilities([]).shape == (0, 2)
+
+
+def test_a_text_is_judged_alike_alone_and_among_others(trained):
+    texts = [("the film is a " * (index % 9 + 1),) for index in range(30)]
+    together = trained.probabilities(texts, batch_size=8)
+    alone = np.concatenate([trained.probabilities([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_other_pretrained_weights_than_a_run_began_with_are_refused(head, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    config = dataclasses.replace(head, model=str(model))
+    bert.train(config, tmp_path / "run", steps=15, progress=False)
+    weights = loopax.read_weights(model / "model.safetensors")
+    name = next(name for name in weights if "query.weight" in name)
+    weights[name] = weights[name] + 1
+    loopax.save_weights(model / "model.safetensors", weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="was fine-tuned from") as raised:
+        bert.load(tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(CheckpointError, match="made with"):
+        bert.train(config, tmp_path / "run", progress=False)
+
+
+def test_self_contained_checkpoints_hold_what_is_frozen_too(head, tmp_path):
+    config = dataclasses.replace(head, self_contained=True)
+    run = bert.train(config, tmp_path, steps=15, progress=False)
+    assert {"bert", "classifier"} <= states(run)[15]["params"]["params"].keys()
+
+
+def test_training_ends_when_nothing_gets_better(full, tmp_path):
+    still = dataclasses.replace(
+        full, patience=1, epochs=20, metric="loss", optimizer=Optimizer(learning_rate=1e-30)
+    )
+    run = bert.train(still, tmp_path, progress=False)
+    assert max(states(run)) == 28
+    assert run.results_file.exists()
+    again = bert.train(still, tmp_path, progress=False)
+    assert max(states(again)) == 28
+
+
+def test_stalling_counts_evaluations_since_the_best(full):
+    def history(*values):
+        return [{"source": "validation", "accuracy": value} for value in values]
+
+    patient = dataclasses.replace(full, patience=2)
+    assert not has_stalled(history(), patient)
+    assert not has_stalled(history(0.5, 0.4), patient)
+    assert has_stalled(history(0.5, 0.4, 0.5), patient)
+    assert not has_stalled(history(0.5, 0.4, 0.6), patient)
+
+
+def test_rare_classes_weigh_as_much_as_frequent_ones(tmp_path):
+    path = write_reviews(tmp_path / "skewed.csv", 60, ("good", "good", "bad"))
+    texts = loopax.data.read_texts(path)
+    weights = problems.class_weights(texts)
+    counts = np.bincount(texts.labels)
+    np.testing.assert_allclose(weights * counts, np.mean(weights * counts), rtol=1e-6)
+    np.testing.assert_allclose((weights * counts).sum(), len(texts), rtol=1e-6)
+
+
+def test_rates_shrink_layer_by_layer_towards_the_embeddings():
+    made = problems.by_depth(Optimizer(learning_rate=1.0), 2, 0.5)
+    rates = {group.params[0]: group.optimizer.learning_rate for group in made.groups}
+    assert made.learning_rate == 1.0
+    assert rates == {
+        "bert/encoder/layer/1": 0.5,
+        "bert/encoder/layer/0": 0.25,
+        "bert/embeddings": 0.125,
+    }
+
+
+def compiled(problem):
+    """The chunk that trains, as XLA made it."""
+    program = TrainProgram(
+        problem.loss_fn, problem.batches, Account(), skip=problem.config.nonfinite == "skip"
+    )
+    items = problem.batches.feed([0], 0, 2).take(1)
+    return program.compiled(problem.state(), items), program.batch(items)
+
+
+def test_freezing_is_free_with_clipping_accumulation_and_a_finite_check(head):
+    """Beside the forward pass alone: the ratios that a frozen model is promised to keep."""
+    optimizer = dataclasses.replace(head.optimizer, accumulate=4)
+    config = dataclasses.replace(
+        head, cache_features=False, nonfinite="skip", optimizer=optimizer, batch_size=32
+    )
+    problem = problems.Problem.of(config)
+    step, batch = compiled(problem)
+    forward = (
+        jax.jit(lambda params, batch: problem.test_loss(params, batch, None)[0])
+        .lower(problem.params, batch)
+        .compile()
+    )
+    whole, _ = compiled(
+        problems.Problem.of(
+            dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, freeze=()))
+        )
+    )
+
+    def flops(program):
+        return program.cost_analysis()["flops"]
+
+    def temporary(program):
+        return program.memory_analysis().temp_size_in_bytes
+
+    # The tiny model has as many parameters as a real one has in a thousandth of its arithmetic.
+    assert flops(step) <= 1.1 * flops(forward)
+    assert flops(whole) > 2 * flops(step)
+    assert temporary(whole) > 2 * temporary(step)
+    optimiser = jax.tree.leaves(problem.state().opt_state)
+    assert sum(leaf.nbytes for leaf in optimiser) < 2000
+    assert temporary(step) <= 1.25 * temporary(forward)
+
+
+def test_a_dry_run_tells_what_freezing_saves(head):
+    lines = "\n".join(bert.costs(head))
+    frozen, free = lines.split("with nothing frozen:")
+    assert "66 trainable" in frozen
+    assert "0 frozen" in free
+    assert "features are computed once" in free
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_length": 4}, "max_length is 4; it must be at least 8"),
+        ({"text": ("a", "b", "c")}, "name one column, or two of pairs"),
+        ({"validation_fraction": 1.0}, "must be within 0 and 1"),
+        ({"layer_decay": 0.0}, "must be above 0"),
+        ({"dropout": 1.0}, "below 1"),
+        ({"patience": 0}, "must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(full, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(full, **changes)
+
+
+def test_a_batch_of_more_texts_than_there_are_is_refused(full):
+    with pytest.raises(ConfigError, match="batch_size is 500, and 113 texts are left"):
+        problems.Problem.of(dataclasses.replace(full, batch_size=500))
