@@ -19,6 +19,7 @@ import loopax
 from loopax.data import Dataset
 from loopax.errors import ConfigError
 from loopax.recipes.vae import fidelity
+from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.judge import Judge, judge_for, known_only
 from loopax.recipes.vae.objective import Objective
 from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE, as_floats
@@ -93,7 +94,9 @@ def evaluate(
     if draws < 1 or (importance_samples is not None and importance_samples < 1):
         raise ConfigError("draws and importance_samples must be at least 1")
     results: Results = {"step": trained.step, "objective": objective_means(trained)}
-    if importance_samples is not None:
+    if importance_samples is not None and not is_density(trained.config):
+        say("with kl_weight 0 the squared error is that of no density: there is no likelihood")
+    elif importance_samples is not None:
         results["likelihood"] = likelihood(trained, importance_samples)
     return {**results, **judged(trained, draws, say)}
 
@@ -101,7 +104,8 @@ def evaluate(
 def objective_means(trained: TrainedVAE) -> dict[str, dict[str, float]]:
     """The objective and its parts over every image of each split, once.
 
-    `mse_per_pixel` is twice `sse_half` over the numbers in an image.
+    `mse_per_pixel` is twice `sse_half` over the numbers in an image. The negative ELBO is left out
+    of what is no density.
     """
     objective, seed = density(trained), trained.config.seed
     state = loopax.TrainState.create(params=trained.params, tx=optax.identity(), seed=seed)
@@ -111,9 +115,17 @@ def objective_means(trained: TrainedVAE) -> dict[str, dict[str, float]]:
         metrics = loopax.evaluate(state, objective.test_loss, batches)
         if "sse_half" in metrics:
             metrics["mse_per_pixel"] = 2 * metrics["sse_half"] / objective.pixels
-        bits = bits_per_dimension(trained, metrics["neg_elbo_nats"])
-        means[name] = {**metrics, "neg_elbo_bits_per_dim": bits}
+        neg_elbo = metrics.pop("neg_elbo_nats")
+        if is_density(trained.config):
+            metrics["neg_elbo_nats"] = neg_elbo
+            metrics["neg_elbo_bits_per_dim"] = bits_per_dimension(trained, neg_elbo)
+        means[name] = metrics
     return means
+
+
+def is_density(config: VAEConfig) -> bool:
+    """Whether the objective has a likelihood: a squared error has one by the weight beside it."""
+    return config.likelihood != "squared_error" or config.kl_weight > 0
 
 
 def density(trained: TrainedVAE) -> Objective:
@@ -131,14 +143,16 @@ def density(trained: TrainedVAE) -> Objective:
 
 
 def likelihood(trained: TrainedVAE, samples: int, images: int | None = None) -> Results:
-    """An importance-sampled bound on -log p of the test images, each with a fixed key.
+    """An importance-sampled bound on -log p of the test images of known class, with fixed keys.
 
-    `images` limits it to the first so many. For Bernoulli the ink is drawn once, with a fixed key
-    too: the same images for every model and seed.
+    `images` limits it to the first so many. Where no class is known it is of all of them, with no
+    class on, which bounds nothing else. For Bernoulli the ink is drawn once, with a fixed key too:
+    the same images for every model and seed.
     """
     objective = density(trained)
     estimate = objective.negative_log_likelihood(samples)
-    columns = {name: column[:images] for name, column in trained.data.test.columns.items()}
+    test = known_only(trained.data.test)
+    columns = {name: column[:images] for name, column in test.columns.items()}
     key, total = jax.random.key(0), []
     for first in range(0, len(columns["label"]), LIKELIHOOD_BATCH):
         image = as_floats(columns["image"][first : first + LIKELIHOOD_BATCH])
@@ -148,14 +162,16 @@ def likelihood(trained: TrainedVAE, samples: int, images: int | None = None) -> 
         total.append(np.asarray(estimate(trained.params, observed, label, here)))
     nats = np.concatenate(total).astype(np.float64)
     mean = float(nats.mean())
-    return {
+    found = {
         "importance_samples": samples,
         "images": len(nats),
         "nll_nats": mean,
         "nll_standard_error_nats": float(nats.std() / math.sqrt(len(nats))),
         "nll_bits_per_dim": bits_per_dimension(trained, mean),
-        "nll_unconditional_nats": mean + math.log(len(trained.class_names)),
     }
+    if (columns["label"] >= 0).all():
+        found["nll_unconditional_nats"] = mean + math.log(len(trained.class_names))
+    return found
 
 
 def bits_per_dimension(trained: TrainedVAE, nats: float) -> float:
@@ -176,7 +192,12 @@ def judged(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Resul
     )
     results: Results = {"samples": {}, "judge": None}
     if judge is not None:
-        results["judge"] = {"digest": judge.digest, "test_accuracy": judge.test_accuracy}
+        results["judge"] = {
+            "digest": judge.digest,
+            "test_accuracy": judge.test_accuracy if math.isfinite(judge.test_accuracy) else None,
+        }
+        if count <= NEIGHBOURS:
+            say(f"{count} test images are too few for all distances")
     classes = len(trained.class_names)
     labels = np.arange(count) * classes // count  # as many of each class, in order
     train = trained.data.train.columns["image"]
@@ -191,7 +212,7 @@ def judged(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Resul
             nearest = fidelity.nearest_distances(_few(np.clip(raw, 0, 1)), _flat(train))
             scored.append({**scores, "nearest_train_distance": float(nearest.distances.mean())})
         results["samples"][name] = _mean(scored)
-    results["samples"]["floor"] = _floor(trained, labels, reference, judge)
+    results["samples"]["floor"] = _mean([_floor(trained, labels, reference, judge)])
     return results
 
 
@@ -219,10 +240,14 @@ def _scores(
         "worst_class_accuracy": found.worst[1],
         "confident": found.confident,
         "per_class_accuracy": [round(float(value), 4) for value in found.per_class],
-        "frechet_distance": fidelity.frechet_distance(reference.features, features),
-        "kernel_distance": fidelity.kernel_distance(reference.features, features),
     }
-    if min(len(features), len(reference.features)) > NEIGHBOURS:
+    fewest = min(len(features), len(reference.features))
+    if fewest > 1:
+        scores |= {
+            "frechet_distance": fidelity.frechet_distance(reference.features, features),
+            "kernel_distance": fidelity.kernel_distance(reference.features, features),
+        }
+    if fewest > NEIGHBOURS:
         near = fidelity.neighbourhood_scores(reference.features, features, NEIGHBOURS)
         scores |= asdict(near)
     return scores
@@ -255,11 +280,18 @@ def _flat(images: np.ndarray) -> np.ndarray:
 
 
 def _mean(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the draws, and with several of them standard deviations as `NAME_std`."""
+    """Means over the draws, and with several of them standard deviations as `NAME_std`.
+
+    A class without images has no accuracy: None, as JSON has no other word for it.
+    """
     mean = {name: np.mean([s[name] for s in scored], axis=0).tolist() for name in scored[0]}
     if len(scored) > 1:
         numbers = [name for name in mean if name != "per_class_accuracy"]
-        mean |= {f"{name}_std": float(np.std([s[name] for s in scored])) for name in numbers}
+        mean |= {
+            f"{name}_std": float(np.std([s[name] for s in scored], ddof=1)) for name in numbers
+        }
+    if shares := mean.get("per_class_accuracy"):
+        mean["per_class_accuracy"] = [s if math.isfinite(s) else None for s in shares]
     return mean
 
 
@@ -273,16 +305,21 @@ def tables(results: Results) -> list[Table]:
     made = []
     split_names = tuple(results["objective"])
     rows = [
-        (title, *(f"{results['objective'][split][name]:.4f}" for split in split_names))
+        (title, *(_number(results["objective"][split][name], ".4f") for split in split_names))
         for name, title in OBJECTIVE.items()
         if name in results["objective"][split_names[0]]
     ]
     made.append(Table("Objective, mean over images", ("", *split_names), rows))
     if found := results.get("likelihood"):
-        rows = [(title, f"{found[name]:.4f}") for name, title in LIKELIHOOD.items()]
+        rows = [
+            (title, _number(found[name], ".4f"))
+            for name, title in LIKELIHOOD.items()
+            if name in found
+        ]
+        error = _number(found["nll_standard_error_nats"], ".2f")
         title = (
             f"Likelihood of {found['images']:,} test images, {found['importance_samples']} "
-            f"importance samples (standard error {found['nll_standard_error_nats']:.2f} nats)"
+            f"importance samples (standard error {error} nats)"
         )
         made.append(Table(title, ("", "test"), rows))
     sources = tuple(results["samples"])
@@ -292,11 +329,13 @@ def tables(results: Results) -> list[Table]:
         if name in results["samples"][sources[0]]
     ]
     judge = results.get("judge")
-    judged_by = (
-        f"judged by {judge['digest']}, right on {judge['test_accuracy']:.2%} of the test images"
-        if judge
-        else "of one class only, which no judge can tell apart"
-    )
+    if not judge:
+        judged_by = "of one class only, which no judge can tell apart"
+    elif judge["test_accuracy"] is None:
+        judged_by = f"judged by {judge['digest']}, which met no test image of a known class"
+    else:
+        right = f"right on {judge['test_accuracy']:.2%} of the test images"
+        judged_by = f"judged by {judge['digest']}, {right}"
     heads = ("", *(f"{source}: real images" if source == "floor" else source for source in sources))
     made.append(Table(f"Samples, {judged_by}", heads, rows))
     return made
@@ -306,4 +345,9 @@ def _cell(scores: dict[str, Any], name: str, form: str) -> str:
     value, deviation = scores.get(name), scores.get(f"{name}_std")
     if value is None:
         return ""
-    return f"{value:{form}}" + (f" ± {deviation:{form}}" if deviation is not None else "")
+    beside = "" if deviation is None else f" ± {_number(deviation, form)}"
+    return f"{_number(value, form)}{beside}"
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if math.isfinite(value) else "not finite"

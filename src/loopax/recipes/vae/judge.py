@@ -27,8 +27,10 @@ from loopax.data import Dataset, Splits
 from loopax.errors import DataError
 from loopax.models.classifier import Classifier
 
-BATCH = 128
+BATCH, SMALL_BATCH = 128, 32
 EPOCHS = 8
+BATCHES_AT_LEAST = 8
+"""In a pass: of few images batches are smaller, as `STEPS_AT_LEAST` sees them often enough."""
 STEPS_LIMIT = EPOCHS * 60_000 // BATCH
 STEPS_AT_LEAST = 600
 SHIFT = 2
@@ -37,7 +39,10 @@ SHIFT = 2
 
 @dataclass(frozen=True)
 class Judge:
-    """A trained classifier: `digest` is the SHA-256 of its weights' file, in short."""
+    """A trained classifier: `digest` is the SHA-256 of its weights' file, in short.
+
+    `test_accuracy` is nan where no class of a test image is known.
+    """
 
     model: Classifier
     params: Any
@@ -111,13 +116,15 @@ def read_judge(path: Path, data: Splits) -> Judge:
     labels = data.test.columns["label"]
     found = judge.probabilities(data.test.columns["image"]).argmax(axis=-1)
     known = labels >= 0
-    return Judge(model, params, digest, float((found == labels)[known].mean()))
+    accuracy = float((found == labels)[known].mean()) if known.any() else float("nan")
+    return Judge(model, params, digest, accuracy)
 
 
 def train_judge(data: Splits, path: Path, *, progress: bool = False, seed: int = 0) -> None:
     """Trains a judge on the training images alone and leaves its weights in `path`."""
     model, images = model_for(data), known_only(data.train)
-    batches = images.batches(min(BATCH, len(images)))
+    small = min(SMALL_BATCH, len(images))
+    batches = images.batches(min(BATCH, max(small, len(images) // BATCHES_AT_LEAST)))
     wanted = max(EPOCHS * batches.steps_per_epoch, STEPS_AT_LEAST)
     steps = min(wanted, STEPS_LIMIT)
     run = loopax.fit(

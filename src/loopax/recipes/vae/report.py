@@ -90,18 +90,19 @@ def _figures(results: Results) -> Iterator[tuple[str, str, str]]:
             f"{samples['class_accuracy']:.1%}",
             f"real images: {floor['class_accuracy']:.1%}",
         )
-    if "frechet_distance" in samples:
+    if "frechet_distance" in samples and "frechet_distance" in floor:
         yield (
             "Fréchet distance to test images",
             f"{samples['frechet_distance']:.2f}",
             f"real images: {floor['frechet_distance']:.2f}",
         )
     test = results["objective"]["test"]
-    yield (
-        "-ELBO of a test image",
-        f"{test['neg_elbo_nats']:.1f} nats",
-        f"{test['neg_elbo_bits_per_dim']:.3f} bits per dimension",
-    )
+    if "neg_elbo_nats" in test:
+        yield (
+            "-ELBO of a test image",
+            f"{test['neg_elbo_nats']:.1f} nats",
+            f"{test['neg_elbo_bits_per_dim']:.3f} bits per dimension",
+        )
     if "mse_per_pixel" in test:
         yield "squared error per pixel", f"{test['mse_per_pixel']:.4f}", "test images, from 0 to 1"
 
@@ -143,5 +144,5 @@ def _best(results: Results) -> Mapping[str, Any]:
     return next((s for name, s in results["samples"].items() if name != "floor"), {})
 
 
-def _share(value: float) -> str:
-    return f"{value:.1%}" if math.isfinite(value) else ""
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
