@@ -129,6 +129,12 @@ def test_the_calibration_error_is_the_distance_weighted_by_texts():
     assert [(each["count"], each["to"]) for each in found["bins"]] == [(5, 11 / 15), (5, 1.0)]
 
 
+def test_a_bin_ends_with_its_upper_bound():
+    """Which is how Guo et al. define them: above (m - 1) / M, up to m / M."""
+    found = evaluation.calibration(np.array([[0.6, 0.4], [0.6001, 0.3999]]), np.array([0, 1]))
+    assert [each["to"] for each in found["bins"]] == [9 / 15, 10 / 15]
+
+
 @pytest.mark.parametrize(
     ("right", "count", "interval"),
     [
