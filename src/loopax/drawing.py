@@ -68,7 +68,10 @@ def legible(name: str, length: int = 24) -> str:
 
 
 def _draw(axes: Any, history: Sequence[Mapping[str, Any]], name: str) -> None:
-    for source in dict.fromkeys(row["source"] for row in history):
+    # Training first, whatever was logged first, so that it has the same colour in every picture.
+    for source in sorted(
+        {row["source"] for row in history}, key=lambda each: (each != "train", each)
+    ):
         rows = [row for row in history if row["source"] == source]
         values = [row.get(name, math.nan) for row in rows]
         if source == "train":
