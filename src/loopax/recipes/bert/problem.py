@@ -60,9 +60,10 @@ class Problem:
         """The parameters that training begins with: pretrained, and a new head."""
         return params_for(self.pretrained, self.model, jax.random.key(self.config.seed))
 
-    @property
+    @cached_property
     def is_frozen(self) -> bool:
         """Whether nothing of the pretrained part trains."""
+        assert self.params is not None, "made here, so that what is kept of it is not traced"
         state = jax.eval_shape(self.state)
         return not jax.tree.leaves(state.trainable["params"]["bert"])
 

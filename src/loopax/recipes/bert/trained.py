@@ -89,6 +89,7 @@ def note_model(run: loopax.Run, problem: Problem) -> None:
         "pretrained": str(pretrained.folder),
         "sha256": pretrained.digest,
         "class_names": list(train.class_names),
+        "text": list(train.columns.text),
     }
     run.dir.write_json(MODEL_FILE, noted)
 
