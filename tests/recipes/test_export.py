@@ -9,7 +9,7 @@ import pytest
 
 import loopax
 from loopax.recipes import vae
-from loopax.recipes.vae import export
+from loopax.recipes.vae import exporting
 
 PROGRAM = """
 import json, pathlib, sys
@@ -57,7 +57,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("sampler", ["mixture", "prior"])
 def test_the_sampler_runs_in_a_process_without_loopax(trained, sampler, tmp_path):
     chosen = trained if sampler == "mixture" else trained.from_prior()
-    export.export_sampler(chosen, tmp_path / "sampler.stablehlo")
+    exporting.export_sampler(chosen, tmp_path / "sampler.stablehlo")
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True)
     for count in (1, 7):
         found = np.load(tmp_path / f"{count}.npy")
@@ -69,7 +69,7 @@ def test_the_sampler_runs_in_a_process_without_loopax(trained, sampler, tmp_path
 
 
 def test_weights_and_configuration_are_enough_to_decode_by_hand(trained, tmp_path):
-    export.export_sampler(trained, tmp_path / "sampler.stablehlo")
+    exporting.export_sampler(trained, tmp_path / "sampler.stablehlo")
     loopax.save_weights(tmp_path / "weights.safetensors", trained.params)
     label = np.arange(9, dtype=np.int32) % 3
     latent = trained.latents_of(label)

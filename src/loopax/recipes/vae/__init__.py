@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from loopax.recipes.vae.config import VAEConfig as VAEConfig
     from loopax.recipes.vae.evaluation import evaluate as evaluate
     from loopax.recipes.vae.evaluation import tables as tables
-    from loopax.recipes.vae.export import export as export
+    from loopax.recipes.vae.exporting import export as export
     from loopax.recipes.vae.judge import judge_for as judge_for
     from loopax.recipes.vae.judge import kept_for as kept_for
     from loopax.recipes.vae.judge import read_judge as read_judge
@@ -31,7 +31,7 @@ _HOMES = {
     "VAEConfig": "config",
     "evaluate": "evaluation",
     "tables": "evaluation",
-    "export": "export",
+    "export": "exporting",
     "judge_for": "judge",
     "kept_for": "judge",
     "read_judge": "judge",

@@ -1,0 +1,258 @@
+"""People's own pictures, from the folder to the exported sampler, by the command line."""
+
+import contextlib
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import loopax
+from loopax.cli import main, training
+from loopax.recipes import vae
+from loopax.recipes.vae import judge
+
+COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
+"""Classes, in the order of their names, and so of their labels."""
+EACH = 40
+CHANNEL = {"red": 0, "green": 1, "blue": 2}
+TINY = ["--latent", "4", "--batch-size", "12", "--log-every", "10"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hasty_judges():
+    """What is tested here asks of a judge that there is one, not that it is good."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "STEPS_AT_LEAST", 10)
+        patch.setattr(judge, "EPOCHS", 1)
+        yield
+
+
+def picture(rng, size, colour, ground):
+    """A disc or a square somewhere on the ground."""
+    image = Image.new("RGB" if isinstance(colour, tuple) else "L", (size, size), ground)
+    half = rng.integers(size // 6, size // 3)
+    x, y = rng.integers(half, size - half, 2)
+    draw = ImageDraw.Draw(image)
+    shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+    shape((int(x - half), int(y - half), int(x + half), int(y + half)), fill=colour)
+    return image
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """Colour pictures of 32 x 32, a folder for each class."""
+    folder, rng = tmp_path_factory.mktemp("shapes"), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for index in range(EACH):
+            picture(rng, 32, colour, (90, 90, 90)).save(folder / name / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory):
+    """Grey pictures of 64 x 64 in one folder."""
+    folder, rng = tmp_path_factory.mktemp("xrays"), np.random.default_rng(1)
+    for index in range(60):
+        picture(rng, 64, int(rng.integers(150, 250)), 20).save(folder / f"{index:03}.png")
+    return folder
+
+
+def told(*words):
+    """What a command prints when it succeeds."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main([str(word) for word in words]) == 0
+    return out.getvalue()
+
+
+def trained(folder, run, *options):
+    return told("train", "vae", "--data", folder, "--run-dir", run, *TINY, *options)
+
+
+@pytest.fixture(scope="module")
+def of_colour(coloured, tmp_path_factory):
+    """A run of convolutions on colour, and what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "colour"
+    small = ["--widths", "8", "16", "--epochs", "12", "--optimizer.learning-rate", "1e-2"]
+    return run, trained(coloured, run, "--preset", "conv", *small)
+
+
+@pytest.fixture(scope="module")
+def of_grey(grey, tmp_path_factory):
+    """A run of dense layers on grey, and what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "grey"
+    return run, trained(grey, run, "--preset", "sharp", "--widths", "16", "--epochs", "2")
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """What a run prints that has no time for a step; the run."""
+
+    def started(folder, *options):
+        monkeypatch.setattr(training, "STARTED", -1e9)
+        run = tmp_path / "run"
+        said = trained(folder, run, "--widths", "8", "--max-time", "1s", *options)
+        return said, run
+
+    return started
+
+
+def test_what_was_found_in_the_folder_is_said(of_colour, of_grey, coloured, grey):
+    (_, said), (_, said_of_grey) = of_colour, of_grey
+    first = said.splitlines()[0]
+    assert first.startswith(f"{coloured.name} (folder of images): 108 to train on, 12 to test on")
+    assert first.endswith("32 x 32 colour, 3 classes (blue, green, red), 36 images each")
+    first = said_of_grey.splitlines()[0]
+    assert first.startswith(f"{grey.name} (folder of images): 54 to train on, 6 to test on")
+    assert first.endswith(f"64 x 64 grey, 1 class ({grey.name})")
+
+
+def test_samples_of_a_class_have_its_colour(of_colour, tmp_path):
+    run, _ = of_colour
+    for name, channel in CHANNEL.items():
+        samples = vae.load(run).sample(name, 8)
+        assert samples.shape == (8, 32, 32, 3)
+        assert samples.min() >= 0
+        assert samples.max() <= 1
+        means = samples.mean(axis=(0, 1, 2))
+        assert means[channel] > np.delete(means, channel).max() + 0.05
+    told("sample", run, "--class", "red", "--count", "4", "--out", tmp_path / "red.png")
+    drawn = np.asarray(Image.open(tmp_path / "red.png")).astype(float)
+    assert drawn.ndim == 3
+    assert drawn[..., 0].mean() > drawn[..., 1:].mean(axis=(0, 1)).max() + 5
+
+
+def test_reconstructions_are_nearer_to_an_image_than_those_of_others(of_colour, tmp_path):
+    run, _ = of_colour
+    loaded = vae.load(run)
+    test = loaded.data.test.columns
+    rebuilt, image = loaded.reconstruct(test["image"], test["label"]), test["image"] / 255
+    distances = np.square(rebuilt[:, None] - image[None]).mean(axis=(2, 3, 4))
+    others = (distances.sum(axis=0) - distances.diagonal()) / (len(image) - 1)
+    assert distances.diagonal().mean() < 0.8 * others.mean()
+    told("reconstruct", run, "--count", "2", "--out", tmp_path / "r.png")
+    assert Image.open(tmp_path / "r.png").mode == "RGB"
+
+
+def test_one_class_of_large_grey_images_is_sampled_and_rebuilt(of_grey, tmp_path):
+    run, _ = of_grey
+    told("sample", run, "--count", "2", "--out", tmp_path / "s.png")
+    told("reconstruct", run, "--count", "1", "--out", tmp_path / "r.png")
+    for name in ("s.png", "r.png"):
+        found = Image.open(tmp_path / name)
+        assert found.mode == "L"
+        assert found.size == (2 + 2 * (64 + 2), 2 + 64 + 2)
+    samples = vae.load(run).samples_by_class(3)
+    assert samples.shape == (1, 3, 64, 64, 1)
+    assert samples.min() >= 0
+    assert samples.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["of_colour", "of_grey"])
+def test_a_run_of_them_is_measured_and_reported(kind, request):
+    run, said = request.getfixturevalue(kind)
+    shown = told("evaluate", run, "--importance-samples", "3", "--draws", "1")
+    results = json.loads((run / "evaluation.json").read_text())
+    judged = kind == "of_colour"
+    for text in (said, shown):
+        assert "squared error per pixel" in text
+        assert "floor" in text
+        assert ("Fréchet" in text) == ("judged by" in text) == judged
+        assert "nan" not in text
+    assert results["likelihood"]["nll_nats"] <= results["objective"]["test"]["neg_elbo_nats"]
+    page = (run / "report.html").read_text()
+    assert said.splitlines()[0].split(": ")[1] in page
+    assert page.count("data:image/png") == len([*run.glob("pictures/*.png")]) - len(
+        [*run.glob("pictures/samples-epoch-*.png")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "names"),
+    [("of_colour", (32, 32, 3), [*COLOURS]), ("of_grey", (64, 64, 1), None)],
+)
+def test_the_exported_sampler_draws_what_the_run_draws(kind, shape, names, request, tmp_path):
+    run, _ = request.getfixturevalue(kind)
+    written = told("export", run, "--out", tmp_path / "w.safetensors").splitlines()
+    assert written == [str(tmp_path / "w.safetensors"), str(tmp_path / "sampler.stablehlo")]
+    about = json.loads((tmp_path / "sampler.json").read_text())
+    assert about["image_shape"] == list(shape)
+    assert names is None or about["classes"] == names
+    sampler = jax.export.deserialize(bytearray((tmp_path / "sampler.stablehlo").read_bytes()))
+    labels = np.arange(5, dtype=np.int32) % len(about["classes"])
+    drawn = np.asarray(sampler.call(np.uint32(3), labels))
+    np.testing.assert_allclose(drawn, vae.load(run).samples_of(labels, seed=3), atol=1e-5)
+    assert drawn.shape == (5, *shape)
+
+
+def test_a_wrong_guess_is_overridden(coloured, started):
+    said, run = started(coloured, "--image-size", "12", "10", "--channels", "1")
+    assert "12 x 10 grey, 3 classes" in said.splitlines()[0]
+    assert vae.load(run).samples_by_class(2).shape == (3, 2, 12, 10, 1)
+
+
+def test_grey_images_are_made_colour_and_mixed_sizes_one(grey, coloured, tmp_path, started):
+    mixed = tmp_path / "mixed"
+    for name, folder in (("disc", grey), ("square", coloured / "red")):
+        (mixed / name).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[:10]:
+            (mixed / name / file.name).write_bytes(file.read_bytes())
+    said, run = started(mixed, "--image-size", "16", "16", "--channels", "3")
+    assert said.splitlines()[0].endswith("16 x 16 colour, 2 classes (disc, square), 9 images each")
+    assert loopax.RunDir.open(run).config["image_size"] == [16, 16]
+
+
+def of_other_size(folder):
+    Image.new("RGB", (30, 20)).save(folder / "green" / "007.png")
+    return "green/007.png", "20x30", "32x32"
+
+
+def cut_off(folder):
+    file = folder / "red" / "039.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    return ("red/039.png",)
+
+
+def no_picture(folder):
+    (folder / "blue" / "000.png").write_text("<html>404</html>")
+    return "blue/000.png", "none of PNG"
+
+
+@pytest.mark.parametrize("spoil", [of_other_size, cut_off, no_picture])
+def test_a_bad_picture_among_good_ones_is_named_in_a_line(spoil, coloured, tmp_path, capfd):
+    folder = tmp_path / "copy"
+    for name in COLOURS:
+        (folder / name).mkdir(parents=True)
+        for file in (coloured / name).iterdir():
+            (folder / name / file.name).write_bytes(file.read_bytes())
+    parts = spoil(folder)
+    assert main(["train", "vae", "--data", str(folder), "--run-dir", str(tmp_path / "run")]) == 3
+    shown = capfd.readouterr().err
+    assert len(shown.splitlines()) == 1
+    for part in parts:
+        assert part in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_parquet_as_hugging_face_stores_it_is_trained_on_too(coloured, tmp_path, started):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = [file for name in COLOURS for file in sorted((coloured / name).iterdir())[:10]]
+    features = {"label": {"_type": "ClassLabel", "names": list(COLOURS)}}
+    table = pa.table(
+        {
+            "image": [{"bytes": file.read_bytes(), "path": file.name} for file in files],
+            "label": [list(COLOURS).index(file.parent.name) for file in files],
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "shapes.parquet")
+    said, run = started(tmp_path / "shapes.parquet")
+    assert said.splitlines()[0].endswith(
+        "32 x 32 colour, 3 classes (blue, green, red), 9 images each"
+    )
+    assert vae.load(run).sample("red", 2).shape == (2, 32, 32, 3)
