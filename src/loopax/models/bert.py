@@ -135,13 +135,15 @@ class _Part(nn.Module):
     config: BertConfig
     dtype: Any = jnp.float32
 
-    def dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(
+    def dense(self, x: Array, features: int, name: str = "dense") -> Array:
+        """Applied to one long list of tokens: the gradient of a kernel is then a plain product."""
+        layer = nn.Dense(
             features,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal(self.config.initializer_range),
             name=name,
         )
+        return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
 
     def layer_norm(self, x: Array) -> Array:
         """Its statistics are float32 whatever `dtype` is."""
@@ -151,8 +153,19 @@ class _Part(nn.Module):
         )
         return normalise(x)
 
-    def dropout(self, x: Array, deterministic: bool) -> Array:
-        return nn.Dropout(self.config.hidden_dropout_prob, deterministic=deterministic)(x)
+    def dropout(self, x: Array, rate: float, deterministic: bool) -> Array:
+        """By 16 random bits a number, to which the rate is rounded; the mean is kept.
+
+        `nn.Dropout` draws 32, which costs a CPU as much as the attention that is dropped from.
+        """
+        if deterministic or not rate:
+            return x
+        halves = (*x.shape[:-1], -(-x.shape[-1] // 2))
+        words = jax.random.bits(self.make_rng("dropout"), halves)
+        bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)
+        dropped = min(round(rate * 2**16), 2**16 - 1)
+        scale = 2**16 / (2**16 - dropped)
+        return x * jnp.where(bits[..., : x.shape[-1]] < dropped, 0, scale).astype(x.dtype)
 
 
 class _Embeddings(_Part):
@@ -172,7 +185,8 @@ class _Embeddings(_Part):
             jnp.arange(ids.shape[1])[None]
         )
         types = embed(config.type_vocab_size, name="token_type_embeddings")(segments)
-        return self.dropout(self.layer_norm(words + types + positions), deterministic)
+        hidden = self.layer_norm(words + types + positions)
+        return self.dropout(hidden, config.hidden_dropout_prob, deterministic)
 
 
 class _SelfAttention(_Part):
@@ -184,20 +198,32 @@ class _SelfAttention(_Part):
         heads = config.num_attention_heads
         size = config.hidden_size // heads
 
-        def projected(name: str) -> Array:
-            x = self.dense(config.hidden_size, name)(hidden)
-            return x.reshape(*x.shape[:2], heads, size)
+        def projected(name: str) -> Float[Array, "batch heads length size"]:
+            x = self.dense(hidden, config.hidden_size, name)
+            return x.reshape(*x.shape[:2], heads, size).transpose(0, 2, 1, 3)
 
         query, key, value = projected("query"), projected("key"), projected("value")
-        scores = jnp.einsum("blhd,bmhd->bhlm", query / math.sqrt(size), key)
-        scores = scores.astype(jnp.float32)
-        lowest = jnp.finfo(jnp.float32).min
-        scores = jnp.where(mask[:, None, None, :] > 0, scores, lowest)
-        weights = jax.nn.softmax(scores).astype(self.dtype)
-        weights = nn.Dropout(config.attention_probs_dropout_prob, deterministic=deterministic)(
-            weights
+        # Heads come before positions, so that each product is of matrices as they lie.
+        scores = jnp.einsum(
+            "bhqd,bhkd->bhqk",
+            query / math.sqrt(size),
+            key,
+            preferred_element_type=jnp.float32,
         )
-        return jnp.einsum("bhlm,bmhd->blhd", weights, value).reshape(hidden.shape)
+        bias = jnp.where(mask > 0, 0, jnp.finfo(jnp.float32).min)
+        scores += bias[:, None, None, :]
+        # A softmax whose division comes last, where there is less to divide.
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        total = weights.sum(-1, keepdims=True)
+        weights = self.dropout(weights, config.attention_probs_dropout_prob, deterministic)
+        mixed = jnp.einsum(
+            "bhqk,bhkd->bhqd",
+            weights.astype(self.dtype),
+            value,
+            preferred_element_type=jnp.float32,
+        )
+        mixed = (mixed / total).astype(self.dtype)
+        return mixed.transpose(0, 2, 1, 3).reshape(hidden.shape)
 
 
 class _Output(_Part):
@@ -205,8 +231,10 @@ class _Output(_Part):
 
     @nn.compact
     def __call__(self, x: Array, residual: Hidden, deterministic: bool) -> Hidden:
-        x = self.dense(self.config.hidden_size, "dense")(x)
-        return self.layer_norm(self.dropout(x, deterministic) + residual)
+        config = self.config
+        x = self.dense(x, config.hidden_size)
+        x = self.dropout(x, config.hidden_dropout_prob, deterministic)
+        return self.layer_norm(x + residual)
 
 
 class _Attention(_Part):
@@ -220,7 +248,7 @@ class _Attention(_Part):
 class _Intermediate(_Part):
     @nn.compact
     def __call__(self, hidden: Hidden) -> Float[Array, "batch length intermediate"]:
-        x = self.dense(self.config.intermediate_size, "dense")(hidden)
+        x = self.dense(hidden, self.config.intermediate_size)
         return ACTIVATIONS[self.config.hidden_act](x)
 
 
@@ -253,7 +281,7 @@ class _Pooler(_Part):
 
     @nn.compact
     def __call__(self, hidden: Hidden) -> Features:
-        return jnp.tanh(self.dense(self.config.hidden_size, "dense")(hidden[:, 0]))
+        return jnp.tanh(self.dense(hidden[:, 0], self.config.hidden_size))
 
 
 class BertModel(nn.Module):
