@@ -181,10 +181,9 @@ def test_self_contained_checkpoints_hold_what_is_frozen_too(head, tmp_path):
     assert {"bert", "classifier"} <= states(run)[15]["params"]["params"].keys()
 
 
-def test_training_ends_when_nothing_gets_better(full, tmp_path):
-    still = dataclasses.replace(
-        full, patience=1, epochs=20, metric="loss", optimizer=Optimizer(learning_rate=1e-30)
-    )
+def test_training_ends_when_nothing_gets_better(head, tmp_path):
+    optimizer = Optimizer(learning_rate=1e-30, freeze=("bert",))
+    still = dataclasses.replace(head, patience=1, epochs=20, metric="loss", optimizer=optimizer)
     run = bert.train(still, tmp_path, progress=False)
     assert max(states(run)) == 28
     assert run.results_file.exists()
@@ -193,14 +192,19 @@ def test_training_ends_when_nothing_gets_better(full, tmp_path):
 
 
 def test_stalling_counts_evaluations_since_the_best(full):
-    def history(*values):
-        return [{"source": "validation", "accuracy": value} for value in values]
+    def stalled(*values, every=10, steps=None):
+        steps = steps or [every * (index + 1) for index in range(len(values))]
+        rows = [
+            {"source": "validation", "step": step, "accuracy": value}
+            for step, value in zip(steps, values, strict=True)
+        ]
+        return has_stalled(rows, dataclasses.replace(full, patience=2), every)
 
-    patient = dataclasses.replace(full, patience=2)
-    assert not has_stalled(history(), patient)
-    assert not has_stalled(history(0.5, 0.4), patient)
-    assert has_stalled(history(0.5, 0.4, 0.5), patient)
-    assert not has_stalled(history(0.5, 0.4, 0.6), patient)
+    assert not stalled()
+    assert not stalled(0.5, 0.4)
+    assert stalled(0.5, 0.4, 0.5)
+    assert not stalled(0.5, 0.4, 0.6)
+    assert not stalled(0.5, 0.4, 0.4, steps=[10, 13, 20]), "13 is where a run was stopped"
 
 
 def test_rare_classes_weigh_as_much_as_frequent_ones(tmp_path):
@@ -236,7 +240,12 @@ def test_freezing_is_free_with_clipping_accumulation_and_a_finite_check(head):
     """Beside the forward pass alone: the ratios that a frozen model is promised to keep."""
     optimizer = dataclasses.replace(head.optimizer, accumulate=4)
     config = dataclasses.replace(
-        head, cache_features=False, nonfinite="skip", optimizer=optimizer, batch_size=32
+        head,
+        cache_features=False,
+        nonfinite="skip",
+        optimizer=optimizer,
+        batch_size=32,
+        dropout=0.0,
     )
     problem = problems.Problem.of(config)
     step, batch = compiled(problem)
@@ -267,7 +276,7 @@ def test_freezing_is_free_with_clipping_accumulation_and_a_finite_check(head):
 
 
 def test_a_dry_run_tells_what_freezing_saves(head):
-    lines = "\n".join(bert.costs(head))
+    lines = "\n".join(bert.costs(dataclasses.replace(head, dropout=0.0)))
     frozen, free = lines.split("with nothing frozen:")
     assert "66 trainable" in frozen
     assert "0 frozen" in free

@@ -39,8 +39,9 @@ def train(
     say = print if progress else _silent
     problem = Problem.of(config, say)
     say(problem.description)
+    every = problem.evaluate_every
     last = problem.steps if steps is None else min(steps, problem.steps)
-    if not has_stalled(_history(run_dir), config):
+    if not has_stalled(_history(run_dir), config, every):
         chunks = loopax.steps(
             problem.state(),
             problem.loss_fn,
@@ -48,7 +49,7 @@ def train(
             steps=last,
             run_dir=run_dir,
             evaluation=loopax.Evaluation(
-                {"validation": problem.validation}, problem.test_loss, every=problem.evaluate_every
+                {"validation": problem.validation}, problem.test_loss, every=every
             ),
             checkpoints=replace(
                 checkpoints or loopax.Checkpoints(),
@@ -65,12 +66,12 @@ def train(
         with closing(chunks):
             for chunk in chunks:
                 note_model(chunk.run, problem)
-                if has_stalled(chunk.run.history, config):
+                if has_stalled(chunk.run.history, config, every):
                     say(f"{run_dir}: {config.patience} evaluations without a better one; done")
                     break
     trained = load(run_dir)
     reached = loopax.CheckpointStore(trained.dir.checkpoints).steps[-1]
-    finished = reached >= problem.steps or has_stalled(_history(run_dir), config)
+    finished = reached >= problem.steps or has_stalled(_history(run_dir), config, every)
     if finished and not trained.results_file.exists():
         say(f"{run_dir}: measuring step {trained.step:,} on {len(problem.texts.test.rows):,} texts")
         results = evaluate(trained, texts=problem.texts.test)
@@ -79,9 +80,16 @@ def train(
     return trained
 
 
-def has_stalled(history: Sequence[Mapping[str, Any]], config: FineTuneConfig) -> bool:
-    """Whether the last `patience` evaluations were all no better than one before."""
-    values = [row[config.metric] for row in history if row["source"] == "validation"]
+def has_stalled(history: Sequence[Mapping[str, Any]], config: FineTuneConfig, every: int) -> bool:
+    """Whether the last `patience` evaluations were all no better than one before.
+
+    Only those that come each `every` steps count: a run that was stopped early measured once more.
+    """
+    values = [
+        row[config.metric]
+        for row in history
+        if row["source"] == "validation" and row["step"] % every == 0
+    ]
     if not values:
         return False
     best = min(values) if config.metric == "loss" else max(values)
