@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import loopax
-from loopax.recipes import vae
 from loopax.recipes.vae import exporting
 
 PROGRAM = """
@@ -44,19 +43,9 @@ assert not {"loopax", "jax", "flax"} & set(sys.modules)
 """
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    label = np.arange(60) % 3
-    image = np.random.default_rng(0).random((60, 5, 4, 1)) * 80 * (1 + label)[:, None, None, None]
-    np.savez(path, image=image.astype(np.uint8), label=label)
-    config = vae.VAEConfig(data=str(path), epochs=1, batch_size=6, widths=(8,), latent=2)
-    return vae.train(config, tmp_path_factory.mktemp("runs") / "run", progress=False)
-
-
 @pytest.mark.parametrize("sampler", ["mixture", "prior"])
-def test_the_sampler_runs_in_a_process_without_loopax(trained, sampler, tmp_path):
-    chosen = trained if sampler == "mixture" else trained.from_prior()
+def test_the_sampler_runs_in_a_process_without_loopax(tiny_vae, sampler, tmp_path):
+    chosen = tiny_vae if sampler == "mixture" else tiny_vae.from_prior()
     exporting.export_sampler(chosen, tmp_path / "sampler.stablehlo")
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True)
     for count in (1, 7):
@@ -64,17 +53,17 @@ def test_the_sampler_runs_in_a_process_without_loopax(trained, sampler, tmp_path
         expected = chosen.samples_of(np.arange(count, dtype=np.int32) % 3, seed=5)
         np.testing.assert_allclose(found, expected, atol=1e-5)
     about = json.loads((tmp_path / "sampler.json").read_text())
-    assert about["image_shape"] == [5, 4, 1]
+    assert about["image_shape"] == [5, 4, 3]
     assert about["classes"] == ["0", "1", "2"]
 
 
-def test_weights_and_configuration_are_enough_to_decode_by_hand(trained, tmp_path):
-    exporting.export_sampler(trained, tmp_path / "sampler.stablehlo")
-    loopax.save_weights(tmp_path / "weights.safetensors", trained.params)
+def test_weights_and_configuration_are_enough_to_decode_by_hand(tiny_vae, tmp_path):
+    exporting.export_sampler(tiny_vae, tmp_path / "sampler.stablehlo")
+    loopax.save_weights(tmp_path / "weights.safetensors", tiny_vae.params)
     label = np.arange(9, dtype=np.int32) % 3
-    latent = trained.latents_of(label)
+    latent = tiny_vae.latents_of(label)
     np.save(tmp_path / "latent.npy", latent)
     np.save(tmp_path / "label.npy", label)
     subprocess.run([sys.executable, "-c", WEIGHTS, str(tmp_path)], check=True)
-    expected = trained.decode(latent, label).reshape(9, -1)
+    expected = tiny_vae.decode(latent, label).reshape(9, -1)
     np.testing.assert_allclose(np.load(tmp_path / "decoded.npy"), expected, atol=1e-5)

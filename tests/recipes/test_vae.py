@@ -13,55 +13,34 @@ from loopax.recipes import vae
 from loopax.recipes.vae.pictures import save_curves
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    label = np.arange(60) % 3
-    image = np.random.default_rng(0).random((60, 5, 4, 3)) * 80 * (1 + label)[:, None, None, None]
-    np.savez(path, image=image.astype(np.uint8), label=label)
-    return vae.VAEConfig(
-        data=str(path),
-        epochs=2,
-        batch_size=6,
-        widths=(8,),
-        latent=2,
-        optimizer=Optimizer(learning_rate=1e-2, params_ema=0.5, freeze=("posterior/bias",)),
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(config, tmp_path_factory):
-    return vae.train(config, tmp_path_factory.mktemp("runs") / "colour", progress=False)
-
-
-def test_a_run_is_loaded_with_the_average_that_was_evaluated(trained):
-    loaded = vae.load(trained.dir.path)
-    for one, other in ((loaded, trained), (loaded, vae.load(trained.dir.path, "latest"))):
+def test_a_run_is_loaded_with_the_average_that_was_evaluated(tiny_vae):
+    loaded = vae.load(tiny_vae.dir.path)
+    for one, other in ((loaded, tiny_vae), (loaded, vae.load(tiny_vae.dir.path, "latest"))):
         np.testing.assert_array_equal(one.sample(1, 4), other.sample(1, 4))
-    assert vae.evaluate(loaded) == trained.dir.read_json("results.json")
-    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
+    assert vae.evaluate(loaded) == tiny_vae.dir.read_json("results.json")
+    with loopax.CheckpointStore(tiny_vae.dir.checkpoints) as store:
         tree, _ = store.read()
     kernel = np.asarray(loaded.params["params"]["posterior"]["kernel"])
     assert np.array_equal(kernel, tree["ema"]["params"]["posterior"]["kernel"])
     assert not np.array_equal(kernel, tree["params"]["params"]["posterior"]["kernel"])
 
 
-def test_samples_are_colour_images_in_range_and_a_function_of_the_seed(trained):
-    samples = trained.sample("2", 5, seed=3)
+def test_samples_are_colour_images_in_range_and_a_function_of_the_seed(tiny_vae):
+    samples = tiny_vae.sample("2", 5, seed=3)
     assert samples.shape == (5, 5, 4, 3)
     assert samples.min() >= 0
     assert samples.max() <= 1
-    np.testing.assert_array_equal(samples, trained.sample(2, 5, seed=3))
-    assert not np.array_equal(samples, trained.sample(2, 5, seed=4))
-    assert trained.samples_by_class(2).shape == (3, 2, 5, 4, 3)
+    np.testing.assert_array_equal(samples, tiny_vae.sample(2, 5, seed=3))
+    assert not np.array_equal(samples, tiny_vae.sample(2, 5, seed=4))
+    assert tiny_vae.samples_by_class(2).shape == (3, 2, 5, 4, 3)
 
 
-def test_data_that_has_changed_since_is_refused(trained, config, tmp_path):
+def test_data_that_has_changed_since_is_refused(tiny_vae, tiny_config, tmp_path):
     other = tmp_path / "other.npz"
     np.savez(other, image=np.zeros((60, 5, 4, 3), np.uint8), label=np.arange(60) % 3)
-    changed = dataclasses.replace(config, data=str(other))
+    changed = dataclasses.replace(tiny_config, data=str(other))
     with pytest.raises(loopax.LoopaxError, match="data = "):
-        vae.train(changed, trained.dir.path, progress=False)
+        vae.train(changed, tiny_vae.dir.path, progress=False)
 
 
 def test_presets_are_the_article_and_the_same_with_more():
@@ -72,21 +51,23 @@ def test_presets_are_the_article_and_the_same_with_more():
     assert (article.epochs, wide.epochs) == (10, 6)
 
 
-def test_another_run_begins_with_the_averages_and_with_nothing_else(trained, config, tmp_path):
+def test_another_run_begins_with_the_averages_and_with_nothing_else(
+    tiny_vae, tiny_config, tmp_path
+):
     file = tmp_path / "weights.safetensors"
-    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
+    with loopax.CheckpointStore(tiny_vae.dir.checkpoints) as store:
         loopax.save_weights(file, store.weights())
-    usual = vae.Problem.of(config).state()
-    for source in (trained.dir.path, file):
-        state = vae.Problem.of(dataclasses.replace(config, weights=str(source))).state()
-        jax.tree.map(np.testing.assert_array_equal, state.params, trained.params)
-        jax.tree.map(np.testing.assert_array_equal, state.eval_params, trained.params)
+    usual = vae.Problem.of(tiny_config).state()
+    for source in (tiny_vae.dir.path, file):
+        state = vae.Problem.of(dataclasses.replace(tiny_config, weights=str(source))).state()
+        jax.tree.map(np.testing.assert_array_equal, state.params, tiny_vae.params)
+        jax.tree.map(np.testing.assert_array_equal, state.eval_params, tiny_vae.params)
         jax.tree.map(np.testing.assert_array_equal, state.opt_state, usual.opt_state)
         assert (int(state.step), state.key) == (0, usual.key)
 
 
-def test_weights_of_another_model_are_refused_by_their_leaves(trained, config):
-    wider = dataclasses.replace(config, widths=(9,), weights=str(trained.dir.path))
+def test_weights_of_another_model_are_refused_by_their_leaves(tiny_vae, tiny_config):
+    wider = dataclasses.replace(tiny_config, widths=(9,), weights=str(tiny_vae.dir.path))
     with pytest.raises(loopax.errors.CheckpointError, match="of another model") as caught:
         vae.Problem.of(wider).state()
     assert "encoder/Dense_0/kernel is float32[63, 8] there and float32[63, 9] here" in str(

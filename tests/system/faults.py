@@ -32,8 +32,10 @@ from pathlib import Path
 
 from tests.system.processes import (
     PATIENCE,
+    SHARED,
     Process,
     command_line,
+    compiled_so_far,
     left_over,
     make_images,
     steps_in,
@@ -278,7 +280,7 @@ def sweep(directory, kills, runs, length, seed, tell=print):
     images, cache = make_images(directory / "images.npz"), directory / "cache"
     numbers = itertools.count()
 
-    def starter(name):
+    def starter(name, cache=cache):
         program, epochs = PROGRAMS[name]
         return lambda run_dir: Process(
             program,
@@ -292,10 +294,11 @@ def sweep(directory, kills, runs, length, seed, tell=print):
     whole = {}
     for name in list(PROGRAMS)[:runs]:
         alone = directory / f"{name}-alone"
-        with starter(name)(alone) as process:
+        with starter(name, SHARED or cache)(alone) as process:
             assert process.wait() == 0, process.said
         whole[name] = outcome(alone)
         tell(f"{name}: left alone once, {len(whole[name])} values to compare")
+    compiled_so_far(cache)
     campaigns, lanes, told = [], [], 0
     programs = itertools.cycle(whole)
     while True:

@@ -7,6 +7,7 @@ of JAX: what a program does, from reading its arguments to its exit status, is i
 import contextlib
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -16,6 +17,8 @@ import numpy as np
 
 PATIENCE = 120.0
 """Seconds after which something that should have happened never will; no test waits for it."""
+SHARED = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+"""Where the tests keep compiled programs, if they do."""
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(
     [
@@ -112,6 +115,18 @@ def _be(program, arguments, log, cache):
         # As the interpreter itself would, and not as `multiprocessing` does.
         traceback.print_exc()
         sys.exit(1)
+
+
+def compiled_so_far(directory):
+    """A directory for compiled programs, with those in it that all tests share.
+
+    Not the same one: what is killed, or has no disk, may leave half a program there.
+    """
+    directory.mkdir(exist_ok=True)
+    if SHARED:
+        for file in Path(SHARED).glob("*-cache"):
+            shutil.copy(file, directory)
+    return directory
 
 
 def command_line(words):

@@ -334,7 +334,7 @@ def vae(tmp_path_factory):
     """A run of the recipe, and the words that made it."""
     home = tmp_path_factory.mktemp("vae")
     words = ["train", "vae", "--data", make_images(home / "images.npz"), "--epochs", "2"]
-    words += ["--batch-size", "20", "--widths", "8", "--latent", "2"]
+    words += ["--batch-size", "20", "--widths", "256", "--latent", "2"]
     assert command_line([*words, "--run-dir", home / "run"]) == 0
     return home / "run", words
 

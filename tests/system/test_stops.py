@@ -10,7 +10,14 @@ import time
 import pytest
 
 from tests.system.faults import PROGRAMS, outcome
-from tests.system.processes import Process, left_over, make_images, steps_in, until
+from tests.system.processes import (
+    Process,
+    compiled_so_far,
+    left_over,
+    make_images,
+    steps_in,
+    until,
+)
 
 TOTAL = 200
 
@@ -72,7 +79,9 @@ def gated(run_dir, gate=None, where=None, max_seconds=None):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("stops")
+    home = tmp_path_factory.mktemp("stops")
+    compiled_so_far(home / "cache")
+    return home
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+"""One small run that tests of the VAE look at: to train and to judge another takes seconds."""
+
+import numpy as np
+import pytest
+
+from loopax import Optimizer
+from loopax.recipes import vae
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory):
+    """Of sixty noisy images of 5 x 4 pixels in colour, brighter with each of three classes."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    label = np.arange(60) % 3
+    image = np.random.default_rng(0).random((60, 5, 4, 3)) * 80 * (1 + label)[:, None, None, None]
+    np.savez(path, image=image.astype(np.uint8), label=label)
+    return vae.VAEConfig(
+        data=str(path),
+        epochs=2,
+        batch_size=6,
+        widths=(8,),
+        latent=2,
+        optimizer=Optimizer(learning_rate=1e-2, params_ema=0.5, freeze=("posterior/bias",)),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tiny_config, tmp_path_factory):
+    """The finished run of `tiny_config`; nobody changes it."""
+    return vae.train(tiny_config, tmp_path_factory.mktemp("runs") / "colour", progress=False)
