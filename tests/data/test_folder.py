@@ -149,7 +149,7 @@ def test_the_first_image_of_another_size_is_named(tmp_path, refuses):
     save(tmp_path / "a" / "2.png", GREY)
     save(tmp_path / "b" / "3.png", GREY.T)
     save(tmp_path / "b" / "4.png", GREY[1:])
-    with refuses("b/3.png", "4x6", "a/1.png", "6x4", "pass size="):
+    with refuses("b/3.png", "4x6", "a/1.png", "6x4", "--image-size HEIGHT WIDTH"):
         read_folder(tmp_path)
 
 

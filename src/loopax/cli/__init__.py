@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except LoopaxError as error:
-        print("\n".join([f"loopax: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        # JAX adds a note on tracebacks to what is raised inside of it, and none is shown.
+        notes = [note for note in getattr(error, "__notes__", []) if "JAX has removed" not in note]
+        print("\n".join([f"loopax: {error}", *notes]), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,9 @@ def judge(words: list[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     vae.train_judge(data, out, progress=True)
     made = vae.read_judge(out, data)
-    print(f"{out}: {made.digest}, right on {made.test_accuracy:.2%} of the test images")
+    known = not math.isnan(made.test_accuracy)
+    right = f"right on {made.test_accuracy:.2%} of the test images" if known else "untested"
+    print(f"{out}: {made.digest}, {right}")
     return 0
 
 

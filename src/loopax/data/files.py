@@ -287,7 +287,8 @@ def _name(path: Path) -> str:
 def _require_agreement(path: Path, splits: Splits) -> None:
     train, test = (each.columns["image"] for each in splits)
     if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
-        advice = "pass size= or channels=" if train.dtype == test.dtype else "convert one of them"
+        alike = "give size= or channels= (--image-size, --channels)"
+        advice = alike if train.dtype == test.dtype else "convert one of them"
         raise fault(
             path,
             f"the images to train on are {train.dtype} {train.shape[1:]}, those to test on "

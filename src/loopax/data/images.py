@@ -80,7 +80,8 @@ def decode_images(images: Iterable[EncodedImage], count: int, form: Form) -> np.
                 raise fault(
                     where,
                     f"is {height}x{width} pixels (height x width), but {shown(first)} is "
-                    f"{pixels.shape[1]}x{pixels.shape[2]}; pass size=(height, width) to resize all",
+                    f"{pixels.shape[1]}x{pixels.shape[2]}; give all one size: "
+                    "size=(height, width), or --image-size HEIGHT WIDTH",
                 )
             if channels > pixels.shape[3]:
                 grey, pixels = pixels, _allocated(where, (count, *image.shape))

@@ -63,8 +63,9 @@ class Problem:
     @cached_property
     def is_frozen(self) -> bool:
         """Whether nothing of the pretrained part trains."""
-        assert self.params is not None, "made here, so that what is kept of it is not traced"
-        state = jax.eval_shape(self.state)
+        state = loopax.TrainState.create(
+            params=self.params, tx=optax.identity(), frozen=self.config.optimizer.freeze
+        )
         return not jax.tree.leaves(state.trainable["params"]["bert"])
 
     @cached_property
