@@ -5,12 +5,14 @@ import re
 import sys
 import tempfile
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loopax.errors import ConfigError, ProgramError
 from loopax.verification import verify
+from tests.recipes.test_bert import write_reviews
 
 LINE = """\
 import collections.abc, random
@@ -206,3 +208,13 @@ def test_the_vae_is_exact(write, tmp_path):
     assert verdict.exact
     assert verdict.steps == 30
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_fine_tuning_resumes_exactly_with_dropout_and_buckets(tmp_path):
+    fixtures = Path(__file__).parent / "fixtures"
+    reviews = write_reviews(tmp_path / "reviews.csv")
+    options = ["--data", str(reviews), "--model", str(fixtures / "tiny-bert"), "--batch-size", "8"]
+    command = ["-m", "loopax", "train", "bert", *options]
+    verdict = verify(command, steps=40, interruptions=2, seed=1)
+    assert verdict.exact, "\n".join(verdict.lines())

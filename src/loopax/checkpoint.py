@@ -40,6 +40,19 @@ SAVING, DELETING, DAMAGED = ".saving", ".deleting", "damaged"
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Nor does it wait for all parts of a save when one has failed: asyncio complains of these."""
+    trace = record.exc_info[2] if record.exc_info else None
+    while trace is not None:
+        if "orbax" in trace.tb_frame.f_code.co_filename:
+            return False
+        trace = trace.tb_next
+    return True
+
+
+logging.getLogger("asyncio").addFilter(_not_of_orbax)
+
+
 def _without_late_news(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """TensorStore tells Orbax's event loop what else failed of a save, when that is closed."""
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+PIPED_WIDTH = 200
+"""Columns of a file or a pipe, which has no edge to break lines at."""
+
 
 def table(*columns: str) -> Any:
     """A table whose first column is text and whose others are numbers."""
     from rich.table import Table
 
-    made = Table(*columns[:1])
+    made = Table()
+    made.add_column(columns[0], overflow="fold")  # Half a path is of no use.
     for column in columns[1:]:
         made.add_column(column, justify="right")
     return made
@@ -20,7 +24,10 @@ def show(content: Any) -> None:
     from rich.console import Console
 
     # Names of classes are the user's own: `[red]` in them is no colour.
-    Console(markup=False, emoji=False).print(content)
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED_WIDTH)
+    console.print(content)
 
 
 def show_tables(tables: Any) -> None:
