@@ -327,6 +327,7 @@ def test_damage_is_refused_or_reads_as_numbers(tmp_path_factory, flips):
     try:
         weights = read_pretrained(folder).weights
     except LoopaxError as error:
+        # Damage may also pass unseen, so `pytest.raises` would ask for too much.
         assert str(error).isprintable()  # noqa: PT017
     else:
         assert all(np.isfinite(array).all() for array in weights.values())
@@ -509,6 +510,7 @@ def test_the_files_are_those_that_transformers_looks_for(pretrained, tmp_path):
     ):
         assert ours.metadata() == {"format": "pt"}
         assert set(ours.keys()) == set(theirs.keys())
+        # The file has `keys` and cannot be iterated over.
         for name in theirs.keys():  # noqa: SIM118
             np.testing.assert_array_equal(ours.get_tensor(name), theirs.get_tensor(name))
     tokens = json.loads((tmp_path / "out/tokenizer_config.json").read_text())

@@ -100,6 +100,7 @@ def train(words: list[str]) -> int:
     if preset not in recipe.PRESETS:
         raise ConfigError(unknown("preset", preset, recipe.PRESETS))
     default = Train(recipe.PRESETS[preset], Path("runs") / f"{name}-{preset}")
+    # The class is known only now, so mypy takes what stands in the brackets for no type.
     kind: Any = Train[type(default.config)]  # type: ignore[misc]
     command = parse(kind, options, f"loopax train {name}", default)
     if command.dry_run:

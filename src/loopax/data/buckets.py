@@ -64,6 +64,7 @@ class BucketedBatches(Batches):
         self.fingerprint = fingerprint or dataset.fingerprint
         self.resident = dataset.on_device
 
+    # As for `DatasetBatches`: an attribute there, read and never written, may be a property here.
     @property
     def identity(self) -> Mapping[str, Any]:  # type: ignore[override]
         return {

@@ -103,7 +103,8 @@ class Problem:
                 tokens, size, cut=[name for name in CUT if name in tokens.columns]
             )
         config, identity = self.config, tokens.fingerprint
-        file = file_for(self.pretrained.digest, identity, config.pooling, config.dtype)
+        made_by = repr(self.pretrained.config), self.pretrained.digest
+        file = file_for(*made_by, identity, config.pooling, config.dtype)
         features = features_of(
             tokens.columns, self.model, self.params, self.longest, file, self.say
         )

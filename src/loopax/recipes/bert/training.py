@@ -70,7 +70,8 @@ def train(
                     say(f"{run_dir}: {config.patience} evaluations without a better one; done")
                     break
     trained = load(run_dir)
-    reached = loopax.CheckpointStore(trained.dir.checkpoints).steps[-1]
+    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
+        reached = store.steps[-1]
     finished = reached >= problem.steps or has_stalled(_history(run_dir), config, every)
     if finished and not trained.results_file.exists():
         say(f"{run_dir}: measuring step {trained.step:,} on {len(problem.texts.test.rows):,} texts")
