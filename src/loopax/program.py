@@ -2,9 +2,9 @@
 
 A single step or a remainder runs through the same compiled body as a full chunk, because another
 program for the same mathematics need not give the same bits. The number of steps is a run-time
-value, so one compilation serves every length. Each turn hands the next batch on to the following
-one, so that the step is compiled by itself: fused with how its batch is gathered, its bits would
-depend on where the data lies.
+value, so one compilation serves every length. Each turn hands the next examples on to the following
+one, so that the step is compiled by itself: fused with how they are gathered, its bits would depend
+on where the data lies.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class TrainProgram:
     def batch(self, items: Items) -> PyTree:
         """The shapes and types of one batch of these items, as the loss sees it."""
         return jax.eval_shape(
-            lambda resident, stacked: _batch(self._batches, resident, stacked, jnp.int32(0)),
+            lambda resident, stacked: self._batches.assemble(
+                resident, _item(stacked, jnp.int32(0))
+            ),
             self._batches.resident,
             items.stacked,
         )
@@ -96,27 +98,27 @@ class TrainProgram:
     def _chunk(
         self, state: TrainState, resident: PyTree, stacked: PyTree, count: Int32[Array, ""]
     ) -> tuple[TrainState, Rows]:
-        def batch_of(index: Int32[Array, ""]) -> PyTree:
-            return _batch(self._batches, resident, stacked, index)
+        def gathered(index: Int32[Array, ""]) -> PyTree:
+            return self._batches.gather(resident, _item(stacked, index))
 
-        first = batch_of(jnp.int32(0))
-        after, metrics = jax.eval_shape(self._step, state, first)
+        def step(state: TrainState, examples: PyTree) -> tuple[TrainState, Metrics]:
+            return self._step(state, self._batches.prepare(examples))
+
+        first = gathered(jnp.int32(0))
+        after, metrics = jax.eval_shape(step, state, first)
         _check_unchanged(state, after)
         self.names = _columns(metrics)
 
-        def proceed(carry: Any) -> Any:
-            index, _, _, rows = carry
-            loss = rows[jnp.maximum(index - 1, 0), 0]
-            return (index < count) & (self._skip | (index == 0) | jnp.isfinite(loss))
-
         def body(carry: Any) -> Any:
-            index, state, batch, rows = carry
-            state, metrics = self._step(state, batch)
+            index, _, state, examples, rows = carry
+            state, metrics = step(state, examples)
             row = jnp.stack([metrics[name] for name in self.names]).astype(jnp.float32)
-            return index + 1, state, batch_of(index + 1), rows.at[index].set(row)
+            good = self._skip | jnp.isfinite(metrics["loss"])
+            return index + 1, good, state, gathered(index + 1), rows.at[index].set(row)
 
-        start = (jnp.int32(0), state, first, _empty_rows(stacked, len(self.names)))
-        _, state, _, rows = jax.lax.while_loop(proceed, body, start)
+        start = (jnp.int32(0), True, state, first, _empty_rows(stacked, len(self.names)))
+        end = jax.lax.while_loop(lambda carry: carry[1] & (carry[0] < count), body, start)
+        _, _, state, _, rows = end
         return state, rows
 
 
@@ -142,7 +144,7 @@ class EvalProgram:
         first: Int32[Array, ""],
     ) -> Rows:
         def one(index: Int32[Array, ""]) -> Metrics:
-            batch = _batch(self._batches, resident, stacked, index)
+            batch = self._batches.assemble(resident, _item(stacked, index))
             return self._step(state, batch, first + index)
 
         self.names = _columns(jax.eval_shape(one, jnp.int32(0)))
@@ -159,14 +161,14 @@ def probe_program(loss_fn: LossFn, batches: Batches, account: Account) -> Callab
     step = probe_step(loss_fn)
 
     def probe(state: TrainState, resident: PyTree, stacked: PyTree) -> Metrics:
-        return step(state, _batch(batches, resident, stacked, jnp.int32(0)))
+        return step(state, batches.assemble(resident, _item(stacked, jnp.int32(0))))
 
     program = Program("probe", probe, account, donate=())
     return lambda state, items: program(state, batches.resident, items.stacked)
 
 
-def _batch(batches: Batches, resident: PyTree, stacked: PyTree, index: Int32[Array, ""]) -> PyTree:
-    return batches.assemble(resident, jax.tree.map(lambda leaf: leaf[index], stacked))
+def _item(stacked: PyTree, index: Int32[Array, ""]) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
 def _empty_rows(stacked: PyTree, columns: int) -> Rows:

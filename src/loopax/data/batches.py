@@ -1,8 +1,9 @@
 """Batches as a function of (seed, step), from the device, from host memory or from any iterable.
 
 Every source answers the loop in the same two steps: on the host `Feed.take` gives the next few
-*items*, stacked; inside the compiled step `assemble` turns one item into a batch. For data that
-lives on the device an item is a row of indices, otherwise it is the batch itself.
+*items*, stacked; on the device `gather` turns one item into the examples that it stands for, as
+stored, and `prepare` these into the batch that the loss sees. For data that lives on the device an
+item is a row of indices, otherwise it is the examples themselves.
 """
 
 from __future__ import annotations
@@ -62,8 +63,16 @@ class Batches(abc.ABC):
         """One pass in stored order in which every example comes exactly once."""
 
     @abc.abstractmethod
+    def gather(self, resident: PyTree, item: PyTree) -> PyTree:
+        """The examples of one item, as they are stored; traced."""
+
+    def prepare(self, examples: PyTree) -> PyTree:
+        """What the loss sees of gathered examples; traced into the step."""
+        return examples
+
     def assemble(self, resident: PyTree, item: PyTree) -> PyTree:
-        """Inside the compiled step: one item to one batch."""
+        """One item to one batch: both at once."""
+        return self.prepare(self.gather(resident, item))
 
 
 class DatasetBatches(Batches):
@@ -140,9 +149,11 @@ class DatasetBatches(Batches):
         if rest := order[full * self.batch_size :].size:
             yield self.items(order[-rest:][None], 1)
 
-    def assemble(self, resident: PyTree, item: PyTree) -> PyTree:
-        batch = item if resident is None else {k: column[item] for k, column in resident.items()}
-        batch = {k: _scaled(column) for k, column in batch.items()}
+    def gather(self, resident: PyTree, item: PyTree) -> PyTree:
+        return item if resident is None else {k: column[item] for k, column in resident.items()}
+
+    def prepare(self, examples: PyTree) -> PyTree:
+        batch = {k: _scaled(column) for k, column in examples.items()}
         return batch if self.transform is None else self.transform(batch)
 
     def affordable(self, capacity: int) -> int:
@@ -227,7 +238,7 @@ class IterableBatches(Batches):
         while (items := feed.take(capacity)).length:
             yield items
 
-    def assemble(self, resident: PyTree, item: PyTree) -> PyTree:
+    def gather(self, resident: PyTree, item: PyTree) -> PyTree:
         del resident
         return item
 

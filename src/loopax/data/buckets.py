@@ -90,7 +90,7 @@ class BucketedBatches(Batches):
         if rest := len(order) - full * size:
             yield self.items(order[-rest:][None], self.bucket_of(order[-rest:]), LEAST_CAPACITY)
 
-    def assemble(self, resident: PyTree, item: PyTree) -> PyTree:
+    def gather(self, resident: PyTree, item: PyTree) -> PyTree:
         rows, span = item["rows"], item["span"].shape[-1]
         return {
             name: column[rows, :span] if name in self.cut else column[rows]
