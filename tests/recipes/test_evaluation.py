@@ -292,6 +292,12 @@ def test_the_likelihood_given_a_class_is_that_of_images_of_known_class(tmp_path)
     assert "nll_unconditional_nats" in found
 
 
+@pytest.mark.parametrize("test", [None, [-1] * 20], ids=["labels", "no labels"])
+def test_a_model_that_sees_no_class_bounds_the_image_itself(test, tmp_path):
+    found = evaluation.likelihood(made(tmp_path, test=test, conditioning="none"), 5)
+    assert found["nll_unconditional_nats"] == found["nll_nats"]
+
+
 @pytest.mark.parametrize("test", [[1], [1, -1, -1], [0, 1]], ids=str)
 @pytest.mark.filterwarnings("error")
 def test_hardly_any_test_images_leave_out_what_they_cannot_show_and_say_so(test, tmp_path):

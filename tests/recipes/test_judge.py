@@ -49,15 +49,20 @@ def test_a_judge_is_trained_once_and_kept(data, trained):
 def test_it_tells_the_classes_apart_and_says_how_well(data, trained):
     test = data.test.columns
     known = test["label"] >= 0
-    right = trained.probabilities(test["image"]).argmax(axis=1) == test["label"]
+    right = trained.opinion(test["image"]).probabilities.argmax(axis=1) == test["label"]
     assert trained.test_accuracy == pytest.approx(right[known].mean())
     assert trained.test_accuracy > 0.95
-    np.testing.assert_allclose(trained.probabilities(test["image"]).sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        trained.opinion(test["image"]).probabilities.sum(axis=1), 1, rtol=1e-5
+    )
 
 
 def test_stored_and_scaled_images_have_the_same_features(data, trained):
     image = data.test.columns["image"][:30]
-    one, two = trained.features(image), trained.features(image.astype(np.float32) / 255)
+    one, two = (
+        trained.opinion(image).features,
+        trained.opinion(image.astype(np.float32) / 255).features,
+    )
     assert one.shape == (30, 128)
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 

@@ -30,6 +30,8 @@ EVAL_BATCH = 500
 SAMPLES_LIMIT = 10_000
 LIKELIHOOD_BATCH = 100
 NEIGHBOURS = 5
+NEAREST_OF = 500
+"""Images whose nearest training image is looked for."""
 PIXEL_LEVELS_BITS = 8
 """Bits of a stored pixel: densities on [0, 1] are told per dimension as if on 0 to 255."""
 
@@ -45,7 +47,7 @@ OBJECTIVE = {
 LIKELIHOOD = {
     "nll_nats": "-log p(image | class), nats",
     "nll_bits_per_dim": "the same, bits per dimension",
-    "nll_unconditional_nats": "-log p(image), nats, at most (+ log classes)",
+    "nll_unconditional_nats": "-log p(image), nats, at most",
 }
 SAMPLES = {
     "class_accuracy": ("samples in their class, by the judge", ".4f"),
@@ -128,6 +130,11 @@ def is_density(config: VAEConfig) -> bool:
     return config.likelihood != "squared_error" or config.kl_weight > 0
 
 
+def is_conditional(config: VAEConfig) -> bool:
+    """Whether the class means anything to the model."""
+    return config.conditioning != "none" or config.prior == "class"
+
+
 def density(trained: TrainedVAE) -> Objective:
     """The objective as a density: an optimal variance becomes that of the training images."""
     objective, config = trained.problem.objective, trained.config
@@ -169,7 +176,9 @@ def likelihood(trained: TrainedVAE, samples: int, images: int | None = None) -> 
         "nll_standard_error_nats": float(nats.std() / math.sqrt(len(nats))),
         "nll_bits_per_dim": bits_per_dimension(trained, mean),
     }
-    if (columns["label"] >= 0).all():
+    if not is_conditional(trained.config):
+        found["nll_unconditional_nats"] = mean
+    elif (columns["label"] >= 0).all():
         found["nll_unconditional_nats"] = mean + math.log(len(trained.class_names))
     return found
 
@@ -186,9 +195,11 @@ def judged(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Resul
     judge = judge_for(trained.data, say) if len(trained.class_names) > 1 else None
     count = min(SAMPLES_LIMIT, len(test))
     chosen = np.random.default_rng(0).permutation(len(test))[:count]
+    images = test.columns["image"][chosen]
     reference = _Reference(
-        test.columns["image"][chosen],
-        None if judge is None else judge.features(test.columns["image"][chosen]),
+        images,
+        None if judge is None else judge.opinion(images).features,
+        _flat(trained.data.train.columns["image"]),
     )
     results: Results = {"samples": {}, "judge": None}
     if judge is not None:
@@ -200,7 +211,6 @@ def judged(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Resul
             say(f"{count} test images are too few for all distances")
     classes = len(trained.class_names)
     labels = np.arange(count) * classes // count  # as many of each class, in order
-    train = trained.data.train.columns["image"]
     samplers = {"prior": trained.from_prior()}
     if trained.mixtures is not None:
         samplers = {"mixture": trained, **samplers}
@@ -208,17 +218,24 @@ def judged(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Resul
         scored = []
         for draw in range(draws):
             raw = sampler.decode(sampler.latents_of(labels, SAMPLE_SEED + draw), labels)
-            scores = _scores(raw, labels, reference, judge)
-            nearest = fidelity.nearest_distances(_few(np.clip(raw, 0, 1)), _flat(train))
-            scored.append({**scores, "nearest_train_distance": float(nearest.distances.mean())})
+            scored.append(_scores(raw, labels, reference, judge) | reference.nearest(raw))
         results["samples"][name] = _mean(scored)
     results["samples"]["floor"] = _mean([_floor(trained, labels, reference, judge)])
     return results
 
 
 class _Reference(NamedTuple):
+    """What samples are held against: test images and their features, and training images."""
+
     images: np.ndarray
     features: np.ndarray | None
+    train: np.ndarray
+
+    def nearest(self, raw: np.ndarray) -> dict[str, float]:
+        """How far some of these images are from their nearest training image, on average."""
+        few = raw[np.linspace(0, len(raw) - 1, min(NEAREST_OF, len(raw))).astype(int)]
+        found = fidelity.nearest_distances(np.clip(_flat(few), 0, 1), self.train)
+        return {"nearest_train_distance": float(found.distances.mean())}
 
 
 def _scores(
@@ -232,9 +249,8 @@ def _scores(
     }
     if judge is None or reference.features is None:
         return scores
-    features = judge.features(images)
-    classes = judge.model.classes
-    found = fidelity.class_scores(judge.probabilities(images), labels, classes)
+    features, probabilities = judge.opinion(images)
+    found = fidelity.class_scores(probabilities, labels, judge.model.classes)
     scores |= {
         "class_accuracy": found.accuracy,
         "worst_class_accuracy": found.worst[1],
@@ -262,17 +278,12 @@ def _floor(
     chosen = np.random.default_rng(1).permutation(known)[: len(labels)]
     images = as_floats(train["image"][chosen])
     scores = _scores(images, train["label"][chosen], reference, judge)
-    nearest = fidelity.nearest_distances(_few(reference.images), _flat(train["image"]))
-    return {**scores, "nearest_train_distance": float(nearest.distances.mean())}
+    return scores | reference.nearest(reference.images)
 
 
 def _spread(images: np.ndarray, labels: np.ndarray) -> float:
     """Standard deviation of a pixel among images of one class, mean over pixels and classes."""
     return float(np.mean([images[labels == each].std(axis=0).mean() for each in np.unique(labels)]))
-
-
-def _few(images: np.ndarray, count: int = 500) -> np.ndarray:
-    return _flat(images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)])
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

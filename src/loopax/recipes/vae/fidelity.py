@@ -196,9 +196,13 @@ def _covariance_root(features: Features) -> Float[np.ndarray, "rank features"]:
 
 def _kernel_within(features: Features) -> float:
     """The mean kernel over pairs of different points of one set."""
-    count, size = features.shape
-    own = np.einsum("ij,ij->i", features, features) / size + 1
-    return (_kernel_sum(features, features) - float(np.sum(own**3))) / (count * (count - 1))
+    pairs, count = 0.0, len(features)
+    for start in range(0, count, ROWS_AT_ONCE):
+        rows, later = np.split(features[start:], [ROWS_AT_ONCE])
+        own = np.einsum("ij,ij->i", rows, rows) / rows.shape[1] + 1
+        # Two later rows are met when it is their turn.
+        pairs += _kernel_sum(rows, rows) - float(np.sum(own**3)) + 2 * _kernel_sum(rows, later)
+    return pairs / (count * (count - 1))
 
 
 def _kernel_sum(one: Features, other: Features) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,13 @@ SHIFT = 2
 """Pixels by which training images are moved, at most, in each direction."""
 
 
+class Opinion(NamedTuple):
+    """The last hidden layer, and how sure it is of each class."""
+
+    features: Float[np.ndarray, "n features"]
+    probabilities: Float[np.ndarray, "n classes"]
+
+
 @dataclass(frozen=True)
 class Judge:
     """A trained classifier: `digest` is the SHA-256 of its weights' file, in short.
@@ -49,18 +56,11 @@ class Judge:
     digest: str
     test_accuracy: float
 
-    def features(self, images: np.ndarray) -> Float[np.ndarray, "n features"]:
-        """What the last hidden layer makes of images, uint8 or in [0, 1]."""
-        return self._applied(images)[1]
-
-    def probabilities(self, images: np.ndarray) -> Float[np.ndarray, "n classes"]:
-        """How sure it is of each class."""
-        return np.asarray(jax.nn.softmax(self._applied(images)[0]))
-
-    def _applied(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def opinion(self, images: np.ndarray) -> Opinion:
+        """What it makes of images, uint8 or in [0, 1]."""
         parts = [jax.device_get(_apply(self.model, self.params, part)) for part in portions(images)]
         logits, features = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return logits, features
+        return Opinion(features, np.asarray(jax.nn.softmax(logits)))
 
 
 def portions(images: np.ndarray, size: int = 1000) -> Iterator[np.ndarray]:
@@ -114,7 +114,7 @@ def read_judge(path: Path, data: Splits) -> Judge:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     judge = Judge(model, params, digest, float("nan"))
     labels = data.test.columns["label"]
-    found = judge.probabilities(data.test.columns["image"]).argmax(axis=-1)
+    found = judge.opinion(data.test.columns["image"]).probabilities.argmax(axis=-1)
     known = labels >= 0
     accuracy = float((found == labels)[known].mean()) if known.any() else float("nan")
     return Judge(model, params, digest, accuracy)
