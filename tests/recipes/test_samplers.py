@@ -86,3 +86,15 @@ def test_what_cannot_be_fitted_is_refused(latents):
         fit_mixtures(latents[0][:3], latents[1][:3], classes=2, components=2)
     with pytest.raises(DataError, match="finite"):
         fit_mixtures(np.full((10, 2), np.nan), np.zeros(10, int), classes=1, components=2)
+
+
+def test_random_numbers_from_elsewhere_choose_the_normal_and_the_place_in_it():
+    mixtures = Mixtures(
+        weights=np.asarray([[1.0, 0.0], [0.25, 0.75]]),
+        means=np.asarray([[[1.0], [2.0]], [[3.0], [4.0]]]),
+        factors=np.asarray([[[[1.0]], [[1.0]]], [[[1.0]], [[0.5]]]]),
+    )
+    label, pick = np.asarray([0, 0, 1, 1, 1]), np.asarray([0.0, 0.999, 0.24, 0.26, 0.999])
+    noise = np.asarray([[0.0], [1.0], [0.0], [0.0], [2.0]])
+    placed = np.asarray(mixtures.place(label, pick, noise))
+    np.testing.assert_allclose(placed[:, 0], [1, 2, 3, 4, 5])

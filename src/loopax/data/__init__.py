@@ -1,14 +1,15 @@
 """Where batches come from: the bundled MNIST, the user's files, or any iterable."""
 
 from loopax.data import catalogue
-from loopax.data.batches import Batches, DatasetBatches, IterableBatches, as_batches
+from loopax.data.batches import Batches, IterableBatches, as_batches
 from loopax.data.buckets import BucketedBatches, bucket_lengths
-from loopax.data.dataset import Dataset, Splits
+from loopax.data.dataset import Dataset, DatasetBatches
 from loopax.data.files import load
 from loopax.data.folder import read_folder
 from loopax.data.idx import read_idx
 from loopax.data.mnist import mnist
 from loopax.data.npz import read_npz
+from loopax.data.splits import Splits
 from loopax.data.texts import Texts, read_texts, split_texts
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from loopax.data.checks import as_images, as_labels
-from loopax.data.dataset import Dataset, Splits
+from loopax.data.dataset import Dataset
 from loopax.data.folder import read_folder
 from loopax.data.idx import read_idx
 from loopax.data.images import Form, fitted
@@ -21,6 +21,7 @@ from loopax.data.npz import read_npz
 from loopax.data.parquet import read_parquet
 from loopax.data.reading import fault, open_file, shown
 from loopax.data.shards import TEST_NAMES, find_shards
+from loopax.data.splits import Splits
 from loopax.errors import ConfigError
 
 Layout = Literal["idx", "npz", "folder", "parquet"]

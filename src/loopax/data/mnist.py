@@ -8,8 +8,9 @@ from importlib import resources
 
 import numpy as np
 
-from loopax.data.dataset import Dataset, Splits
+from loopax.data.dataset import Dataset
 from loopax.data.reading import blaming, fault
+from loopax.data.splits import Splits
 
 _MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",

@@ -46,11 +46,19 @@ class Mixtures:
         pick, draw, guess = jax.random.split(key, 3)
         some = jax.random.randint(guess, label.shape, 0, len(self.weights))
         label = jnp.where(label < 0, some, label)
+        noise = jax.random.normal(draw, (*label.shape, self.means.shape[-1]))
+        return self.place(label, jax.random.uniform(pick, label.shape), noise)
+
+    def place(
+        self, label: Int[Array, " n"], pick: Float[Array, " n"], noise: Float[Array, "n latent"]
+    ) -> Float[Array, "n latent"]:
+        """The latents that random numbers mean: `pick` in [0, 1) chooses the normal, `noise` in it.
+
+        It holds no randomness of its own, for exports to where JAX's is not to be had.
+        """
         # By hand from one uniform number each: Gumbel noise would need one a component.
         ends = jnp.cumsum(self.weights, axis=-1)[label]
-        at = jax.random.uniform(pick, label.shape)[:, None] * ends[:, -1:]
-        component = (at >= ends).sum(axis=-1)
-        noise = jax.random.normal(draw, (*label.shape, self.means.shape[-1]))
+        component = (pick[:, None] * ends[:, -1:] >= ends).sum(axis=-1)
         factor = self.factors[label, component]
         return self.means[label, component] + jnp.einsum("nij,nj->ni", factor, noise)
 

@@ -1,26 +1,32 @@
-"""What a dataset is, said in one line: for people to see whether it was read as they meant it."""
+"""The two parts of a dataset, and what it is in one line: was it read as its owner meant it?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
+from loopax.data.dataset import Dataset
 from loopax.data.reading import shown
-
-if TYPE_CHECKING:
-    from loopax.data.dataset import Dataset
 
 _MANY = 6
 _LONG = 40
 
 
-def described(train: Dataset, test: Dataset) -> str:
-    """The two parts of one dataset, in one line."""
-    name = train.name.removesuffix(" train")
-    source = f" ({train.source})" if train.source else ""
-    return f"{_brief(name)}{source}: {', '.join(_facts(train, test))}"
+class Splits(NamedTuple):
+    """The two parts that every recipe needs: one to train on, one never trained on."""
+
+    train: Dataset
+    test: Dataset
+
+    @property
+    def description(self) -> str:
+        """What the data is, in one line: how it was read, counts, sizes, classes."""
+        train = self.train
+        source = f" ({train.source})" if train.source else ""
+        name = _brief(train.name.removesuffix(" train"))
+        return f"{name}{source}: {', '.join(_facts(train, self.test))}"
 
 
 def _facts(train: Dataset, test: Dataset) -> Iterator[str]:
