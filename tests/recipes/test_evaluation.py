@@ -298,6 +298,12 @@ def test_a_model_that_sees_no_class_bounds_the_image_itself(test, tmp_path):
     assert found["nll_unconditional_nats"] == found["nll_nats"]
 
 
+def test_too_few_images_for_a_mixture_leave_samples_to_the_prior(tmp_path):
+    trained = made(tmp_path, [0, 1, 2], batch_size=3, sampler="mixture").with_sampler()
+    assert trained.mixtures is None
+    assert trained.sample(1, 4).shape == (4, 5, 4, 1)
+
+
 @pytest.mark.parametrize("test", [[1], [1, -1, -1], [0, 1]], ids=str)
 @pytest.mark.filterwarnings("error")
 def test_hardly_any_test_images_leave_out_what_they_cannot_show_and_say_so(test, tmp_path):

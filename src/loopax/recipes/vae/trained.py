@@ -19,7 +19,7 @@ from loopax.errors import CheckpointError, ConfigError, DataError
 from loopax.models.vae import VAE
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.problem import Problem
-from loopax.recipes.vae.samplers import Mixtures, fit_mixtures
+from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
 
 SAMPLE_SEED = 1
 PORTION = 1000
@@ -129,9 +129,10 @@ class TrainedVAE:
     def with_sampler(self) -> TrainedVAE:
         """The same with the sampler that its configuration asks for: read, or fitted and kept.
 
-        One that was fitted to other parameters, those of another step, is not used.
+        One that was fitted to other parameters, those of another step, is not used. Hardly any
+        images leave it to the prior.
         """
-        if self.config.sampler == "prior":
+        if self.config.sampler == "prior" or len(self.data.train) < FEWEST:
             return self
         mixtures = self._kept_mixtures()
         if mixtures is None:
