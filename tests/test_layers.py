@@ -152,7 +152,8 @@ def test_a_recipe_touches_no_private_attribute(module):
         private = node.attr.startswith("_") and node.attr not in PUBLIC_WITH_UNDERSCORE
         assert of_its_own or not private, f"{module}:{node.lineno} reaches for {node.attr}"
         if isinstance(node.value, ast.Name) and node.value.id == "loopax":
-            assert node.attr in loopax.__all__, f"{module}:{node.lineno} uses loopax.{node.attr}"
+            public = {*loopax.__all__, "__version__"}
+            assert node.attr in public, f"{module}:{node.lineno} uses loopax.{node.attr}"
 
 
 @pytest.mark.parametrize(
@@ -178,5 +179,5 @@ def test_every_public_name_is_there():
     for name in loopax.__all__:
         assert getattr(loopax, name) is not None
     assert set(loopax.__all__) == set(dir(loopax))
-    with pytest.raises(AttributeError, match="has no attribute 'trainer'"):
+    with pytest.raises(AttributeError, match="trainer"):
         loopax.trainer  # noqa: B018

@@ -1,0 +1,44 @@
+"""The public names, a line each."""
+
+from . import data as data
+from . import errors as errors
+from . import models as models
+from . import recipes as recipes
+from .checkpoint import CheckpointStore as CheckpointStore
+from .cost import estimate as estimate
+from .drawing import legible as legible
+from .drawing import save_curves as save_curves
+from .drawing import save_figure as save_figure
+from .durable import replacing as replacing
+from .durable import storing as storing
+from .environment import cache_dir as cache_dir
+from .errors import LoopaxError as LoopaxError
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate as evaluate
+from .loop import Chunk as Chunk
+from .loop import fit as fit
+from .loop import steps as steps
+from .moments import Hook as Hook
+from .optimizer import Group as Group
+from .optimizer import Optimizer as Optimizer
+from .optimizer import Schedule as Schedule
+from .optimizer import recorded_learning_rate as recorded_learning_rate
+from .origin import Origin as Origin
+from .origin import settings_table as settings_table
+from .replay import Replay as Replay
+from .report import Figures as Figures
+from .report import Picture as Picture
+from .report import Rows as Rows
+from .report import Section as Section
+from .report import Text as Text
+from .report import write_report as write_report
+from .retention import Checkpoints as Checkpoints
+from .run import Run as Run
+from .rundir import RunDir as RunDir
+from .rundir import read_config as read_config
+from .state import TrainState as TrainState
+from .weights import read_weights as read_weights
+from .weights import save_weights as save_weights
+from .weights import with_weights as with_weights
+
+__version__: str

@@ -1,0 +1,21 @@
+"""The public names, a line each."""
+
+from .config import PRESETS as PRESETS
+from .config import VAEConfig as VAEConfig
+from .evaluation import evaluate as evaluate
+from .evaluation import tables as tables
+from .exporting import export as export
+from .judge import judge_for as judge_for
+from .judge import kept_for as kept_for
+from .judge import read_judge as read_judge
+from .judge import train_judge as train_judge
+from .objective import Objective as Objective
+from .pictures import save_grid as save_grid
+from .pictures import save_reconstructions as save_reconstructions
+from .problem import Problem as Problem
+from .problem import costs as costs
+from .problem import data_of as data_of
+from .trained import TrainedVAE as TrainedVAE
+from .trained import load as load
+from .trained import stored_config as stored_config
+from .training import train as train
