@@ -16,8 +16,8 @@ from loopax.errors import ConfigError, DataError
 Features = Float[np.ndarray, "n features"]
 
 CONFIDENT = 0.9
-ROWS_AT_ONCE = 1024
-DISTANCES_MIB = 64
+ROWS_AT_ONCE = 256
+DISTANCES_MIB = 16
 
 
 @dataclass(frozen=True)
