@@ -42,11 +42,13 @@ class Batches(abc.ABC):
     steps_per_epoch: int | None
     """How many batches one pass has, or None when the source does not tell."""
 
-    identity: Mapping[str, Any]
-    """What must be the same for a run to be continued exactly; kept in each checkpoint."""
-
     resident: PyTree
     """Arrays that stay on the device during the whole run."""
+
+    @property
+    @abc.abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """What must be the same for a run to be continued exactly; kept in each checkpoint."""
 
     @abc.abstractmethod
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
@@ -85,7 +87,10 @@ class IterableBatches(Batches):
             self.steps_per_epoch = len(source)  # type: ignore[arg-type]
         except TypeError:
             self.steps_per_epoch = None
-        self.identity = {"data": f"iterable {type(source).__name__}"}
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"data": f"iterable {type(self.source).__name__}"}
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         del seed

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from loopax.data.batches import LEAST_CAPACITY, Batches, Feed, Items
-from loopax.data.dataset import Dataset
-from loopax.errors import ConfigError
+from loopax.data.dataset import Dataset, checked_batch_size
 from loopax.paths import PyTree
 
 SHORTEST = 32
@@ -52,21 +51,16 @@ class BucketedBatches(Batches):
         cut: Sequence[str],
         fingerprint: str | None = None,
     ) -> None:
-        if not 1 <= batch_size <= len(dataset):
-            raise ConfigError(
-                f"batch_size is {batch_size}; {dataset.name} has {len(dataset)} examples, so it "
-                f"must be from 1 to {len(dataset)}"
-            )
-        self.dataset, self.batch_size, self.cut = dataset, batch_size, tuple(cut)
+        self.dataset, self.cut = dataset, tuple(cut)
+        self.batch_size = checked_batch_size(batch_size, dataset)
         self.lengths = dataset.columns["length"]
         self.buckets = bucket_lengths(int(self.lengths.max()))
-        self.steps_per_epoch = len(dataset) // batch_size
+        self.steps_per_epoch = len(dataset) // self.batch_size
         self.fingerprint = fingerprint or dataset.fingerprint
         self.resident = dataset.on_device
 
-    # As for `DatasetBatches`: an attribute there, read and never written, may be a property here.
     @property
-    def identity(self) -> Mapping[str, Any]:  # type: ignore[override]
+    def identity(self) -> Mapping[str, Any]:
         return {
             "data": self.fingerprint,
             "batch_size": self.batch_size,

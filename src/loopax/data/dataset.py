@@ -114,17 +114,10 @@ class DatasetBatches(Batches):
         resident: bool | None = None,
         transform: Callable[[PyTree], PyTree] | None = None,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-            raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number")
-        if not 1 <= batch_size <= len(dataset):
-            raise ConfigError(
-                f"batch_size is {batch_size}; {dataset.name} has {len(dataset)} examples, so it "
-                f"must be from 1 to {len(dataset)}"
-            )
         if resident is None:
             resident = dataset.nbytes <= RESIDENT_LIMIT_BYTES
         self.dataset = dataset
-        self.batch_size = int(batch_size)
+        self.batch_size = checked_batch_size(batch_size, dataset)
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.transform = transform
@@ -132,7 +125,7 @@ class DatasetBatches(Batches):
         self.resident = dataset.on_device if resident else None
 
     @property
-    def identity(self) -> Mapping[str, Any]:  # type: ignore[override]
+    def identity(self) -> Mapping[str, Any]:
         return {
             "data": self.dataset.fingerprint,
             "batch_size": self.batch_size,
@@ -219,6 +212,22 @@ class _DatasetFeed:
                 self._order = np.arange(count, dtype=np.int32)
             self._epoch = epoch
         return self._order
+
+
+def checked_batch_size(batch_size: Any, dataset: Dataset) -> int:
+    """`batch_size` as a number of examples that the dataset has.
+
+    Raises:
+        ConfigError: it is not a whole number between 1 and the number of examples.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+        raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number")
+    if not 1 <= batch_size <= len(dataset):
+        raise ConfigError(
+            f"batch_size is {batch_size}; {dataset.name} has {len(dataset)} examples, so it "
+            f"must be from 1 to {len(dataset)}"
+        )
+    return int(batch_size)
 
 
 def _batch_count(examples: int, batch_size: int, drop_last: bool) -> int:
