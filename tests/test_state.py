@@ -372,6 +372,44 @@ def test_a_module_may_draw_from_streams_of_its_own(dataset):
     assert len({row[name] for row in run.history for name in ("noise", "augment")}) == 8
 
 
+def test_the_keys_are_the_same_where_the_loss_is_rematerialised(dataset):
+    """`jax.checkpoint` over the whole loss, and `Rngs` handed on to Flax."""
+
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, image, training):
+            hidden = nn.Dense(8)(image.reshape(image.shape[0], -1))
+            return nn.Dropout(0.5, deterministic=not training)(hidden)
+
+    model = Dropped()
+
+    def loss(params, batch, rngs):
+        hidden = model.apply(params, batch["image"], rngs.training, rngs=rngs)
+        shift = jax.random.uniform(rngs["of my own"])
+        return jnp.square(hidden).mean() + shift, {"step": rngs.step, "noise": shift}
+
+    params = model.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)), False)
+    state = loopax.TrainState.create(params=params, tx=optax.sgd(0.1)).replace(step=jnp.int32(3))
+    batch = {"image": jnp.ones((4, 4, 4, 1))}
+    plain = jax.value_and_grad(loss, has_aux=True)(params, batch, state.rngs)
+    again = jax.value_and_grad(jax.checkpoint(loss), has_aux=True)(params, batch, state.rngs)
+    assert plain[0][1] == again[0][1]
+    assert plain[0][1]["step"] == 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), plain, again)
+
+
+def test_a_loss_knows_whether_it_trains_and_at_which_step(dataset, line_loss, line_state):
+    def loss(params, batch, rngs):
+        trains = 1.0 if rngs.training else 0.0
+        return line_loss(params, batch, rngs)[0], {"trains": trains, "at": rngs.step}
+
+    data = dataset.batches(60)
+    run = loopax.fit(line_state(), loss, data, steps=3, log_every=1, evaluation=data, **PLAIN)
+    rows = [row for row in run.history if row["source"] == "train"]
+    assert [(row["trains"], row["at"]) for row in rows] == [(1, 0), (1, 1), (1, 2)]
+    assert (run.latest("test")["trains"], run.latest("test")["at"]) == (0, 3)
+
+
 # --- Paths --------------------------------------------------------------------
 
 

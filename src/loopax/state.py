@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, merge, partition, path_mask
-from loopax.randomness import Streams, stream
+from loopax.randomness import Rngs, stream
 
 
 class TrainState(train_state.TrainState, kw_only=True):
@@ -109,9 +109,9 @@ class TrainState(train_state.TrainState, kw_only=True):
         return self.params if self.ema is None else self.with_trainable(self.ema).params
 
     @property
-    def rngs(self) -> Streams:
-        """The random streams of the step that comes next."""
-        return Streams(self.key, self.step)
+    def rngs(self) -> Rngs:
+        """The random keys of the step that comes next, by stream name."""
+        return Rngs(self.key, self.step)
 
     def with_trainable(self, trainable: PyTree) -> Self:
         """This state with other trainable parameters and the same frozen ones."""
@@ -193,7 +193,7 @@ def initialise(model: nn.Module | None, example: Any, key: Key[Array, ""]) -> tu
             "a dataset, a batch, an array or a tuple of arguments"
         )
     args, kwargs = _call_arguments(model, example)
-    rngs = dict(Streams(stream(key, "init"), 0))
+    rngs = dict(Rngs(stream(key, "init"), 0))
     variables = jax.jit(model.init)(rngs, *args, **kwargs)
     params = {"params": variables.get("params", {})}
     return params, {name: tree for name, tree in variables.items() if name != "params"}

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from loopax.errors import ConfigError
 from loopax.paths import PyTree
-from loopax.randomness import Streams, stream
+from loopax.randomness import Rngs, stream
 from loopax.soundness import is_sound
 from loopax.state import TrainState
 
@@ -28,6 +28,8 @@ Batch = PyTree
 Metrics = dict[str, Float[Array, ""]]
 LossFn = Callable[..., Any]
 """`(params, batch, rngs) -> loss` or `-> (loss, metrics)`.
+
+`rngs.training` is True where it is differentiated and False where it is evaluated.
 
 With a fourth argument named `mutable`, the loss is also given the state's collections and returns
 `(loss, metrics, mutable)`.
@@ -72,7 +74,8 @@ def eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch, Array], Metrics]:
     """
 
     def step(state: TrainState, batch: Batch, index: Array) -> Metrics:
-        rngs = Streams(stream(state.key, "evaluation"), index)
+        key = stream(state.key, "evaluation")
+        rngs = Rngs(key, index, step=state.step, training=False)
         return call_loss(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
 
     return step
@@ -126,7 +129,7 @@ def differentiate(
 
 
 def call_loss(
-    loss_fn: LossFn, params: PyTree, batch: Batch, rngs: Streams, mutable: PyTree
+    loss_fn: LossFn, params: PyTree, batch: Batch, rngs: Rngs, mutable: PyTree
 ) -> tuple[Metrics, PyTree]:
     """Calls the user's loss and checks what comes back: all metrics, the loss among them."""
     takes_mutable = "mutable" in inspect.signature(loss_fn).parameters

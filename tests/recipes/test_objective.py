@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loopax.errors import ConfigError
-from loopax.randomness import Streams
+from loopax.randomness import Rngs
 from loopax.recipes.vae import VAEConfig
 from loopax.recipes.vae.objective import Objective, kl_divergence, log_normal
 
@@ -164,7 +164,7 @@ def test_the_weight_warms_up_and_is_whole_in_a_test(images):
     batch = {"image": images, "label": LABEL}
 
     def weight_at(step, loss_fn):
-        loss, parts = loss_fn(params(0.2), batch, Streams(jax.random.key(0), step))
+        loss, parts = loss_fn(params(0.2), batch, Rngs(jax.random.key(0), step))
         return float((loss - parts["reconstruction_nats"]) / parts["kl_nats"])
 
     steps = [weight_at(step, chosen.loss) for step in (0, 4, 9, 50)]
@@ -201,7 +201,7 @@ def test_bernoulli_is_the_probability_of_the_drawn_ink():
     )
     expected = np.where(image > 0, -np.logaddexp(0, -logits), -np.logaddexp(0, logits))
     np.testing.assert_allclose(found, expected.sum(axis=(1, 2, 3)), rtol=1e-5)
-    drawn = chosen.observed(jnp.full((1, 100, 100, 1), 0.3), Streams(jax.random.key(0), 0))
+    drawn = chosen.observed(jnp.full((1, 100, 100, 1), 0.3), Rngs(jax.random.key(0), 0))
     assert set(np.unique(drawn)) == {0.0, 1.0}
     assert float(drawn.mean()) == pytest.approx(0.3, abs=0.02)
 
