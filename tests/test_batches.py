@@ -24,7 +24,7 @@ def batches_of(items, batches):
 
     def batch(index):
         item = jax.tree.map(lambda leaf: leaf[index], items.stacked)
-        return jax.tree.map(np.asarray, batches.assemble(batches.resident, item))
+        return jax.tree.map(np.asarray, batches.assemble(batches.resident, item, None))
 
     return [batch(index) for index in range(items.length)]
 

@@ -120,13 +120,13 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
     parameters = jax.tree.leaves(state.params)
     return Estimate(
         device=next(iter(parameters[0].devices())).device_kind,
-        batch_size=_batch_size(train, items),
+        batch_size=_batch_size(train, state, items),
         trainable=sum(leaf.size for leaf in trainable),
         frozen=sum(leaf.size for leaf in parameters) - sum(leaf.size for leaf in trainable),
         trainable_bytes=_nbytes(trainable),
         frozen_bytes=_nbytes(parameters) - _nbytes(trainable),
         optimizer_bytes=_nbytes(state.opt_state),
-        flops_per_step=flops(train_step(loss_fn), state, train.batch(items)),
+        flops_per_step=flops(train_step(loss_fn), state, train.batch(state, items)),
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.argument_size_in_bytes
@@ -169,7 +169,7 @@ def _advice(cry: str, train: TrainProgram, state: TrainState, items: Items | Non
     said = re.sub(r"(\d+) bytes", lambda found: _binary(int(found[1])), said).rstrip(".")
     facts = [f"the state takes {_binary(_nbytes(state))}"]
     if items is not None:
-        facts.insert(0, f"batch size {_batch_size(train, items):,}")
+        facts.insert(0, f"batch size {_batch_size(train, state, items):,}")
         needed = _temporary_bytes(train, state, items, cry)
         facts += [] if needed is None else [f"a step needs {_binary(needed)} beside it"]
     return (
@@ -244,8 +244,8 @@ def _repeated(closed: Any) -> float:
     return flops
 
 
-def _batch_size(train: TrainProgram, items: Items) -> int:
-    leaves = jax.tree.leaves(train.batch(items))
+def _batch_size(train: TrainProgram, state: TrainState, items: Items) -> int:
+    leaves = jax.tree.leaves(train.batch(state, items))
     return next((leaf.shape[0] for leaf in leaves if leaf.shape), 1)
 
 

@@ -14,7 +14,7 @@ from loopax.data.batches import Batches, as_batches
 from loopax.errors import ConfigError, DataError
 from loopax.program import EvalProgram
 from loopax.state import TrainState
-from loopax.step import LossFn
+from loopax.step import LossFn, evaluation_rngs
 
 EVAL_CAPACITY = 64
 
@@ -76,7 +76,7 @@ def evaluator(
                 (items.stacked, np.int32(items.length), np.int32(first))
             )
             rows.append(program(state, items._replace(stacked=stacked, length=count), index))
-            weights.append(np.full(items.length, _examples(batches, items.stacked)))
+            weights.append(np.full(items.length, _examples(batches, state, items.stacked)))
             first += items.length
         if not rows:
             raise DataError("there is no batch to evaluate; the data is empty or used up")
@@ -90,9 +90,14 @@ def evaluator(
     return measure
 
 
-def _examples(batches: Batches, stacked: Any) -> int:
+def _examples(batches: Batches, state: TrainState, stacked: Any) -> int:
     """How many examples one batch of these items holds: its leading axis."""
     item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked)
-    batch = jax.eval_shape(batches.assemble, batches.resident, item)
+    batch = jax.eval_shape(
+        lambda state, resident, item: batches.assemble(resident, item, evaluation_rngs(state, 0)),
+        state,
+        batches.resident,
+        item,
+    )
     leaves = jax.tree.leaves(batch)
     return next((leaf.shape[0] for leaf in leaves if leaf.shape), 1)

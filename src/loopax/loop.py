@@ -278,7 +278,9 @@ def _turns(
                 items, count = loader.take()
             if step == first:
                 with account.section("setup"):
-                    warn_of_frozen_gradients(session.loss_fn, state, session.train.batch(items))
+                    warn_of_frozen_gradients(
+                        session.loss_fn, state, session.train.batch(state, items)
+                    )
             with account.section("compute"), jax.transfer_guard("disallow"):
                 due = session.probe_every is not None and step % session.probe_every == 0
                 norms = session.probe(state, items) if due else None

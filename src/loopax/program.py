@@ -25,7 +25,15 @@ from loopax.data.batches import Batches, Items
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, leaf_path
 from loopax.state import TrainState
-from loopax.step import LossFn, Metrics, eval_step, probe_step, skipping_step, train_step
+from loopax.step import (
+    LossFn,
+    Metrics,
+    eval_step,
+    evaluation_rngs,
+    probe_step,
+    skipping_step,
+    train_step,
+)
 
 Rows = Float[Array, "capacity metrics"]
 
@@ -85,12 +93,13 @@ class TrainProgram:
         """The chunk that a call with these arguments runs, to ask what it needs."""
         return self._program.compiled(state, self._batches.resident, items.stacked, items.length)
 
-    def batch(self, items: Items) -> PyTree:
+    def batch(self, state: TrainState, items: Items) -> PyTree:
         """The shapes and types of one batch of these items, as the loss sees it."""
         return jax.eval_shape(
-            lambda resident, stacked: self._batches.assemble(
-                resident, _item(stacked, jnp.int32(0))
+            lambda state, resident, stacked: self._batches.assemble(
+                resident, _item(stacked, jnp.int32(0)), state.rngs
             ),
+            state,
             self._batches.resident,
             items.stacked,
         )
@@ -102,7 +111,7 @@ class TrainProgram:
             return self._batches.gather(resident, _item(stacked, index))
 
         def step(state: TrainState, examples: PyTree) -> tuple[TrainState, Metrics]:
-            return self._step(state, self._batches.prepare(examples))
+            return self._step(state, self._batches.prepare(examples, state.rngs))
 
         first = gathered(jnp.int32(0))
         after, metrics = jax.eval_shape(step, state, first)
@@ -144,7 +153,8 @@ class EvalProgram:
         first: Int32[Array, ""],
     ) -> Rows:
         def one(index: Int32[Array, ""]) -> Metrics:
-            batch = self._batches.assemble(resident, _item(stacked, index))
+            rngs = evaluation_rngs(state, first + index)
+            batch = self._batches.assemble(resident, _item(stacked, index), rngs)
             return self._step(state, batch, first + index)
 
         self.names = _columns(jax.eval_shape(one, jnp.int32(0)))
@@ -161,7 +171,8 @@ def probe_program(loss_fn: LossFn, batches: Batches, account: Account) -> Callab
     step = probe_step(loss_fn)
 
     def probe(state: TrainState, resident: PyTree, stacked: PyTree) -> Metrics:
-        return step(state, batches.assemble(resident, _item(stacked, jnp.int32(0))))
+        item = _item(stacked, jnp.int32(0))
+        return step(state, batches.assemble(resident, item, state.rngs))
 
     program = Program("probe", probe, account, donate=())
     return lambda state, items: program(state, batches.resident, items.stacked)

@@ -151,7 +151,9 @@ class Replay:
             items, _ = loader.take()
         norms = {name: float(norm) for name, norm in self._probe(state, items).items()}
         first = jax.tree.map(lambda leaf: leaf[0], items.stacked)
-        batch = jax.jit(self._batches.assemble)(self._batches.resident, first)
+        batch = jax.jit(
+            lambda state, resident, item: self._batches.assemble(resident, item, state.rngs)
+        )(state, self._batches.resident, first)
         report = examine(self._loss_fn, state, batch)
         _, rows = self._train(state, items)
         metrics = dict(zip(self._train.names, np.asarray(rows[0]).tolist(), strict=True))

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Int32
 
 from loopax.errors import ConfigError
 from loopax.paths import PyTree
@@ -74,11 +74,15 @@ def eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch, Array], Metrics]:
     """
 
     def step(state: TrainState, batch: Batch, index: Array) -> Metrics:
-        key = stream(state.key, "evaluation")
-        rngs = Rngs(key, index, step=state.step, training=False)
+        rngs = evaluation_rngs(state, index)
         return call_loss(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
 
     return step
+
+
+def evaluation_rngs(state: TrainState, index: Int32[ArrayLike, ""]) -> Rngs:
+    """The keys with which an evaluation measures its batch of that index."""
+    return Rngs(stream(state.key, "evaluation"), index, step=state.step, training=False)
 
 
 def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:

@@ -26,7 +26,7 @@ def walked(batches, feed, steps):
         items = feed.take(steps - len(seen))
         for index in range(items.length):
             item = jax.tree.map(lambda leaf, at=index: leaf[at], items.stacked)
-            seen.append(jax.device_get(batches.assemble(batches.resident, item)))
+            seen.append(jax.device_get(batches.assemble(batches.resident, item, None)))
     return seen
 
 
@@ -62,7 +62,7 @@ def test_one_pass_meets_every_example_once(lengths, size):
     for items in batches.once(4):
         for index in range(items.length):
             item = jax.tree.map(lambda leaf, at=index: leaf[at], items.stacked)
-            batch = jax.device_get(batches.assemble(batches.resident, item))
+            batch = jax.device_get(batches.assemble(batches.resident, item, None))
             assert ((batch["ids"] > 0).sum(axis=1) == batch["length"]).all()
             met += batch["ids"].max(axis=1).tolist()
     assert sorted(met) == list(range(1, len(lengths) + 1))

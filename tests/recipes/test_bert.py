@@ -233,7 +233,7 @@ def compiled(problem):
         problem.loss_fn, problem.batches, Account(), skip=problem.config.nonfinite == "skip"
     )
     items = problem.batches.feed([0], 0, 2).take(1)
-    return program.compiled(problem.state(), items), program.batch(items)
+    return program.compiled(problem.state(), items), program.batch(problem.state(), items)
 
 
 def test_freezing_is_free_with_clipping_accumulation_and_a_finite_check(head):

@@ -62,13 +62,14 @@ class Batches(abc.ABC):
     def gather(self, resident: PyTree, item: PyTree) -> PyTree:
         """The examples of one item, as they are stored; traced."""
 
-    def prepare(self, examples: PyTree) -> PyTree:
-        """What the loss sees of gathered examples; traced into the step."""
+    def prepare(self, examples: PyTree, rngs: Any) -> PyTree:
+        """What the loss sees of gathered examples; traced into the step, whose keys `rngs` has."""
+        del rngs
         return examples
 
-    def assemble(self, resident: PyTree, item: PyTree) -> PyTree:
+    def assemble(self, resident: PyTree, item: PyTree, rngs: Any) -> PyTree:
         """One item to one batch: both at once."""
-        return self.prepare(self.gather(resident, item))
+        return self.prepare(self.gather(resident, item), rngs)
 
 
 class IterableBatches(Batches):

@@ -137,7 +137,9 @@ class DatasetBatches(Batches):
     def example(self) -> PyTree:
         """One batch, as the loss will see it."""
         item = self._item(np.arange(self.batch_size, dtype=np.int32))
-        return jax.jit(self.assemble)(self.resident, item)
+        return jax.jit(lambda resident, item: self.assemble(resident, item, None))(
+            self.resident, item
+        )
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         return _DatasetFeed(self, seed, start, capacity)
@@ -155,7 +157,8 @@ class DatasetBatches(Batches):
     def gather(self, resident: PyTree, item: PyTree) -> PyTree:
         return item if resident is None else {k: column[item] for k, column in resident.items()}
 
-    def prepare(self, examples: PyTree) -> PyTree:
+    def prepare(self, examples: PyTree, rngs: Any) -> PyTree:
+        del rngs
         batch = {k: _scaled(column) for k, column in examples.items()}
         return batch if self.transform is None else self.transform(batch)
 
