@@ -32,12 +32,12 @@ PLAIN = {"progress": False, "probe_every": None}
 @pytest.fixture(scope="module")
 def mnist():
     """The first digits of MNIST: 1,600 to train on and 500 to test on."""
-    return loopax.data.Splits(
-        *(
-            Dataset({name: column[:count] for name, column in part.columns.items()}, part.name)
-            for part, count in zip(loopax.data.mnist(), (1600, 500), strict=True)
-        )
-    )
+    whole = loopax.data.mnist()
+
+    def first(part, count):
+        return Dataset({name: column[:count] for name, column in part.columns.items()}, part.name)
+
+    return loopax.data.Splits(first(whole.train, 1600), None, first(whole.test, 500))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 import gzip
 import io
 import struct
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -71,10 +72,9 @@ def split_npz(path, names=KERAS, **changed):
 
 def assert_standard(splits, name):
     """The parts of `IMAGES` and `LABELS`, 14 and 6 of them."""
-    for part, rows, kind in zip(
-        splits, (slice(0, 14), slice(14, 20)), ("train", "test"), strict=True
-    ):
-        assert part.name == f"{name} {kind}"
+    assert splits.parts.keys() == {"train", "test"}
+    for part, rows in ((splits.train, slice(0, 14)), (splits.test, slice(14, 20))):
+        assert part.name.startswith(f"{name} ")
         assert part.class_names == ("0", "1")
         image, label = part.columns["image"], part.columns["label"]
         assert image.dtype == np.uint8
@@ -128,16 +128,70 @@ def test_folders_that_are_split(tmp_path, test_name):
         write_images(tmp_path / "d" / part / "cat", count)
         write_images(tmp_path / "d" / part / "dog", count, value=100)
     splits = load(tmp_path / "d")
-    assert [each.name for each in splits] == ["d train", "d test"]
-    assert [each.class_names for each in splits] == [("cat", "dog")] * 2
+    assert [each.name for each in splits.parts.values()] == ["d train", f"d {test_name}"]
+    given = "given" if test_name == "test" else f"given as {test_name}"
+    assert f"6 to train on, 4 to test on ({given})" in splits.description
+    assert [each.class_names for each in splits.parts.values()] == [("cat", "dog")] * 2
     assert splits.train.columns["label"].tolist() == [0, 0, 0, 1, 1, 1]
     assert splits.test.columns["image"][:, 0, 0, 0].tolist() == [0, 1, 100, 101]
 
 
-def test_the_first_test_folder_is_taken(tmp_path):
-    for position, part in enumerate(["valid", "train", "val", "test"]):
-        write_images(tmp_path / part / "cat", value=position)
-    assert load(tmp_path).test.columns["image"].max() == 3
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+@pytest.mark.parametrize("layout", ["folder", "npz", "parquet"])
+def test_a_validation_part_beside_a_test_part_is_one_to_choose_by(tmp_path, layout, name):
+    path, parts = (
+        tmp_path / "d",
+        {"train": slice(0, 14), name: slice(14, 18), "test": slice(18, 20)},
+    )
+    if layout == "npz":
+        path = npz(
+            tmp_path / "d.npz",
+            **{f"x_{part.lower()}": IMAGES[rows] for part, rows in parts.items()},
+            **{f"y_{part.lower()}": LABELS[rows] for part, rows in parts.items()},
+        )
+    for part, rows in parts.items():
+        if layout == "folder":
+            for image, label, row in zip(IMAGES[rows], LABELS[rows], range(20), strict=False):
+                write_image(path / part / str(label) / f"{row:02}.png", image.astype("u1"))
+        if layout == "parquet":
+            write_parquet(path / f"{part}.parquet", IMAGES[rows], LABELS[rows])
+    splits = load(path)
+    assert "14 to train on, 4 to choose by (given), 2 to test on (given)" in splits.description
+    for part, rows in zip(splits, parts.values(), strict=True):
+        assert part.class_names == ("0", "1")
+        order = np.argsort(LABELS[rows], kind="stable") if layout == "folder" else slice(None)
+        np.testing.assert_array_equal(part.columns["image"][..., 0], IMAGES[rows][order])
+        np.testing.assert_array_equal(part.columns["label"], LABELS[rows][order])
+    assert splits.with_validation(0.3) is splits
+
+
+def test_the_parts_of_medmnist(tmp_path):
+    names = [f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels")]
+    arrays = (IMAGES[:14], LABELS[:14], IMAGES[14:17], LABELS[14:17], IMAGES[17:], LABELS[17:])
+    splits = load(npz(tmp_path / "d.npz", **dict(zip(names, arrays, strict=True))))
+    assert [len(part) for part in splits] == [14, 3, 3]
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet"])
+def test_two_parts_to_choose_by_are_refused(tmp_path, refuses, layout):
+    for part in ("train", "val", "validation", "test"):
+        write_images(tmp_path / part / "cat") if layout == "folder" else write_parquet(
+            tmp_path / f"{part}.parquet", IMAGES, LABELS
+        )
+    with refuses(tmp_path.name, "'val' and 'validation'", "take one away"):
+        load(tmp_path)
+
+
+def test_what_lies_beside_the_parts_is_said_to_be_passed_over(tmp_path):
+    for part in ("train", "test", "unsorted"):
+        write_images(tmp_path / part / "cat")
+    assert "(folder of images, 'unsorted' passed over)" in load(tmp_path).description
+
+
+def test_a_training_folder_alone_is_split(tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "train" / name, 10)
+    assert [len(part) for part in load(tmp_path).parts.values()] == [18, 2]
 
 
 def test_split_folders_without_classes(tmp_path):
@@ -145,8 +199,8 @@ def test_split_folders_without_classes(tmp_path):
     write_images(tmp_path / "d" / "test", 2)
     splits = load(tmp_path / "d")
     assert "3 to train on, 2 to test on (given)" in splits.description
-    assert [each.class_names for each in splits] == [("d",)] * 2
-    assert [len(each) for each in splits] == [3, 2]
+    assert [each.class_names for each in splits.parts.values()] == [("d",)] * 2
+    assert [len(each) for each in splits.parts.values()] == [3, 2]
 
 
 @pytest.mark.parametrize(("has", "lacks"), [("train", "test"), ("test", "train")])
@@ -169,8 +223,8 @@ def test_one_folder_is_split(tmp_path):
     write_images(tmp_path / "d" / "cat", 20)
     write_images(tmp_path / "d" / "dog", 10, value=100)
     splits = load(tmp_path / "d", test_fraction=0.2)
-    assert [each.name for each in splits] == ["d train", "d test"]
-    assert [each.class_names for each in splits] == [("cat", "dog")] * 2
+    assert [each.name for each in splits.parts.values()] == ["d train", "d test"]
+    assert [each.class_names for each in splits.parts.values()] == [("cat", "dog")] * 2
     assert splits.test.columns["image"][:, 0, 0, 0].tolist() == [4, 9, 14, 19, 104, 109]
     assert len(splits.train) == 24
     assert (
@@ -192,7 +246,7 @@ def test_size_resizes_a_folder(tmp_path):
 def test_size_resizes_arrays(tmp_path):
     path = split_npz(tmp_path / "d.npz")
     assert_standard(load(path, size=(6, 4)), "d.npz")
-    assert [each.columns["image"].shape for each in load(path, size=(8, 9))] == [
+    assert [each.columns["image"].shape for each in load(path, size=(8, 9)).parts.values()] == [
         (14, 8, 9, 1),
         (6, 8, 9, 1),
     ]
@@ -234,7 +288,7 @@ def test_an_npz_that_is_split(tmp_path, names):
 def test_an_npz_that_is_not_split(tmp_path, names):
     path = npz(tmp_path / "d.npz", **dict(zip(names, (IMAGES, LABELS), strict=True)))
     splits = load(path, test_fraction=0.3)
-    assert [len(each) for each in splits] == [14, 6]
+    assert [len(each) for each in splits.parts.values()] == [14, 6]
     assert splits.test.columns["label"].tolist() == [0, 1] * 3
 
 
@@ -257,7 +311,7 @@ def test_an_idx_file_finds_its_labels(tmp_path, separator, suffix, pack):
     write_idx(tmp_path / f"my-images{separator}idx3-ubyte{suffix}", IMAGES, pack)
     write_idx(tmp_path / f"my-labels{separator}idx1-ubyte", LABELS)
     splits = load(tmp_path / f"my-images{separator}idx3-ubyte{suffix}")
-    assert [len(each) for each in splits] == [18, 2]
+    assert [len(each) for each in splits.parts.values()] == [18, 2]
 
 
 def test_an_idx_file_without_labels_is_refused(tmp_path, refuses):
@@ -274,8 +328,8 @@ def test_an_idx_file_without_labels_is_refused(tmp_path, refuses):
 
 def test_a_parquet_file_is_split(tmp_path):
     splits = load(write_parquet(tmp_path / "d.parquet", IMAGES, LABELS), test_fraction=0.3)
-    assert [each.name for each in splits] == ["d.parquet train", "d.parquet test"]
-    assert [each.class_names for each in splits] == [("0", "1")] * 2
+    assert [each.name for each in splits.parts.values()] == ["d.parquet train", "d.parquet test"]
+    assert [each.class_names for each in splits.parts.values()] == [("0", "1")] * 2
     rows = [6, 7, 12, 13, 18, 19]
     np.testing.assert_array_equal(splits.test.columns["image"][..., 0], IMAGES[rows])
     assert splits.test.columns["label"].tolist() == [0, 1] * 3
@@ -345,7 +399,7 @@ def test_without_labels_there_is_one_class(tmp_path, layout):
     if layout == "folder":
         write_images(path, 20)
     splits = load(path)
-    for part in splits:
+    for part in splits.parts.values():
         assert part.class_names == (path.name,)
         assert part.columns["label"].dtype == np.int32
         assert set(part.columns["label"]) == {0}
@@ -370,7 +424,7 @@ def test_single_labels_may_be_missing(tmp_path):
         load(write_parquet(tmp_path / "d.parquet", IMAGES, labels)),
     ]
     for splits in found:
-        stored = np.concatenate([each.columns["label"] for each in splits])
+        stored = np.concatenate([each.columns["label"] for each in splits.parts.values()])
         assert stored.dtype == np.int32
         assert sorted(stored) == sorted(labels)
         assert splits.train.class_names == ("0", "1")
@@ -561,11 +615,12 @@ def labels_dataset(labels):
 @given(st.lists(st.integers(-1, 3), min_size=1, max_size=60), st.floats(0.01, 0.99))
 def test_a_split_is_exact_and_in_proportion(labels, fraction):
     counts = np.bincount(np.array(labels) + 1)
-    expected = np.maximum(np.minimum((counts * fraction + 0.5).astype(int), counts - 1), 0)
+    wanted = np.maximum((counts * fraction + 0.5).astype(int), 1)
+    expected = np.maximum(np.minimum(wanted, counts - 1), 0)
     if not expected.any():
         return
     splits = stratified_split(labels_dataset(labels), fraction)
-    train, test = (each.columns["row"] for each in splits)
+    train, test = (each.columns["row"] for each in splits.parts.values())
     assert sorted([*train, *test]) == list(range(len(labels)))
     assert train.tolist() == sorted(train)
     assert test.tolist() == sorted(test)
@@ -584,16 +639,87 @@ def test_a_split_is_made_without_chance():
     one = stratified_split(labels_dataset([0, 1, 1] * 9), 0.3)
     np.random.seed(1)
     two = stratified_split(labels_dataset([0, 1, 1] * 9), 0.3)
-    assert [each.fingerprint for each in one] == [each.fingerprint for each in two]
+    assert [each.fingerprint for each in one.parts.values()] == [
+        each.fingerprint for each in two.parts.values()
+    ]
 
 
-def test_too_few_examples_to_split_are_refused(tmp_path, refuses):
+def test_every_class_of_two_is_tested(tmp_path, refuses):
     write_images(tmp_path / "cat", 4)
-    write_images(tmp_path / "dog", 3)
-    with refuses(tmp_path.name, "has 4 examples", "at least 5", "test_fraction=0.1"):
-        load(tmp_path)
-    with refuses("at least 9", "test_fraction=0.06"):
-        load(tmp_path, test_fraction=0.06)
-    assert len(load(tmp_path, test_fraction=0.125).test) == 1
-    with refuses("has 1 examples", "at least 2"):
+    write_images(tmp_path / "dog", 2)
+    write_images(tmp_path / "owl", 1)
+    splits = load(tmp_path)
+    assert splits.test.columns["label"].tolist() == [0, 1]
+    assert "5 to train on, 2 to test on (1 in 3.5 held out)" in splits.description
+    with refuses("d:", "1 example of each class"):
         stratified_split(labels_dataset([0, 1, 2]), 0.9)
+
+
+# Paths as people type and move them
+
+
+def test_a_path_is_found_as_it_is_typed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "meine bilder"
+    write_images(folder / "cat", 9)
+    (tmp_path / "link").symlink_to(folder)
+    typed = ("~/meine bilder", "meine bilder/", "./meine bilder/.", "link", folder, folder.as_uri())
+    for path in typed:
+        assert load(path).train.class_names == ("cat",)
+    with pytest.raises(DataError, match="No such file"):
+        load("~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize(("made", "typed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_are_found_however_unicode_writes_them(tmp_path, made, typed):
+    write_images(tmp_path / unicodedata.normalize(made, "äpfel") / "cat", 9)
+    path = tmp_path / unicodedata.normalize(typed, "äpfel")
+    assert load(path).train.class_names == ("cat",)
+
+
+def test_one_class_may_be_written_in_two_ways_in_two_parts(tmp_path, refuses):
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    for part, name in zip(("train", "test"), names, strict=True):
+        write_images(tmp_path / "d" / part / name, 2)
+    assert load(tmp_path / "d").train.class_names == load(tmp_path / "d").test.class_names
+    for name in names:
+        write_images(tmp_path / "e" / name, 9)
+    with refuses("e:", "two folders", "'café'"):
+        load(tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "Thumbs.db",
+        "desktop.ini",
+        "__MACOSX/._001.png",
+        "@eaDir/001.png",
+        "$RECYCLE.BIN/001.png",
+        ".DS_Store",
+        "._000.png",
+        ".ipynb_checkpoints/000.png",
+        "lost+found/1.png",
+        "Icon\r",
+    ],
+)
+@pytest.mark.parametrize("where", ["", "train", "train/cat"])
+def test_what_other_programs_leave_is_no_class_and_no_image(tmp_path, left, where):
+    for part in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        write_images(tmp_path / part, 2)
+    file = tmp_path / where / left
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_bytes(b"no picture")
+    splits = load(tmp_path)
+    assert splits.train.class_names == ("cat", "dog")
+    assert "passed over" not in splits.description
+    assert len(splits.train) == 4
+
+
+def test_numbers_are_classes_in_the_order_of_numbers(tmp_path):
+    for number in range(12):
+        write_images(tmp_path / "a" / str(number), 2, value=number)
+    train = load(tmp_path / "a").train
+    assert train.class_names == tuple(map(str, range(12)))
+    assert train.columns["image"][:, 0, 0, 0].tolist() == train.columns["label"].tolist()

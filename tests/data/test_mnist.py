@@ -48,7 +48,8 @@ def test_all_digits_are_there(splits):
 def test_the_headers_that_were_skipped_say_the_same(splits):
     with resources.as_file(resources.files("loopax.data") / "mnist_idx") as folder:
         read = load(folder)
-    for ours, theirs in zip(splits, read, strict=True):
+    assert splits.parts.keys() == read.parts.keys() == {"train", "test"}
+    for ours, theirs in zip(splits.parts.values(), read.parts.values(), strict=True):
         assert ours.fingerprint == theirs.fingerprint
         assert ours.class_names == theirs.class_names
 

@@ -11,7 +11,10 @@ def touch(folder, *names):
 
 
 def found(folder):
-    return [[str(file.relative_to(folder)) for file in part] for part in find_shards(folder)]
+    return {
+        part: [str(file.relative_to(folder)) for file in files]
+        for part, files in find_shards(folder).items()
+    }
 
 
 TRAIN = [f"train-{index:05}-of-00003.parquet" for index in range(3)]
@@ -20,34 +23,37 @@ TRAIN = [f"train-{index:05}-of-00003.parquet" for index in range(3)]
 @pytest.mark.parametrize(
     ("names", "parts"),
     [
-        ([], []),
-        (["a.png", "readme.md"], []),
-        (["part-1.parquet", "part-0.parquet"], [["part-0.parquet", "part-1.parquet"]]),
-        (TRAIN[::-1], [TRAIN]),
-        (["validation-00000-of-00001.parquet"], [["validation-00000-of-00001.parquet"]]),
-        (["test.parquet", *TRAIN], [TRAIN, ["test.parquet"]]),
+        ([], {}),
+        (["a.png", "readme.md"], {}),
+        (["part-1.parquet", "part-0.parquet"], {"": ["part-0.parquet", "part-1.parquet"]}),
+        (TRAIN[::-1], {"": TRAIN}),
+        (["validation-00000-of-00001.parquet"], {"": ["validation-00000-of-00001.parquet"]}),
+        (["test.parquet", *TRAIN], {"test": ["test.parquet"], "train": TRAIN}),
         (
-            ["test_1.parquet", "valid.parquet", "train_1.parquet", "train_2.parquet"],
-            [["train_1.parquet", "train_2.parquet"], ["test_1.parquet"]],
+            ["test_1.parquet", "valid.parquet", "Train_1.parquet", "train_2.parquet"],
+            {
+                "train": ["Train_1.parquet", "train_2.parquet"],
+                "test": ["test_1.parquet"],
+                "valid": ["valid.parquet"],
+            },
         ),
-        (
-            ["validation.parquet", "val.parquet", "train.parquet"],
-            [["train.parquet"], ["val.parquet"]],
-        ),
-        (["trains.parquet", "testing.parquet"], [["testing.parquet", "trains.parquet"]]),
+        (["trains.parquet", "testing.parquet"], {"": ["testing.parquet", "trains.parquet"]}),
         (
             ["README.md", "data/train.parquet", "data/test.parquet"],
-            [["data/train.parquet"], ["data/test.parquet"]],
+            {"test": ["data/test.parquet"], "train": ["data/train.parquet"]},
         ),
-        (["mnist/train.parquet", "other/notes.txt"], [["mnist/train.parquet"]]),
+        (["mnist/train.parquet", "other/notes.txt"], {"": ["mnist/train.parquet"]}),
         (
             ["train/0000.parquet", "train/0001.parquet", "test/0000.parquet"],
-            [["train/0000.parquet", "train/0001.parquet"], ["test/0000.parquet"]],
+            {"train": ["train/0000.parquet", "train/0001.parquet"], "test": ["test/0000.parquet"]},
         ),
-        ([".cache/x.parquet", "data/.x.parquet", "data/y.parquet"], [["data/y.parquet"]]),
+        (
+            [".cache/x.parquet", "__MACOSX/x.parquet", "data/.x.parquet", "data/y.parquet"],
+            {"": ["data/y.parquet"]},
+        ),
         (
             ["train-00000-of-00002-af01.parquet", "train-00001-of-00002-b3.parquet"],
-            [["train-00000-of-00002-af01.parquet", "train-00001-of-00002-b3.parquet"]],
+            {"": ["train-00000-of-00002-af01.parquet", "train-00001-of-00002-b3.parquet"]},
         ),
     ],
 )
@@ -56,7 +62,7 @@ def test_files_are_put_together(tmp_path, names, parts):
 
 
 def test_a_folder_named_like_a_file_may_hold_the_files(tmp_path):
-    assert found(touch(tmp_path, "x.parquet/part-0.parquet")) == [["x.parquet/part-0.parquet"]]
+    assert found(touch(tmp_path, "x.parquet/part-0.parquet")) == {"": ["x.parquet/part-0.parquet"]}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def images_of(count, seed):
 @pytest.fixture(scope="module")
 def data():
     names = ("above", "below")
-    return Splits(*(Dataset(images_of(n, n), name="halves", class_names=names) for n in (300, 100)))
+    parts = (Dataset(images_of(n, n), name="halves", class_names=names) for n in (300, 100))
+    return Splits(next(parts), None, next(parts))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,8 @@ def test_images_are_moved_within_their_frame():
 
 
 def test_what_cannot_be_judged_or_read_is_refused(data, tmp_path):
-    alone = Splits(*(Dataset(part.columns, class_names=("one",)) for part in data))
+    one = Dataset(data.train.columns, class_names=("one",))
+    alone = Splits(one, None, one)
     with pytest.raises(DataError, match="one class only"):
         judge.judge_for(alone)
     other = tmp_path / "other.safetensors"

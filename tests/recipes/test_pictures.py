@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import loopax
-from loopax.data import Splits
 from loopax.recipes import vae
 from loopax.recipes.vae import pictures
 from loopax.recipes.vae.trained import TrainedVAE
@@ -42,8 +41,8 @@ def made(home, *, classes=3, count=60, shape=(5, 4, 3), known=1.0, names=None, s
         sampler=sampler,
     )
     problem = vae.Problem.of(config)
-    data = Splits(*(replace(part, class_names=tuple(names)) for part in problem.data))
-    problem = replace(problem, data=data)
+    parts = {n: replace(p, class_names=tuple(names)) for n, p in problem.data.parts.items()}
+    problem = replace(problem, data=problem.data._replace(**parts))
     (home / "run").mkdir()
     row = {"step": 1, "source": "train", "loss": 1.0}
     (home / "run" / "metrics.jsonl").write_text(json.dumps(row) + "\n")

@@ -10,7 +10,6 @@ from PIL import Image
 from tests.test_report import page_of
 
 import loopax
-from loopax.data import Splits
 from loopax.recipes import vae
 from loopax.recipes.vae import report
 from loopax.recipes.vae.trained import TrainedVAE
@@ -54,9 +53,10 @@ def trained(tmp_path):
     np.savez(data, image=np.zeros((30, 3, 3, 1), np.uint8), label=np.arange(30) % 3)
     config = vae.VAEConfig(data=str(data), widths=(4,), latent=2, batch_size=9, kl_weight=0.25)
     problem = vae.Problem.of(config)
-    parts = [replace(part, class_names=NAMES) for part in problem.data]
+    parts = {n: replace(part, class_names=NAMES) for n, part in problem.data.parts.items()}
+    data = problem.data._replace(**parts)
     run = loopax.RunDir.create(tmp_path / "run")
-    return TrainedVAE(replace(problem, data=Splits(*parts)), problem.state().params, run, 30)
+    return TrainedVAE(replace(problem, data=data), problem.state().params, run, 30)
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from os.path import isdir, isfile
 from pathlib import Path
@@ -14,14 +13,14 @@ import numpy as np
 
 from loopax.data.checks import as_images, as_labels
 from loopax.data.dataset import Dataset
-from loopax.data.folder import read_folder
+from loopax.data.folder import listing, read_folder
 from loopax.data.idx import read_idx
 from loopax.data.images import Form, fitted
 from loopax.data.npz import read_npz
 from loopax.data.parquet import read_parquet
-from loopax.data.reading import fault, open_file, shown
-from loopax.data.shards import TEST_NAMES, find_shards
-from loopax.data.splits import Splits
+from loopax.data.reading import as_path, fault, open_file, shown
+from loopax.data.shards import find_shards
+from loopax.data.splits import PART_NAMES, VALIDATION_NAMES, Splits, hold_out
 from loopax.errors import ConfigError
 
 Layout = Literal["idx", "npz", "folder", "parquet"]
@@ -30,12 +29,11 @@ Layout = Literal["idx", "npz", "folder", "parquet"]
 _IDX_NAMES = tuple(
     f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
-_NPZ_SPLIT = (
-    ("x_train", "y_train", "x_test", "y_test"),
-    ("train_images", "train_labels", "test_images", "test_labels"),
-)
+_NPZ_SPLIT = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 _NPZ_WHOLE = (("image", "label"), ("images", "labels"), ("x", "y"))
-_NPZ_SPLIT_IMAGES = tuple(names[::2] for names in _NPZ_SPLIT)
+
+Parts = Mapping[str, Dataset]
+"""What was read, by the names of `PART_NAMES`, or a whole that is called "" or train."""
 
 
 def load(
@@ -48,7 +46,7 @@ def load(
     label_column: str | None = None,
     layout: Layout | None = None,
 ) -> Splits:
-    """Images from the user's own files, in two parts; `Splits.description` says what was found.
+    """Images from the user's own files, in their parts; `Splits.description` says what was found.
 
     `path` is one of these, tried in this order:
 
@@ -56,19 +54,21 @@ def load(
       and the same with `t10k`, each plain or `.gz` (plain is preferred);
     - a folder with Parquet files, which `find_shards` puts together, or a Parquet file, each as
       `read_parquet` reads it: the form of Hugging Face's image sets;
-    - a folder with `train/` and one of `test/`, `val/`, `valid/`, `validation/` (the first that is
-      there), each as `read_folder` reads it and with the same classes;
+    - a folder with `train/` beside `test/` or `validation/` (`val/`, `valid/`) or both, each as
+      `read_folder` reads it and with the same classes;
     - a folder as `read_folder` reads it;
     - an `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`, or with `train_images`,
-      `train_labels`, `test_images`, `test_labels`, or, not split, with `image` and `label`,
-      `images` and `labels`, or `x` and `y`; or with nothing but images: one array of any name,
-      `x_train` and `x_test`, or `train_images` and `test_images`;
+      `train_labels`, `test_images`, `test_labels`, and either with the same for `val`, `valid` or
+      `validation`, which may also stand in for `test`; or, not split, with `image` and `label`,
+      `images` and `labels`, or `x` and `y`; or with nothing but images: one array of any name, or
+      those of such parts;
     - an IDX file of images, not split; the labels are in the file beside it whose name has
       `labels-idx1` for `images-idx3`.
 
-    What is not split is split by `stratified_split`. A label of -1, or null in Parquet, means that
-    the class is not known; it is kept as -1. Where there are no labels, or all are -1, there is one
-    class, named after the data, and all labels are 0.
+    A part to choose by is `Splits.validation` if there is also one to test on; alone it is the
+    part to test on. What is not split is split by `stratified_split`. A label of -1, or null in
+    Parquet, means that the class is not known; it is kept as -1. Where there are no labels, or all
+    are -1, there is one class, named after the data, and all labels are 0.
 
     Args:
         path: the folder or file.
@@ -91,7 +91,7 @@ def load(
         raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
     if layout not in (None, *get_args(Layout)):
         raise ConfigError(f"layout is {layout!r}; it must be one of {', '.join(get_args(Layout))}")
-    path, form = Path(path), Form(size, channels).checked()
+    path, form = as_path(path), Form(size, channels).checked()
     layout = layout or (_layout_of_folder(path) if isdir(path) else _layout_of_file(path))
     if layout != "parquet" and (image_column, label_column) != (None, None):
         raise ConfigError(
@@ -107,8 +107,7 @@ def load(
             parts = _from_images(path, form)
         case "parquet":
             parts = _from_parquet(path, form, image_column, label_column)
-    whole, *tests = (replace(part, name=_name(path)) for part in parts)
-    splits = _pair(whole, tests[0]) if tests else stratified_split(whole, test_fraction)
+    splits = _split(path, parts, test_fraction)
     _require_agreement(path, splits)
     return _with_a_class(path, splits)
 
@@ -116,35 +115,41 @@ def load(
 def stratified_split(dataset: Dataset, test_fraction: float) -> Splits:
     """Splits each class of `dataset` in the same proportion, without chance.
 
-    Of the `n` examples of a class `test_fraction * n`, rounded, are for testing, but never all.
-    They are evenly spaced in the stored order, and both parts keep that order: the split is a
-    function of the labels alone. Those of an unknown class, -1, are split as if they were a class.
+    Of the `n` examples of a class `test_fraction * n`, rounded, are for testing, but at least one
+    and never all. They are evenly spaced in the stored order, and both parts keep that order: the
+    split is a function of the labels alone. Those of an unknown class, -1, are split as if they
+    were a class.
 
     Raises:
-        DataError: no class has enough examples to give one up.
+        DataError: no class has two examples.
     """
-    labels = dataset.columns["label"]
-    chosen = np.zeros(len(labels), bool)
-    values, counts = np.unique(labels, return_counts=True)
-    for label, n in zip(values, counts, strict=True):
-        tests = min(int(n * test_fraction + 0.5), n - 1)
-        chosen[labels == label] = np.diff(np.arange(n + 1) * tests // n) == 1
-    if not chosen.any():
-        raise fault(
-            dataset.name,
-            f"the largest class has {counts.max()} examples; it must have at least "
-            f"{max(2, math.ceil(0.5 / test_fraction))} for test_fraction={test_fraction:g}",
-        )
-    return _pair(
-        *(
-            replace(
-                dataset,
-                columns={key: column[rows] for key, column in dataset.columns.items()},
-                held_out=test_fraction,
-            )
-            for rows in (~chosen, chosen)
-        )
+    train, test = hold_out(dataset, test_fraction)
+    return Splits(
+        replace(train, name=f"{dataset.name} train"),
+        None,
+        replace(test, name=f"{dataset.name} test"),
     )
+
+
+def _split(path: Path, parts: Parts, test_fraction: float) -> Splits:
+    """The parts as they were given; a whole is split."""
+    name = _name(path)
+    if len(parts) == 1:
+        whole = next(iter(parts.values()))
+        return stratified_split(replace(whole, name=name), test_fraction)
+    given = {part: replace(data, name=f"{name} {part}") for part, data in parts.items()}
+    choosing = [part for part in VALIDATION_NAMES if part in given]
+    if len(choosing) > 1:
+        raise fault(
+            path,
+            f"holds the parts {choosing[0]!r} and {choosing[1]!r}, and either could be the one to "
+            "choose by; take one away",
+        )
+    validation = given[choosing[0]] if choosing else None
+    if "test" in given:
+        return Splits(given["train"], validation, given["test"])
+    assert validation is not None, "there are two parts"
+    return Splits(given["train"], None, validation)
 
 
 def _layout_of_folder(folder: Path) -> Layout:
@@ -171,30 +176,40 @@ def _layout_of_file(path: Path) -> Layout:
 
 def _from_parquet(
     path: Path, form: Form, image_column: str | None, label_column: str | None
-) -> list[Dataset]:
-    parts = find_shards(path) if isdir(path) else [[path]]
+) -> Parts:
+    parts = find_shards(path) if isdir(path) else {"": [path]}
     if not parts:
         raise fault(path, "holds no Parquet file; their names must end in .parquet")
-    return read_parquet(parts, form=form, image_column=image_column, label_column=label_column)
+    # The part to train on says what classes there are, so it is read first.
+    names = sorted(parts, key=lambda part: part != "train")
+    files = [parts[part] for part in names]
+    read = read_parquet(files, form=form, image_column=image_column, label_column=label_column)
+    return dict(zip(names, read, strict=True))
 
 
-def _from_images(folder: Path, form: Form) -> list[Dataset]:
-    tests = [folder / name for name in TEST_NAMES if isdir(folder / name)]
-    if not tests or not isdir(folder / "train"):
-        return [read_folder(folder, **form._asdict())]
-    folders = folder / "train", tests[0]
-    train, test = (read_folder(each, **form._asdict()) for each in folders)
-    if (train.class_names, test.class_names) == tuple((each.name,) for each in folders):
-        # No classes: the images lie directly in both.
-        return [replace(each, class_names=(_name(folder),)) for each in (train, test)]
-    if differing := sorted(set(train.class_names) ^ set(test.class_names)):
-        has, lacks = folders if differing[0] in train.class_names else reversed(folders)
-        raise fault(
-            folder,
-            f"{has.name}/ has the class {differing[0]!r}, {lacks.name}/ has not; both must have "
-            "the same classes",
-        )
-    return [train, test]
+def _from_images(folder: Path, form: Form) -> Parts:
+    below = listing(folder).folders
+    named = {each.name.lower(): each for each in below if each.name.lower() in PART_NAMES}
+    if "train" not in named or (len(named) == 1 and len(below) > 1):
+        return {"": read_folder(folder, **form._asdict())}
+    parts = {part: read_folder(each, **form._asdict()) for part, each in named.items()}
+    if all(data.class_names == (named[part].name,) for part, data in parts.items()):
+        # No classes: the images lie directly in each of them.
+        return {part: replace(data, class_names=(_name(folder),)) for part, data in parts.items()}
+    for part, data in parts.items():
+        if differing := sorted({*data.class_names} ^ {*parts["train"].class_names}):
+            has, lacks = part, "train"
+            if differing[0] in parts["train"].class_names:
+                has, lacks = lacks, has
+            raise fault(
+                folder,
+                f"{named[has].name}/ has the class {differing[0]!r}, {named[lacks].name}/ has not; "
+                "both must have the same classes",
+            )
+    if passed_over := [each.name for each in below if each.name.lower() not in PART_NAMES]:
+        said = f"{parts['train'].source}, {passed_over[0]!r} passed over"
+        parts["train"] = replace(parts["train"], source=said)
+    return parts
 
 
 class _Source(NamedTuple):
@@ -204,33 +219,49 @@ class _Source(NamedTuple):
     array: np.ndarray
 
 
-def _from_npz(path: Path, form: Form) -> list[Dataset]:
+def _from_npz(path: Path, form: Form) -> Parts:
     arrays = {
         name: _Source(f"{shown(path)}: {name}", array) for name, array in read_npz(path).items()
     }
-    labelled: tuple[tuple[str, ...], ...] = (*_NPZ_SPLIT, *_NPZ_WHOLE)
-    for names in labelled:
+    for images, labels in _NPZ_SPLIT:
+        parts = [part for part in PART_NAMES if images.format(part) in arrays]
+        if "train" not in parts or len(parts) == 1:
+            continue
+        pixels = {part: arrays[images.format(part)] for part in parts}
+        if arrays.keys() >= {labels.format(part) for part in parts}:
+            classes = {part: arrays[labels.format(part)] for part in parts}
+            return _datasets("NPZ", pixels, classes, form)
+        if len(arrays) == len(parts):
+            return _datasets("NPZ", pixels, None, form)
+    for names in _NPZ_WHOLE:
         if arrays.keys() >= set(names):
-            sources = [arrays[name] for name in names]
-            return _datasets("NPZ", sources[::2], sources[1::2], form)
-    for names in (*_NPZ_SPLIT_IMAGES, tuple(arrays)[:1]):
-        if arrays.keys() == set(names):
-            return _datasets("NPZ", [arrays[name] for name in names], None, form)
-    accepted = ", or ".join(" ".join(names) for names in labelled)
+            images, labels = names
+            return _datasets("NPZ", {"": arrays[images]}, {"": arrays[labels]}, form)
+    if len(arrays) == 1:
+        return _datasets("NPZ", {"": next(iter(arrays.values()))}, None, form)
+    splits = [
+        " ".join(form.format(part) for part in ("train", "test") for form in forms)
+        for forms in _NPZ_SPLIT
+    ]
+    accepted = ", or ".join([*splits, *map(" ".join, _NPZ_WHOLE)])
     raise fault(
         path,
-        f"holds {', '.join(map(repr, arrays))}; it must hold {accepted}, or only images",
+        f"holds {', '.join(map(repr, arrays))}; it must hold {accepted}, or only images; of each "
+        "part both",
     )
 
 
-def _from_mnist_files(folder: Path, form: Form) -> list[Dataset]:
+def _from_mnist_files(folder: Path, form: Form) -> Parts:
     files = {name: _idx_file(folder, name) for name in _IDX_NAMES}
     found = [file for file in files.values() if file is not None]
     if missing := [name for name, file in files.items() if file is None]:
         beside = f" beside {found[0].name}" if found else ""
         raise fault(folder, f"holds no {missing[0]}-ubyte, plain or .gz{beside}")
-    sources = [_Source(shown(file), read_idx(file)) for file in found]
-    return _datasets("IDX", sources[::2], sources[1::2], form)
+    train, train_labels, test, test_labels = (
+        _Source(shown(file), read_idx(file)) for file in found
+    )
+    labels = {"train": train_labels, "test": test_labels}
+    return _datasets("IDX", {"train": train, "test": test}, labels, form)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
@@ -242,80 +273,82 @@ def _idx_file(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _from_idx(path: Path, form: Form) -> list[Dataset]:
+def _from_idx(path: Path, form: Form) -> Parts:
     images = _Source(shown(path), read_idx(path))
     name = path.name.removesuffix(".gz")
     wanted = name.replace("images", "labels").replace("idx3", "idx1")
     for file in (path.with_name(wanted), path.with_name(f"{wanted}.gz")):
         if wanted != name and isfile(file):
             labels = _Source(shown(file), read_idx(file))
-            return _datasets("IDX", [images], [labels], form)
+            return _datasets("IDX", {"": images}, {"": labels}, form)
     expected = "train-labels-idx1-ubyte for train-images-idx3-ubyte" if wanted == name else wanted
     raise fault(path, f"its labels must lie beside it, named like {expected}, plain or .gz")
 
 
 def _datasets(
-    kind: str, images: Sequence[_Source], labels: Sequence[_Source] | None, form: Form
-) -> list[Dataset]:
+    kind: str, images: Mapping[str, _Source], labels: Mapping[str, _Source] | None, form: Form
+) -> Parts:
     """A dataset from each of `images`; the first labels say what classes there are."""
-    datasets: list[Dataset] = []
+    datasets: dict[str, Dataset] = {}
     class_names: tuple[str, ...] = ()
-    for index, (where, array) in enumerate(images):
+    for part, (where, array) in images.items():
         image = as_images(array, where)
         if labels is None:
             label = np.full(len(image), -1, np.int32)
         else:
-            where_labels, array = labels[index]
+            where_labels, array = labels[part]
             label = as_labels(
                 array, where_labels, examples=len(image), classes=len(class_names) or None
             )
         class_names = class_names or tuple(map(str, range(label.max() + 1)))
         columns = {"image": fitted(image, where, form), "label": label}
-        datasets.append(Dataset(columns, class_names=class_names, source=kind))
+        datasets[part] = Dataset(columns, class_names=class_names, source=kind)
     return datasets
-
-
-def _pair(train: Dataset, test: Dataset) -> Splits:
-    return Splits(
-        replace(train, name=f"{train.name} train"), replace(test, name=f"{test.name} test")
-    )
 
 
 def _name(path: Path) -> str:
     return path.resolve().name or shown(path)
 
 
+_PURPOSE = {"test": "to test on", "validation": "to choose by"}
+
+
 def _require_agreement(path: Path, splits: Splits) -> None:
-    train, test = (each.columns["image"] for each in splits)
-    if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
-        alike = "give size= or channels= (--image-size, --channels)"
-        advice = alike if train.dtype == test.dtype else "convert one of them"
-        raise fault(
-            path,
-            f"the images to train on are {train.dtype} {train.shape[1:]}, those to test on "
-            f"{test.dtype} {test.shape[1:]}; both must be the same: {advice}",
-        )
+    train = splits.train.columns["image"]
+    for part, purpose in _PURPOSE.items():
+        if part not in splits.parts:
+            continue
+        other = splits.parts[part].columns["image"]
+        if (train.shape[1:], train.dtype) != (other.shape[1:], other.dtype):
+            alike = "give size= or channels= (--image-size, --channels)"
+            advice = alike if train.dtype == other.dtype else "convert one of them"
+            raise fault(
+                path,
+                f"the images to train on are {train.dtype} {train.shape[1:]}, those {purpose} "
+                f"{other.dtype} {other.shape[1:]}; both must be the same: {advice}",
+            )
 
 
 def _with_a_class(path: Path, splits: Splits) -> Splits:
     """The splits, whose labels mean one class where all are missing."""
-    train, test = ((each.columns["label"] >= 0).sum() for each in splits)
-    if train:
+    known = {name: (each.columns["label"] >= 0).sum() for name, each in splits.parts.items()}
+    if known.pop("train"):
         return splits
-    if test:
-        raise fault(
-            path,
-            f"all labels to train on are missing, but {test:,} of those to test on are not; both "
-            "parts must have labels, or neither",
-        )
-    return Splits(
-        *(
-            replace(
+    for part, count in known.items():
+        if count:
+            raise fault(
+                path,
+                f"all labels to train on are missing, but {count:,} of those {_PURPOSE[part]} are "
+                "not; both parts must have labels, or neither",
+            )
+    return splits._replace(
+        **{
+            name: replace(
                 each,
                 columns={**each.columns, "label": np.zeros(len(each), np.int32)},
                 class_names=(_name(path),),
                 source=f"{each.source}, no labels",
             )
-            for each in splits
-        )
+            for name, each in splits.parts.items()
+        }
     )

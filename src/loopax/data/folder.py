@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from loopax.data.checks import class_order
 from loopax.data.dataset import Dataset
 from loopax.data.images import EncodedImage, Form, decode_images
-from loopax.data.reading import blaming, fault, open_file
+from loopax.data.reading import as_path, blaming, fault, is_foreign, open_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -23,11 +25,12 @@ def read_folder(
 ) -> Dataset:
     """The images in a folder, which has one sub-folder per class.
 
-    Classes are numbered in the order of their sorted names, images are in the order of class and
-    file name. A folder in which the images lie directly is one class, named after the folder.
-    What is hidden or has no image suffix is passed over. Images are turned as their EXIF data say.
-    If all are stored as greyscale they have 1 channel, otherwise 3 (RGB). 16-bit greyscale is
-    scaled to 8 bits, so 65535 becomes 255.
+    Classes are numbered in the order of their sorted names, or of their numbers if all names are
+    numbers; images are in the order of class and file name. A folder in which the images lie
+    directly is one class, named after the folder. What is hidden, left there by other programs
+    (`Thumbs.db`, `__MACOSX`, ...) or has no image suffix is passed over. Images are turned as
+    their EXIF data say. If all are stored as greyscale they have 1 channel, otherwise 3 (RGB).
+    16-bit greyscale is scaled to 8 bits, so 65535 becomes 255.
 
     Args:
         path: the folder.
@@ -45,8 +48,8 @@ def read_folder(
             is damaged, animated, has transparent pixels (which colour would they be?) or 32-bit
             ones, or is a decompression bomb; or images differ in size and no `size` is given.
     """
-    form = Form(size, channels).checked()
-    classes = _classes(Path(path))
+    form, path = Form(size, channels).checked(), as_path(path)
+    classes = _classes(path)
     files = [file for members in classes.values() for file in members]
     counts = [len(members) for members in classes.values()]
     images = decode_images(
@@ -55,54 +58,71 @@ def read_folder(
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
     return Dataset(
         {"image": images, "label": labels},
-        name=Path(path).resolve().name,
+        name=path.resolve().name,
         class_names=tuple(classes),
         source="folder of images",
     )
 
 
-class _Listing(NamedTuple):
+class Listing(NamedTuple):
+    """What is in a folder: folders, images, and the number of other files."""
+
     folders: list[Path]
     images: list[Path]
     others: int
 
 
-def _listing(folder: Path) -> _Listing:
-    """What is visible in `folder`, sorted by name."""
+def listing(folder: Path) -> Listing:
+    """What is in `folder` and was put there to be read, sorted by name.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     with blaming(folder, "cannot be read as a folder"):
-        entries = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+        entries = sorted(each for each in folder.iterdir() if not is_foreign(each.name))
         folders = [each for each in entries if each.is_dir()]
         files = [each for each in entries if not each.is_dir()]
     images = [each for each in files if each.suffix.lower() in SUFFIXES]
-    return _Listing(folders, images, len(files) - len(images))
+    return Listing(folders, images, len(files) - len(images))
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """The image files of each class, by its name."""
-    listing = _listing(folder)
-    if listing.images and listing.folders:
+    found = listing(folder)
+    if found.images and found.folders:
         raise fault(
             folder,
-            f"holds the image {listing.images[0].name!r} beside the folder "
-            f"{listing.folders[0].name!r}; it must hold either images or one folder per class",
+            f"holds the image {found.images[0].name!r} beside the folder "
+            f"{found.folders[0].name!r}; it must hold either images or one folder per class",
         )
-    if listing.folders:
-        return {each.name: _images_of_class(each) for each in listing.folders}
+    if found.folders:
+        return _by_name(folder, found.folders)
     return {folder.resolve().name: _images_of_class(folder)}
 
 
+def _by_name(folder: Path, classes: list[Path]) -> dict[str, list[Path]]:
+    """The images of each class; its name is the same however Unicode writes its letters."""
+    named: dict[str, Path] = {}
+    for each in classes:
+        name = unicodedata.normalize("NFC", each.name)
+        if name in named:
+            raise fault(folder, f"holds two folders that are written {name!r}; make them one")
+        named[name] = each
+    return {name: _images_of_class(named[name]) for name in sorted(named, key=class_order(named))}
+
+
 def _images_of_class(folder: Path) -> list[Path]:
-    listing = _listing(folder)
-    if listing.folders:
+    found = listing(folder)
+    if found.folders:
         raise fault(
             folder,
             f"is taken for the folder of a class, but holds the folder "
-            f"{listing.folders[0].name!r}; it must hold images only",
+            f"{found.folders[0].name!r}; it must hold images only",
         )
-    if not listing.images:
+    if not found.images:
         raise fault(
             folder,
-            f"holds no image, only {listing.others} files of other kinds; images end in "
+            f"holds no image, only {found.others} files of other kinds; images end in "
             f"{', '.join(SUFFIXES)}",
         )
-    return listing.images
+    return found.images

@@ -28,12 +28,13 @@ def mnist() -> Splits:
 
     Returns:
         Splits with the columns `image`, uint8 `(examples, 28, 28, 1)`, ink 255 on paper 0, and
-        `label`, int32 `(examples,)`, the digit.
+        `label`, int32 `(examples,)`, the digit. There is no validation part; `with_validation()`
+        holds one out.
 
     Raises:
         DataError: a bundled file is missing or not the official one.
     """
-    return Splits(train=_part("train", "train"), test=_part("t10k", "test"))
+    return Splits(train=_part("train", "train"), validation=None, test=_part("t10k", "test"))
 
 
 def _part(prefix: str, name: str) -> Dataset:

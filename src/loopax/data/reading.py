@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import textwrap
+import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import unquote, urlsplit
 
 from loopax.errors import DataError
 
@@ -19,6 +21,42 @@ MAX_EXPANSION = 1032
 """DEFLATE packs at most this many bytes into one, so gzip and zip files cannot hold more."""
 
 _BLOCK_BYTES = 2**20
+_FOREIGN = {
+    "__macosx",  # macOS, in zip files
+    "desktop.ini",  # Windows
+    "thumbs.db",
+    "ehthumbs.db",
+    "$recycle.bin",
+    "system volume information",
+    "icon\r",  # macOS
+    "@eadir",  # Synology
+    "#recycle",
+    "lost+found",  # Linux
+    "__pycache__",  # Python
+}
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path as people type and move it: with `~`, as `file://`, with accents in another form.
+
+    What exists as it is written is meant; otherwise the home folder, the URL or the other way in
+    which Unicode writes the same letters (NFC, NFD) is tried.
+    """
+    text = os.fspath(path)
+    found = Path(text)
+    if os.path.lexists(found):
+        return found
+    if text.startswith("file://"):
+        found = Path(unquote(urlsplit(text).path))
+    with suppress(RuntimeError):  # there is no such user
+        found = found.expanduser()
+    others = (Path(unicodedata.normalize(form, str(found))) for form in ("NFC", "NFD"))
+    return next((each for each in (found, *others) if os.path.lexists(each)), found)
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or left there by another program."""
+    return name.startswith(".") or name.lower() in _FOREIGN
 
 
 def shown(path: str | os.PathLike[str]) -> str:

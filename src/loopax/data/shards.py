@@ -7,21 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopax.data.reading import fault
+from loopax.data.reading import fault, is_foreign
+from loopax.data.splits import PART_NAMES
 
-TEST_NAMES = ("test", "val", "valid", "validation")
-"""What the part to test on may be called; the first that is there is taken."""
-
-_PART = re.compile(rf"(train|{'|'.join(TEST_NAMES)})(?![a-z])")
+_PART = re.compile(rf"({'|'.join(PART_NAMES)})(?![a-z])", re.IGNORECASE)
 _SHARD = re.compile(r"(\d{5})-of-(\d{5})")
 
 
-def find_shards(folder: Path) -> list[list[Path]]:
-    """The Parquet files in a folder, or else in those below it: to train on, then to test on.
+def find_shards(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files in a folder, or else in those below it, by their part.
 
-    A file is of the part that its name begins with, or of that its folder is named after: `train`
-    or one of `TEST_NAMES`. If all are of one part, or none is of any, there is one part; if there
-    is no file, there is none. What is hidden is passed over.
+    A file is of the part that its name begins with, or of that its folder is named after, one of
+    `PART_NAMES`. If all are of one part, or none is of any, there is one part, called ""; if there
+    is no file, there is none. What is hidden, or left there by other programs, is passed over.
 
     Raises:
         DataError: it is not clear which files belong together, or a shard is missing.
@@ -37,7 +35,7 @@ def find_shards(folder: Path) -> list[list[Path]]:
     parts: dict[str, list[Path]] = {}
     for file in files:
         match = _PART.match(file.name) or _PART.fullmatch(file.parent.name)
-        parts.setdefault(match[1] if match else "", []).append(file)
+        parts.setdefault(match[1].lower() if match else "", []).append(file)
     if len(parts) > 1 and ("" in parts or "train" not in parts):
         one, two = list(parts.values())[:2]
         raise fault(
@@ -47,17 +45,12 @@ def find_shards(folder: Path) -> list[list[Path]]:
         )
     for part in parts.values():
         _require_complete(folder, part)
-    tests = [parts[name] for name in TEST_NAMES if name in parts]
-    return [parts["train"], tests[0]] if len(parts) > 1 else list(parts.values())
+    return parts if len(parts) > 1 else {"": files} if files else {}
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
     files = sorted(each for each in folder.glob(pattern) if not each.is_dir())
-    return [
-        file
-        for file in files
-        if not any(name.startswith(".") for name in file.relative_to(folder).parts)
-    ]
+    return [file for file in files if not any(map(is_foreign, file.relative_to(folder).parts))]
 
 
 def _require_complete(folder: Path, files: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""A split by class in which rows that belong together stay together."""
+"""Splits by class: of single rows evenly, of rows that belong together in whole blocks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
+
+
+def even_split(labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Picks `fraction` of every class, rounded, without chance.
+
+    At least one of a class is picked, but never all: a class of one is never picked from. The
+    picked are evenly spaced in the stored order, so they are a function of the labels alone.
+
+    Args:
+        labels: the class of each row, `(rows,)`; -1, which is unknown, counts as a class.
+        fraction: between 0 and 1.
+
+    Returns:
+        Which rows are picked, bool `(rows,)`.
+    """
+    chosen = np.zeros(len(labels), bool)
+    for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
+        picked = min(max(1, int(n * fraction + 0.5)), n - 1)
+        chosen[labels == label] = np.diff(np.arange(n + 1) * picked // n) == 1
+    return chosen
 
 
 def grouped_split(

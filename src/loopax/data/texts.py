@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from loopax.data.checks import MAX_CLASSES
+from loopax.data.checks import MAX_CLASSES, class_order
 from loopax.data.columns import Columns, find_columns
 from loopax.data.reading import fault, shown
 from loopax.data.splitting import grouped_split
@@ -208,7 +207,7 @@ class _Reader:
         """What was collected; `chosen` says that the classes are the caller's."""
         labels, names = np.array(self.labels, np.int32), tuple(self.found)
         if self.known is None:
-            names = tuple(sorted(self.found, key=_order(self.found)))
+            names = tuple(sorted(self.found, key=class_order(self.found)))
             places = {name: place for place, name in enumerate(names)}
             # The last is where -1 leads.
             labels = np.array([*map(places.get, self.found), -1], np.int32)[labels]
@@ -303,17 +302,6 @@ def _as_label(cell: str | None) -> str | None:
     if name.lower() in ("true", "false"):
         return name.lower()
     return re.sub(r"^([-+]?\d+)\.0+$", r"\1", name) or None
-
-
-def _order(names: Iterable[str]) -> Callable[[str], Any]:
-    """Numbers by number, if all are, otherwise as strings."""
-    try:
-        numbers = {name: float(name) for name in names}
-    except ValueError:
-        return str
-    return (
-        (lambda name: (numbers[name], name)) if all(map(math.isfinite, numbers.values())) else str
-    )
 
 
 def _roles(columns: Columns) -> Iterator[str]:
