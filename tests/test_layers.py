@@ -102,58 +102,58 @@ def test_every_module_has_its_floor():
     assert {floor_name(module) for module in CORE} == set(FLOORS)
 
 
-@pytest.mark.parametrize("module", CORE)
-def test_imports_go_downwards_only(module):
-    name = floor_name(module)
-    top = FLOORS[name]
-    allowed = NARROWER.get(name, {other for other, floor in FLOORS.items() if floor < top})
-    for imported, line in parsed(module)[1]:
-        other = floor_name(imported)
-        if not other:
-            assert name in {"recipes", "cli"}, f"{module}:{line} imports the public face"
-            continue
-        same_layer = other in LAYERS[top] and name not in NARROWER
-        assert other in allowed or same_layer, f"{module}:{line} imports {imported}"
+def test_imports_go_downwards_only():
+    for module in CORE:
+        name = floor_name(module)
+        top = FLOORS[name]
+        allowed = NARROWER.get(name, {other for other, floor in FLOORS.items() if floor < top})
+        for imported, line in parsed(module)[1]:
+            other = floor_name(imported)
+            if not other:
+                assert name in {"recipes", "cli"}, f"{module}:{line} imports the public face"
+                continue
+            same_layer = other in LAYERS[top] and name not in NARROWER
+            assert other in allowed or same_layer, f"{module}:{line} imports {imported}"
 
 
 def public_names(module):
     return set(importlib.import_module(module).__all__)
 
 
-@pytest.mark.parametrize("module", RECIPES)
-def test_a_recipe_imports_what_a_user_may(module):
+def test_a_recipe_imports_what_a_user_may():
     """Public names of loopax and of its data, models and errors, and its own recipe."""
-    own = ".".join(module.split(".")[:3])
-    tree, _ = parsed(module)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                assert alias.name == "loopax" or not alias.name.startswith("loopax."), (
-                    f"{module}:{node.lineno} imports {alias.name}"
-                )
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "loopax":
-            home, names = node.module, {alias.name for alias in node.names}
-            where = f"{module}:{node.lineno} imports {sorted(names)} from {home}"
-            if home in ("loopax", "loopax.data"):
-                assert names <= public_names(home), where
-            elif home.startswith("loopax.models") or home == "loopax.errors":
-                assert not any(name.startswith("_") for name in names), where
-            else:
-                assert home == own or home.startswith(f"{own}."), where
+    for module in RECIPES:
+        own = ".".join(module.split(".")[:3])
+        tree, _ = parsed(module)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    assert alias.name == "loopax" or not alias.name.startswith("loopax."), (
+                        f"{module}:{node.lineno} imports {alias.name}"
+                    )
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "loopax":
+                home, names = node.module, {alias.name for alias in node.names}
+                where = f"{module}:{node.lineno} imports {sorted(names)} from {home}"
+                if home in ("loopax", "loopax.data"):
+                    assert names <= public_names(home), where
+                elif home.startswith("loopax.models") or home == "loopax.errors":
+                    assert not any(name.startswith("_") for name in names), where
+                else:
+                    assert home == own or home.startswith(f"{own}."), where
 
 
-@pytest.mark.parametrize("module", RECIPES)
-def test_a_recipe_touches_no_private_attribute(module):
-    tree, _ = parsed(module)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute):
-            continue
-        of_its_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-        private = node.attr.startswith("_") and node.attr not in PUBLIC_WITH_UNDERSCORE
-        assert of_its_own or not private, f"{module}:{node.lineno} reaches for {node.attr}"
-        if isinstance(node.value, ast.Name) and node.value.id == "loopax":
-            public = {*loopax.__all__, "__version__"}
-            assert node.attr in public, f"{module}:{node.lineno} uses loopax.{node.attr}"
+def test_a_recipe_touches_no_private_attribute():
+    for module in RECIPES:
+        tree, _ = parsed(module)
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute):
+                continue
+            of_its_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            private = node.attr.startswith("_") and node.attr not in PUBLIC_WITH_UNDERSCORE
+            assert of_its_own or not private, f"{module}:{node.lineno} reaches for {node.attr}"
+            if isinstance(node.value, ast.Name) and node.value.id == "loopax":
+                public = {*loopax.__all__, "__version__"}
+                assert node.attr in public, f"{module}:{node.lineno} uses loopax.{node.attr}"
 
 
 @pytest.mark.parametrize(
