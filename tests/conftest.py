@@ -52,6 +52,11 @@ LONGEST = (
 )
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more than cores: tests also wait, for disks and for programs that they start."""
+    return (os.cpu_count() or 1) + 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: one that came last would leave the other process idle."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
