@@ -13,7 +13,17 @@ import loopax
 ROOT = Path(loopax.__file__).parent
 LAYERS = [
     {"errors"},
-    {"paths", "randomness", "writers", "durable", "digests", "lock", "signals", "retention"},
+    {
+        "paths",
+        "randomness",
+        "rows",
+        "writers",
+        "durable",
+        "digests",
+        "lock",
+        "signals",
+        "retention",
+    },
     {"data"},
     {"state", "optimizer"},
     {"soundness"},

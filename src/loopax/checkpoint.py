@@ -439,9 +439,7 @@ def _check_form(meta: Any) -> None:
         sound = (
             isinstance(tail["log_every"], int)
             and isinstance(tail.get("skipped", 0), int)
-            and all(isinstance(name, str) for name in tail["names"])
-            and all(len(row) == len(tail["names"]) for row in tail["rows"])
-            and all(isinstance(value, float) for row in tail["rows"] for value in row)
+            and all(isinstance(v, int | float) for row in tail["rows"] for v in row.values())
             and all(isinstance(norm, float) for norm in tail["norms"].values())
         )
     if not sound:

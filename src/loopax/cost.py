@@ -181,7 +181,7 @@ def _advice(cry: str, train: TrainProgram, state: TrainState, items: Items | Non
 
 def _temporary_bytes(train: TrainProgram, state: TrainState, items: Items, cry: str) -> int | None:
     """From the compilation that is there already; None where there is none."""
-    if not train.names or "compil" in cry.lower():
+    if not train.is_compiled or "compil" in cry.lower():
         return None
     try:
         memory = train.compiled(state, items).memory_analysis()
@@ -199,7 +199,7 @@ def _seconds_per_step(
     while True:
         begun, length = time.perf_counter(), int(items.length)
         state, rows = train(state, items)
-        losses = jax.device_get(rows)[:length, 0]
+        losses = rows.columns(length)["loss"]
         taken = time.perf_counter() - begun
         bad = np.flatnonzero(~np.isfinite(losses))
         paces.append(taken / (bad[0] + 1 if bad.size else length))

@@ -12,7 +12,9 @@ import numpy as np
 from loopax.account import Account
 from loopax.data.batches import Batches, as_batches
 from loopax.errors import ConfigError, DataError
+from loopax.paths import leaf_path
 from loopax.program import EvalProgram
+from loopax.rows import WEIGHT, means
 from loopax.state import TrainState
 from loopax.step import LossFn, evaluation_rngs
 
@@ -70,28 +72,37 @@ def evaluator(
     program = EvalProgram(loss_fn, batches, account)
 
     def measure(state: TrainState) -> dict[str, float]:
-        rows, weights, first = [], [], 0
+        chunks, first = [], 0
         for items in batches.once(EVAL_CAPACITY):
             stacked, count, index = jax.device_put(
                 (items.stacked, np.int32(items.length), np.int32(first))
             )
-            rows.append(program(state, items._replace(stacked=stacked, length=count), index))
-            weights.append(np.full(items.length, _examples(batches, state, items.stacked)))
+            rows = program(state, items._replace(stacked=stacked, length=count), index)
+            weighted = any(WEIGHT in names for names in rows.names)
+            examples = None if weighted else _examples(batches, state, items.stacked)
+            chunks.append((rows, items.length, examples))
             first += items.length
-        if not rows:
+        if not chunks:
             raise DataError("there is no batch to evaluate; the data is empty or used up")
         account.reads += 1
-        values = np.concatenate(
-            [row[: len(weight)] for row, weight in zip(jax.device_get(rows), weights, strict=True)]
+        guessed = all(examples is not None for _, _, examples in chunks)
+        return means(
+            [
+                row if examples is None or not guessed else {WEIGHT: examples, **row}
+                for rows, count, examples in chunks
+                for row in rows.steps(count)
+            ]
         )
-        means = np.average(values.astype(np.float64), axis=0, weights=np.concatenate(weights))
-        return dict(zip(program.names, means.tolist(), strict=True))
 
     return measure
 
 
 def _examples(batches: Batches, state: TrainState, stacked: Any) -> int:
-    """How many examples one batch of these items holds: its leading axis."""
+    """How many examples one batch of these items holds: the leading axis of its leaves.
+
+    Raises:
+        ConfigError: they do not agree on one.
+    """
     item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked)
     batch = jax.eval_shape(
         lambda state, resident, item: batches.assemble(resident, item, evaluation_rngs(state, 0)),
@@ -99,5 +110,12 @@ def _examples(batches: Batches, state: TrainState, stacked: Any) -> int:
         batches.resident,
         item,
     )
-    leaves = jax.tree.leaves(batch)
-    return next((leaf.shape[0] for leaf in leaves if leaf.shape), 1)
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    sizes = {leaf_path(path) or "batch": leaf.shape[0] for path, leaf in leaves if leaf.shape}
+    if len({*sizes.values()}) > 1:
+        raise ConfigError(
+            "how many examples a batch holds is not known, as the leading axes of its leaves "
+            f"differ ({', '.join(f'{name} {size}' for name, size in sizes.items())}); return "
+            "'weight' among the loss's metrics: how many examples its means are over"
+        )
+    return next(iter(sizes.values()), 1)

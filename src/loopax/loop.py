@@ -25,7 +25,7 @@ from typing import Any, Literal, ParamSpec
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Num
 
 from loopax.account import Account, summary
 from loopax.checkpoint import CheckpointStore
@@ -44,12 +44,13 @@ from loopax.errors import (
 from loopax.freezing import warn_of_frozen_gradients
 from loopax.lock import RunLock
 from loopax.moments import Hook, Moment, Saving, calling, evaluations
-from loopax.program import Rows, TrainProgram, probe_program
+from loopax.program import TrainProgram, probe_program
 from loopax.progress import Display, Silent, display
 from loopax.randomness import key_words, stream
 from loopax.recorder import Recorder
 from loopax.replay import Replay
 from loopax.retention import Checkpoints
+from loopax.rows import Rows
 from loopax.run import Run
 from loopax.rundir import RunDir, as_mapping
 from loopax.signals import PoliteStop
@@ -72,14 +73,12 @@ class Chunk:
     run: Run
     start: int
     stop: int
-    names: tuple[str, ...]
     rows: Rows
 
     @property
-    def metrics(self) -> dict[str, Float[np.ndarray, " steps"]]:
+    def metrics(self) -> dict[str, Num[np.ndarray, " steps"]]:
         """Every metric of each of these steps. Reading them waits for the device."""
-        rows = jax.device_get(self.rows)[: self.stop - self.start]
-        return dict(zip(self.names, rows.T, strict=True))
+        return self.rows.columns(self.stop - self.start)
 
 
 def steps(
@@ -288,7 +287,7 @@ def _turns(
             start, step = step, step + count
             loader.request(plan())
             recorder.settle()
-            recorder.add(start, count, session.train.names, rows, norms)
+            recorder.add(start, count, rows, norms)
             # What others are shown is a tree of its own, so that no change to it reaches the loop.
             run.step, run.state = step, jax.tree.map(lambda leaf: leaf, state)
             if step == total:
@@ -299,7 +298,7 @@ def _turns(
                     with account.section(moment.section):
                         moment.act()
             with account.section("hooks"):
-                yield Chunk(run, start, step, session.train.names, rows)
+                yield Chunk(run, start, step, rows)
             if start != first:  # which was slow because it was compiled
                 slowest = max(slowest, time.monotonic() - began)
 

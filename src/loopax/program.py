@@ -16,14 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Int32
 
 from loopax.account import Account
 from loopax.convolution import with_ordered_convolutions
 from loopax.data.batches import Batches, Items
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, leaf_path
+from loopax.rows import Rows
 from loopax.state import TrainState
 from loopax.step import (
     LossFn,
@@ -34,8 +34,6 @@ from loopax.step import (
     skipping_step,
     train_step,
 )
-
-Rows = Float[Array, "capacity metrics"]
 
 
 class Program:
@@ -62,19 +60,23 @@ class Program:
             self._account.compiled(self._name, reason, time.perf_counter() - start)
         return result
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it was compiled already, for whatever arguments."""
+        return bool(self._signatures)
+
     def compiled(self, *args: Any) -> jax.stages.Compiled:
         """The machine code for `args`, of which only shapes and types count; shared with calls."""
         return self._jitted.lower(*args).compile()
 
 
 class TrainProgram:
-    """Runs chunks of training steps; `names` are the columns of the rows it returns."""
+    """Runs chunks of training steps."""
 
     def __init__(
         self, loss_fn: LossFn, batches: Batches, account: Account, *, skip: bool = False
     ) -> None:
         """`skip` passes over steps whose numbers are bad, instead of ending the chunk there."""
-        self.names: tuple[str, ...] = ()
         self._batches = batches
         self._skip = skip
         self._step = with_ordered_convolutions(
@@ -92,6 +94,11 @@ class TrainProgram:
     def compiled(self, state: TrainState, items: Items) -> jax.stages.Compiled:
         """The chunk that a call with these arguments runs, to ask what it needs."""
         return self._program.compiled(state, self._batches.resident, items.stacked, items.length)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a chunk was compiled already, for whatever shapes."""
+        return self._program.is_compiled
 
     def batch(self, state: TrainState, items: Items) -> PyTree:
         """The shapes and types of one batch of these items, as the loss sees it."""
@@ -116,16 +123,14 @@ class TrainProgram:
         first = gathered(jnp.int32(0))
         after, metrics = jax.eval_shape(step, state, first)
         _check_unchanged(state, after)
-        self.names = _columns(metrics)
 
         def body(carry: Any) -> Any:
             index, _, state, examples, rows = carry
             state, metrics = step(state, examples)
-            row = jnp.stack([metrics[name] for name in self.names]).astype(jnp.float32)
             good = self._skip | jnp.isfinite(metrics["loss"])
-            return index + 1, good, state, gathered(index + 1), rows.at[index].set(row)
+            return index + 1, good, state, gathered(index + 1), rows.with_row(index, metrics)
 
-        start = (jnp.int32(0), True, state, first, _empty_rows(stacked, len(self.names)))
+        start = (jnp.int32(0), True, state, first, Rows.empty(metrics, _capacity(stacked)))
         end = jax.lax.while_loop(lambda carry: carry[1] & (carry[0] < count), body, start)
         _, _, state, _, rows = end
         return state, rows
@@ -135,7 +140,6 @@ class EvalProgram:
     """Measures batches without training, many in a dispatch."""
 
     def __init__(self, loss_fn: LossFn, batches: Batches, account: Account) -> None:
-        self.names: tuple[str, ...] = ()
         self._batches = batches
         self._step = with_ordered_convolutions(eval_step(loss_fn))
         self._program = Program("evaluate", self._chunk, account, donate=())
@@ -157,13 +161,11 @@ class EvalProgram:
             batch = self._batches.assemble(resident, _item(stacked, index), rngs)
             return self._step(state, batch, first + index)
 
-        self.names = _columns(jax.eval_shape(one, jnp.int32(0)))
-
         def body(index: Int32[Array, ""], rows: Rows) -> Rows:
-            metrics = one(index)
-            return rows.at[index].set(jnp.stack([metrics[name] for name in self.names]))
+            return rows.with_row(index, one(index))
 
-        return jax.lax.fori_loop(0, count, body, _empty_rows(stacked, len(self.names)))
+        metrics = jax.eval_shape(one, jnp.int32(0))
+        return jax.lax.fori_loop(0, count, body, Rows.empty(metrics, _capacity(stacked)))
 
 
 def probe_program(loss_fn: LossFn, batches: Batches, account: Account) -> Callable[..., Metrics]:
@@ -182,14 +184,9 @@ def _item(stacked: PyTree, index: Int32[Array, ""]) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
-def _empty_rows(stacked: PyTree, columns: int) -> Rows:
-    capacity = jax.tree.leaves(stacked)[0].shape[0]
-    return jnp.full((capacity, columns), np.nan, jnp.float32)
-
-
-def _columns(metrics: Metrics) -> tuple[str, ...]:
-    """The loss first, where the loop looks whether it is finite; the others by name."""
-    return ("loss", *(name for name in sorted(metrics) if name != "loss"))
+def _capacity(stacked: PyTree) -> int:
+    capacity: int = jax.tree.leaves(stacked)[0].shape[0]
+    return capacity
 
 
 def _check_unchanged(before: PyTree, after: PyTree) -> None:

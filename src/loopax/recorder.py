@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from loopax.account import Account
 from loopax.errors import NonFiniteError
 from loopax.progress import Display
-from loopax.step import SKIPPED
+from loopax.rows import SKIPPED, Rows, means
 from loopax.writers import Row, Writer
 
 SKIP_LIMIT = 100
@@ -26,8 +26,7 @@ class Pending:
 
     start: int
     count: int
-    names: Sequence[str]
-    rows: Array
+    rows: Rows
     norms: Mapping[str, Array] | None
     dispatched: float
 
@@ -54,14 +53,13 @@ class Recorder:
         self._log_every, self._steps_per_epoch = log_every, steps_per_epoch
         self.step = 0
         self._pending: Pending | None = None
-        self._names: list[str] = []
-        self._interval: list[np.ndarray] = []
+        self._interval: list[dict[str, float]] = []
         self._norms: dict[str, float] = {}
         self._ready_at, self._logged_at = time.perf_counter(), 0.0
         self._limit = 1
         self._skipped, self._finished = 0, -1
         account.device_is_busy = lambda: (
-            self._pending is not None and not self._pending.rows.is_ready()  # type: ignore[attr-defined]
+            self._pending is not None and not self._pending.rows.is_ready()
         )
 
     @property
@@ -69,9 +67,8 @@ class Recorder:
         """For a checkpoint: what was read since the last logged row, and skipped just now."""
         return {
             "log_every": self._log_every,
-            "names": self._names,
-            "rows": [row.tolist() for row in self._interval],
-            "norms": self._norms,
+            "rows": list(self._interval),
+            "norms": dict(self._norms),
             "skipped": self._skipped,
         }
 
@@ -81,23 +78,15 @@ class Recorder:
         self._history[:] = without_unfinished(self._history, step, tail)
         self._skipped = tail.get("skipped", 0)
         if tail and tail["log_every"] == self._log_every:
-            self._names, self._norms = list(tail["names"]), dict(tail["norms"])
-            self._interval = [np.asarray(row, np.float32) for row in tail["rows"]]
+            self._interval, self._norms = list(tail["rows"]), dict(tail["norms"])
 
     def chunk_limit(self, seconds: float) -> int:
         """How many steps take about `seconds`, as far as is known."""
         return max(1, int(self._limit * seconds))
 
-    def add(
-        self,
-        start: int,
-        count: int,
-        names: Sequence[str],
-        rows: Float[Array, "capacity metrics"],
-        norms: Mapping[str, Array] | None,
-    ) -> None:
+    def add(self, start: int, count: int, rows: Rows, norms: Mapping[str, Array] | None) -> None:
         """Takes over the rows of a chunk that was just dispatched."""
-        self._pending = Pending(start, count, names, rows, norms, time.perf_counter())
+        self._pending = Pending(start, count, rows, norms, time.perf_counter())
         self.step = start + count
 
     def settle(self) -> None:
@@ -110,13 +99,12 @@ class Recorder:
             return
         chunk = self._pending
         with self._account.section("compute"):
-            rows, norms = jax.device_get((chunk.rows, chunk.norms))
+            read, norms = jax.device_get((chunk.rows, chunk.norms))
         self._pending = None
         self._account.reads += 1
         self._note_pace(chunk)
-        self._names = list(chunk.names)
-        rows = rows[: chunk.count]
-        if SKIPPED in self._names:
+        rows = read.steps(chunk.count)
+        if SKIPPED in rows[0]:
             self._check_skipped(chunk, rows)
         else:
             _check_finite(chunk, rows, self._interval)
@@ -153,9 +141,12 @@ class Recorder:
             writer.sync()
 
     def _log_interval(self, step: int) -> None:
-        rows = np.stack(self._interval)
+        rows = self._interval
         self._display.update(step, rate := self._rate(len(rows)))
-        self.log(step, "train", {"steps": len(rows), **_means(self._names, rows), **self._norms})
+        values = {"steps": len(rows), **means(rows), **self._norms}
+        if any(SKIPPED in row for row in rows):
+            values["skipped_steps"] = sum(bool(row[SKIPPED]) for row in rows)
+        self.log(step, "train", values)
         for writer in self.timing:
             writer.write({"step": step, "source": "time", "steps_per_s": round(rate, 2)})
         self._interval, self._norms = [], {}
@@ -167,9 +158,9 @@ class Recorder:
         self._logged_at = spent
         return rate
 
-    def _check_skipped(self, chunk: Pending, rows: np.ndarray) -> None:
+    def _check_skipped(self, chunk: Pending, rows: Sequence[dict[str, float]]) -> None:
         for step, row in enumerate(rows, chunk.start):
-            self._skipped = self._skipped + 1 if row[self._names.index(SKIPPED)] else 0
+            self._skipped = self._skipped + 1 if row[SKIPPED] else 0
             if self._skipped > SKIP_LIMIT:
                 raise NonFiniteError(
                     f"all of the last {SKIP_LIMIT} steps up to {step} were skipped because the "
@@ -193,27 +184,15 @@ def without_unfinished(rows: Sequence[Row], step: int, tail: Mapping[str, Any]) 
     return [row for row in rows if (row["step"], row["source"]) != (step, "train")]
 
 
-def _means(names: Sequence[str], rows: np.ndarray) -> dict[str, float]:
-    """The mean of each metric over the steps that were not skipped; of a rate, the last value."""
-    last, counted = dict(zip(names, rows[-1].tolist(), strict=True)), {}
-    if SKIPPED in names:
-        skipped = rows[:, names.index(SKIPPED)].astype(bool)
-        rows, counted = rows[~skipped], {"skipped_steps": int(skipped.sum())}
-    values = rows.mean(axis=0, dtype=np.float64).tolist() if len(rows) else []
-    means = dict(zip(names, values, strict=False))  # none, where all was skipped
-    rates = {name: last[name] for name in names if name.startswith("learning_rate")}
-    return {k: v for k, v in {**means, **rates, **counted}.items() if k != SKIPPED}
-
-
-def _check_finite(chunk: Pending, rows: np.ndarray, before: Sequence[np.ndarray]) -> None:
-    bad = np.flatnonzero(~np.isfinite(rows[:, 0]))
-    if not bad.size:
+def _check_finite(
+    chunk: Pending, rows: Sequence[dict[str, float]], before: Sequence[dict[str, float]]
+) -> None:
+    first = next((i for i, row in enumerate(rows) if not math.isfinite(row["loss"])), None)
+    if first is None:
         return
-    first = int(bad[0])
-    step = chunk.start + first
-    values = dict(zip(chunk.names, rows[first].tolist(), strict=True))
-    metric = next((n for n, v in values.items() if n != "loss" and not np.isfinite(v)), "loss")
-    earlier = rows[first - 1, 0] if first else (before[-1][0] if len(before) else None)
+    step, values = chunk.start + first, rows[first]
+    metric = next((n for n, v in values.items() if n != "loss" and not math.isfinite(v)), "loss")
+    earlier = rows[first - 1]["loss"] if first else (before[-1]["loss"] if before else None)
     last = "" if earlier is None else f"; the step before had {earlier:.6g}"
     shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
     raise NonFiniteError(

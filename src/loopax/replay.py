@@ -25,10 +25,11 @@ from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.program import TrainProgram, probe_program
 from loopax.randomness import key_of, key_words
 from loopax.retention import Checkpoints
+from loopax.rows import SKIPPED
 from loopax.rundir import RunDir, as_mapping
 from loopax.soundness import flags_of, unsound
 from loopax.state import TrainState
-from loopax.step import SKIPPED, LossFn
+from loopax.step import LossFn
 from loopax.writers import JsonLines
 
 CAPACITY = 100
@@ -156,8 +157,7 @@ class Replay:
         )(state, self._batches.resident, first)
         report = examine(self._loss_fn, state, batch)
         _, rows = self._train(state, items)
-        metrics = dict(zip(self._train.names, np.asarray(rows[0]).tolist(), strict=True))
-        return Replayed(step, batch, metrics, norms, report)
+        return Replayed(step, batch, rows.steps(1)[0], norms, report)
 
     def culprit(self, step: int) -> int:
         """The step, `step` itself or one before it, whose update first made a number bad."""
@@ -219,7 +219,7 @@ class Replay:
     def _tail(self, step: int, start: _Start) -> dict[str, Any]:
         """What the run had read at `step` and not yet logged."""
         first = step - step % start.log_every
-        rows: list[list[float]] = []
+        rows: list[dict[str, float]] = []
         probed = None
         if start.probe_every is not None:
             probed = next(
@@ -227,11 +227,9 @@ class Replay:
             )
         if first < step:
             _, rows = self._advanced(self.state_at(first), first, step)
-        names = list(self._train.names)
-        skipped = [SKIPPED in names and row[names.index(SKIPPED)] for row in reversed(rows)]
+        skipped = [row.get(SKIPPED, 0) for row in reversed(rows)]
         return {
             "log_every": start.log_every,
-            "names": names,
             "rows": rows,
             "skipped": len(list(itertools.takewhile(bool, skipped))),
             "norms": {} if probed is None else self.step(probed).norms,
@@ -239,9 +237,9 @@ class Replay:
 
     def _advanced(
         self, state: TrainState, at: int, to: int
-    ) -> tuple[TrainState, list[list[float]]]:
+    ) -> tuple[TrainState, list[dict[str, float]]]:
         """The state after the steps from `at` up to `to`, and their rows of metrics."""
-        rows: list[list[float]] = []
+        rows: list[dict[str, float]] = []
         while at < to:
             # The run changes its key where it goes back to a checkpoint because of bad numbers.
             until = min([to, *(start.step for start in self._starts if start.step > at)])
@@ -251,7 +249,7 @@ class Replay:
                     loader.request(until - at)
                     items, count = loader.take()
                     state, made = self._train(state, items)
-                    rows.extend(np.asarray(made)[:count].tolist())
+                    rows.extend(made.steps(count))
                     at += count
         return state, rows
 

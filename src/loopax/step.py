@@ -14,18 +14,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int32
+from jaxtyping import Array, ArrayLike, Float, Int32, Num
 
 from loopax.errors import ConfigError
 from loopax.paths import PyTree
 from loopax.randomness import Rngs, stream
+from loopax.rows import SKIPPED
 from loopax.soundness import is_sound
 from loopax.state import TrainState
 
-SKIPPED = "skipped"
-
 Batch = PyTree
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Num[Array, ""]]
 LossFn = Callable[..., Any]
 """`(params, batch, rngs) -> loss` or `-> (loss, metrics)`.
 
@@ -61,7 +60,7 @@ def skipping_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], tuple[TrainS
             raise ConfigError(f"the metric {SKIPPED!r} is counted already; give yours another name")
         good = jnp.isfinite(metrics["loss"]) & is_sound(after)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
-        return kept.replace(step=after.step), {**metrics, SKIPPED: 1.0 - good}
+        return kept.replace(step=after.step), {**metrics, SKIPPED: _number(~good)}
 
     return guarded
 
@@ -114,7 +113,7 @@ def _learning_rates(opt_state: PyTree) -> Metrics:
             if isinstance(key, jax.tree_util.DictKey) and key.key not in ("learning_rate", "")
         ]
         if getattr(rate, "shape", None) == ():
-            rates["/".join(["learning_rate", *labels])] = rate
+            rates["/".join(["learning_rate", *labels])] = _number(rate)
     return rates
 
 
@@ -161,7 +160,7 @@ def call_loss(
     )
 
 
-def _scalar(name: str, value: Any) -> Float[Array, ""]:
+def _scalar(name: str, value: Any) -> Num[Array, ""]:
     try:
         value = jnp.asarray(value)
     except (TypeError, ValueError) as error:
@@ -173,7 +172,16 @@ def _scalar(name: str, value: Any) -> Float[Array, ""]:
             f"the metric {name!r} has shape {value.shape}; the loss and its metrics are "
             "scalars, for example means over the batch"
         )
-    return value.astype(jnp.float32)
+    value = _number(value)
+    return value.astype(jnp.float32) if name == "loss" and value.dtype.kind != "f" else value
+
+
+def _number(value: Array) -> Num[Array, ""]:
+    """A number in a type that holds it exactly: int32 for small integers, float32 for booleans."""
+    kind = value.dtype
+    if jnp.issubdtype(kind, jnp.integer):
+        return value.astype(jnp.int32) if kind.itemsize < 4 else value.astype(kind)
+    return value.astype(kind if kind in (jnp.float32, jnp.float64) else jnp.float32)
 
 
 def _unbound_module(error: Exception) -> str | None:
