@@ -1,7 +1,12 @@
 """Checkpoints: what is kept, how it is addressed, what is refused, who can read it."""
 
+import itertools
 import json
 import logging
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import loopax
-from loopax import checkpoint, moments
+from loopax import checkpoint, durable, moments
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError
 
@@ -435,7 +440,10 @@ def test_a_form_without_values_cannot_take_what_is_only_referred_to(tmp_path):
 
 
 @pytest.mark.parametrize(("file", "shown"), [("site-packages/orbax/a.py", 0), ("mine.py", 1)])
-def test_what_orbax_did_not_wait_for_is_not_complained_of_and_the_users_own_is(caplog, file, shown):
+def test_what_orbax_did_not_wait_for_is_not_complained_of_and_the_users_own_is(
+    tmp_path, caplog, file, shown
+):
+    walk(tmp_path, lambda n: n, steps=10)  # from the first save on
     scope = {}
     exec(
         compile("def fail():\n    raise OSError(28, 'No space left on device')", file, "exec"),
@@ -446,3 +454,71 @@ def test_what_orbax_did_not_wait_for_is_not_complained_of_and_the_users_own_is(c
     except OSError as error:
         logging.getLogger("asyncio").error("Future exception was never retrieved", exc_info=error)
     assert len(caplog.records) == shown
+
+
+# --- Orbax among others ---------------------------------------------------------
+
+
+def test_what_is_written_to_a_save_that_failed_does_not_come_back(tmp_path):
+    """TensorStore still writes when it has told that it failed, and makes what it misses."""
+    folder = durable.OpenFolder(tmp_path / "saving")
+    late = folder.inside / "state"
+    late.mkdir()
+    folder.remove(failed=True)
+    with pytest.raises(FileNotFoundError):
+        late.mkdir(parents=True)
+    assert list(tmp_path.iterdir()) == []
+    again = durable.OpenFolder(tmp_path / "saving")
+    assert again.inside != folder.inside, "who goes by the old one must not find the new one"
+    again.remove(failed=False)
+
+
+def test_runs_in_several_threads_save_and_resume_as_alone(tmp_path, bits):
+    def trained(name, steps):
+        return loopax.fit(
+            walker(optax.adam(0.1), seed=len(name)),
+            lambda params, batch, rngs: (
+                (params["x"] - jax.random.normal(rngs["a"], (1,))).sum() ** 2
+            ),
+            [np.zeros(1)],
+            steps=steps,
+            run_dir=tmp_path / name,
+            checkpoints=loopax.Checkpoints(every=2, seconds=None, best=None),
+            **PLAIN,
+        ).state
+
+    names = [f"{number}" for number in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        beside = list(threads.map(trained, [f"beside-{n}" for n in names], [20] * 3))
+    for name, state in zip(names, beside, strict=True):
+        assert opened(tmp_path / f"beside-{name}").steps == [18, 20]
+        restored, _ = opened(tmp_path / f"beside-{name}").restore(walker(optax.adam(0.1)))
+        assert bits(restored) == bits(state)
+
+
+def test_a_machine_that_slept_for_a_month_during_a_save_has_saved(tmp_path, monkeypatch):
+    """Orbax's limits go by the wall clock."""
+    from orbax.checkpoint._src.futures import future, signaling_client
+
+    now = itertools.count(time.time(), 30 * 24 * 3600)
+    for module in (future, signaling_client):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: next(now)))
+    walk(tmp_path, lambda n: n, steps=20)
+    assert opened(tmp_path).steps == [10, 20]
+
+
+def test_importing_changes_nothing_for_others_in_the_process():
+    code = (
+        "import sys, logging; hook = sys.unraisablehook; import loopax.checkpoint; "
+        "assert sys.unraisablehook is hook; "
+        "assert not any(logging.getLogger(n).filters for n in ('absl', 'asyncio'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_path_may_be_a_string(tmp_path, monkeypatch):
+    walk(tmp_path / "run", lambda n: n, steps=10)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (str(tmp_path / "run" / "checkpoints"), "~/run/checkpoints"):
+        with loopax.CheckpointStore(path) as store:
+            assert store.step_of("latest") == 10

@@ -7,17 +7,18 @@ once, and what differs from its digests was damaged later.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import logging
 import math
 import os
 import re
-import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from loopax import digests
-from loopax.durable import storing, sync
+from loopax.durable import OpenFolder, remove, storing, sync
 from loopax.environment import numerics
 from loopax.errors import CheckpointError, LoopaxError, StorageError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
@@ -36,21 +37,29 @@ from loopax.state import TrainState
 FORMAT = 2
 SAVING, DELETING, DAMAGED = ".saving", ".deleting", "damaged"
 
-# Orbax prints a traceback for each failed save; what a user must know, this module says itself.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+# Orbax keeps parts of what it is doing in globals, and two calls at a time may mix them up. Only
+# what is done at once is locked: the background parts of several saves overlap.
+_ORBAX = threading.RLock()
+# Its limits of time go by the wall clock, which jumps when a machine sleeps, and would end the run.
+# With the folders made at once, nothing waits for a signal with a limit that cannot be set either.
+_ASYNC = ocp.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """Nor does it wait for all parts of a save when one has failed: asyncio complains of these."""
-    trace = record.exc_info[2] if record.exc_info else None
+    """Orbax prints a traceback for each failed save; what a user must know, we say ourselves.
+
+    Nor does it wait for all parts of a save when one has failed: asyncio complains of these.
+    """
+    if record.exc_info is None or record.levelno < logging.ERROR:
+        return True
+    if record.name == "absl":
+        return "orbax" not in record.pathname
+    trace = record.exc_info[2]
     while trace is not None:
         if "orbax" in trace.tb_frame.f_code.co_filename:
             return False
         trace = trace.tb_next
     return True
-
-
-logging.getLogger("asyncio").addFilter(_not_of_orbax)
 
 
 def _without_late_news(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -63,7 +72,12 @@ def _without_late_news(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return quiet
 
 
-sys.unraisablehook = _without_late_news(sys.unraisablehook)
+@functools.cache
+def _say_failures_once() -> None:
+    """From the first save of the process on: what else fails of a save may come at any time."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_of_orbax)
+    sys.unraisablehook = _without_late_news(sys.unraisablehook)
 
 
 def _to_stderr(message: str) -> None:
@@ -87,20 +101,15 @@ class CheckpointStore:
 
     def __init__(
         self,
-        directory: Path,
+        directory: str | Path,
         settings: Checkpoints | None = None,
         say: Callable[[str], None] = _to_stderr,
     ) -> None:
         """`settings` None opens the checkpoints for reading only; `say` is told what was wrong."""
-        self.directory = directory.absolute()
+        self.directory = Path(directory).expanduser().absolute()
         self.settings, self.say = settings, say
         # A step with a rank, which may be empty, is known to be whole.
         self._ranks: dict[int, Rank] = {}
-        self._orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(
-                state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
-            )
-        )
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="loopax-checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
         self._frozen = ""
@@ -108,7 +117,8 @@ class CheckpointStore:
         if settings is not None:
             with storing(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
-            self._clear()
+            for name in (SAVING, DELETING):  # of a save or a deletion that was cut short
+                remove(self.directory / name)
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -122,7 +132,6 @@ class CheckpointStore:
             self.say(str(error))
         finally:
             self._worker.shutdown()
-            self._orbax.close()
 
     @property
     def steps(self) -> list[int]:
@@ -193,15 +202,20 @@ class CheckpointStore:
             # They never change, so that one look at them serves all the saves of a run.
             self._frozen = plain["frozen"] = self._frozen or _digest_of(state.frozen_params)
             state = state.without_frozen()
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(plain))
-        path = self.directory / SAVING / str(step)
+        _say_failures_once()
+        begun = time.monotonic()
         try:
-            # Orbax would make the folders above as well, also those of a run that was removed.
-            path.parent.mkdir(exist_ok=True)
-            self._orbax.save(path, args=args)
-        except Exception as error:
+            # Not with the folders above it, which may be those of a run that was removed.
+            folder = OpenFolder(self.directory / SAVING)
+        except OSError as error:
             raise self._failure(step, error) from error
-        self._saving = step, self._worker.submit(self._commit, path, rank, check, time.monotonic())
+        try:
+            orbax = _saving(folder.inside / str(step), state, plain)
+        except Exception as error:
+            folder.remove(failed=True)
+            raise self._failure(step, error) from error
+        future = self._worker.submit(self._commit, orbax, folder, step, rank, check, begun)
+        self._saving = step, future
 
     @property
     def has_settled(self) -> bool:
@@ -217,7 +231,6 @@ class CheckpointStore:
         try:
             future.result()
         except LoopaxError:
-            self._clear()
             raise
         except Exception as error:
             raise self._failure(step, error) from error
@@ -261,9 +274,7 @@ class CheckpointStore:
 
     def _frozen_of(self, step: int) -> str:
         """The digest of the frozen parameters that a step refers to; empty if it has its own."""
-        form = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self._orbax.restore(self.directory / str(step), args=form)["meta"]
-        return str(meta.get("frozen", ""))
+        return str(_meta_of(self.directory / str(step)).get("frozen", ""))
 
     def _check_frozen(self, step: int, frozen: str, state: TrainState) -> None:
         path = self.directory / str(step)
@@ -294,8 +305,7 @@ class CheckpointStore:
         if wrong := digests.damage(path):
             return wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
         try:
-            form = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = self._orbax.restore(path, args=form)["meta"]
+            meta = _meta_of(path)
             if meta["format"] != FORMAT:
                 raise CheckpointError(
                     f"{path}: is of format {meta['format']}, and this loopax reads {FORMAT}; "
@@ -318,17 +328,29 @@ class CheckpointStore:
         (self.directory / str(step)).rename(self.directory / name)
         return name
 
-    def _commit(self, path: Path, rank: Rank, check: Callable[[], None], begun: float) -> None:
+    def _commit(
+        self,
+        orbax: ocp.AsyncCheckpointer,
+        folder: OpenFolder,
+        step: int,
+        rank: Rank,
+        check: Callable[[], None],
+        begun: float,
+    ) -> None:
         """Runs in the background: completes a save, gives it its number, deletes what is old."""
-        self._orbax.wait_until_finished()
-        check()
-        digests.seal(path)
-        step = int(path.name)
-        target = self.directory / path.name
-        if target.exists() or target.is_symlink():
-            self._aside(step)
-        path.rename(target)
-        sync(self.directory)
+        try:
+            orbax.wait_until_finished()
+            check()
+            path, target = folder.path / str(step), self.directory / str(step)
+            digests.seal(path)
+            if target.exists() or target.is_symlink():
+                self._aside(step)
+            path.rename(target)
+            sync(self.directory)
+        except BaseException:
+            folder.remove(failed=True)
+            raise
+        folder.remove(failed=False)
         self._ranks[step] = rank
         try:
             self._prune()
@@ -345,31 +367,11 @@ class CheckpointStore:
                 # A rename first: what is half deleted has no number any more.
                 doomed = self.directory / DELETING / str(step)
                 doomed.parent.mkdir(exist_ok=True)
-                shutil.rmtree(doomed, ignore_errors=True)
+                remove(doomed)
                 (self.directory / str(step)).rename(doomed)
-        self._clear()
-
-    def _clear(self) -> None:
-        """Removes what a save or a deletion has left, also one that was cut short."""
-        for path in (self.directory / SAVING, self.directory / DELETING):
-            if path.is_symlink() or path.is_file():
-                # A link would lead elsewhere what is saved.
-                with suppress(OSError):
-                    path.unlink()
-            for _ in range(20):
-                shutil.rmtree(path, ignore_errors=True)
-                if not path.exists():
-                    break
-                # Of a save that failed, TensorStore may still be writing other parts.
-                time.sleep(0.05)
+        remove(self.directory / DELETING)
 
     def _failure(self, step: int, error: BaseException) -> StorageError:
-        # Orbax keeps what else failed of a save, a piece at a time, for whoever waits next.
-        for _ in range(10):
-            with suppress(Exception):
-                self._orbax.wait_until_finished()
-                break
-        self._clear()
         return StorageError(
             f"{self.directory}: the checkpoint of step {step} could not be saved: "
             f"{_reason(error)}; those before it are intact"
@@ -378,18 +380,18 @@ class CheckpointStore:
     def _restore(self, step: int, form: ocp.args.StandardRestore) -> tuple[Any, Any]:
         path = self.directory / str(step)
         try:
-            restored = self._orbax.restore(
-                path, args=ocp.args.Composite(state=form, meta=ocp.args.JsonRestore())
-            )
+            with _ORBAX:
+                state = ocp.StandardCheckpointHandler().restore(path / "state", args=form)
+            return state, _meta_of(path)
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be restored: {_reason(error)}") from error
-        return restored["state"], restored["meta"]
 
     def _check_fits(self, step: int, target: PyTree) -> None:
         """Compares leaf by leaf first: Orbax would cast another type without a word."""
         path = self.directory / str(step)
         try:
-            stored = ocp.StandardCheckpointHandler().metadata(path / "state")
+            with _ORBAX:
+                stored = ocp.StandardCheckpointHandler().metadata(path / "state")
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be restored: {_reason(error)}") from error
         old, new = forms(getattr(stored, "tree", stored)), forms(target)
@@ -418,6 +420,29 @@ def checkpoint_meta(
         "rollbacks": rollbacks,
         "numerics": numerics(),
     }
+
+
+def _saving(path: Path, state: TrainState, meta: Mapping[str, Any]) -> ocp.AsyncCheckpointer:
+    """Starts to save: returns when the state was copied, and ends in the background.
+
+    Each save has an Orbax of its own: one that failed keeps what else failed for the next one.
+    """
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(async_options=_ASYNC),
+        state=ocp.StandardCheckpointHandler(),
+        meta=ocp.JsonCheckpointHandler(),
+    )
+    orbax = ocp.AsyncCheckpointer(handler, async_options=_ASYNC)
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    with _ORBAX:
+        orbax.save(path, args=args)
+    return orbax
+
+
+def _meta_of(path: Path) -> dict[str, Any]:
+    """The meta of a step, as Orbax writes it."""
+    meta: dict[str, Any] = json.loads((path / "meta" / "metadata").read_text())
+    return meta
 
 
 def _digest_of(params: PyTree) -> str:

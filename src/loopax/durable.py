@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loopax.errors import StorageError
 
 PARTIAL = ".partial-"
 """How the name of an unfinished file begins; its end, and so its type, is that of the file."""
+
+_removed: deque[int] = deque()
+"""Descriptors of folders that were removed while others may still write there."""
 
 
 @contextmanager
@@ -70,3 +76,50 @@ def sync_tree(directory: Path) -> None:
         for name in names:
             sync(Path(folder) / name)
         sync(Path(folder))
+
+
+class OpenFolder:
+    """A new folder in which others write, and which nobody can bring back once it was removed.
+
+    TensorStore may still write to a save after it has told that it failed, and makes the folders
+    that it misses anew. So it is given the folder's open descriptor instead of its name: inside of
+    a folder that was removed, the kernel lets nobody make anything. Where descriptors have no path
+    (not on Linux) it is given the name, and what comes late is removed by the next run.
+
+    Attributes:
+        path: where it lies.
+        inside: the path by which to write there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        remove(path)
+        path.mkdir()
+        self.path, self._descriptor = path, os.open(path, os.O_RDONLY)
+        inside = Path(f"/proc/self/fd/{self._descriptor}")
+        self.inside = inside if inside.is_dir() else path
+
+    def remove(self, *, failed: bool) -> None:
+        """Removes it with all that is in it, for good; `failed`: others may still write there."""
+        remove(self.path)
+        if not failed:
+            os.close(self._descriptor)
+            return
+        # They go by the descriptor's number, which another file must not get while they do.
+        _removed.append(self._descriptor)
+        if len(_removed) > 16:
+            os.close(_removed.popleft())
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, though others still write there; or a file or link.
+
+    What cannot be removed stays.
+    """
+    for _ in range(100):
+        if path.is_symlink() or path.is_file():
+            with suppress(OSError):
+                path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.01)
