@@ -248,13 +248,14 @@ def files(directory):
 def test_resume_goes_on_with_the_settings_the_run_was_made_with(
     run, images, tmp_path, monkeypatch, capfd
 ):
-    """Stopped by its budget, which is too short for anything, it is the run that was not."""
+    """Stopped by its budget, which is too short for more than a step, it is the whole run."""
     cut = tmp_path / "cut"
     words = ["train", "vae", "--data", str(images), "--run-dir", str(cut), *SMALL]
     monkeypatch.setattr(training, "STARTED", time.monotonic())
-    assert main([*words, "--max-time", "1s"]) == 0
+    assert main([*words, "--max-time", "0.01s"]) == 0
     shown = capfd.readouterr()
-    assert f"stopped at step 0 of 18; the same command continues {cut}" in shown.err
+    assert "too short for a step and a save" in shown.err
+    assert f"stopped at step 1 of 18; the same command continues {cut}" in shown.err
     assert "Objective" not in shown.out
     assert not (cut / "results.json").exists()
     monkeypatch.setattr(training, "STARTED", time.monotonic())

@@ -28,6 +28,7 @@ LAYERS = [
     {"state", "optimizer"},
     {"soundness"},
     {"step"},
+    {"arguments"},
     {"account", "environment", "weights", "autopsy", "convolution", "drawing"},
     {"program"},
     {"progress", "rundir", "checkpoint", "evaluation", "recorder", "report", "origin"},

@@ -1,9 +1,14 @@
 """What `fit` and `steps` promise: exact, resumable, honest, and in nobody's way."""
 
 import dataclasses
+import functools
+import inspect
 import json
 import math
+import pickle
 import random
+import subprocess
+import sys
 import time
 
 import flax.linen as nn
@@ -15,7 +20,8 @@ import pytest
 
 import loopax
 from loopax.data import Dataset
-from loopax.errors import ConfigError, DataError, NonFiniteError
+from loopax.errors import ConfigError, DataError, NonFiniteError, RunInUseError
+from tests.kills import kill, killed
 
 QUIET = {"progress": False}
 PLAIN = {"progress": False, "probe_every": None}
@@ -165,14 +171,6 @@ def test_a_run_may_be_extended_from_between_two_log_boundaries(
     assert parts.dir.metrics_file.read_text() == whole.dir.metrics_file.read_text()
 
 
-class PulledPlugError(Exception):
-    """What a fault in the user's own code looks like."""
-
-
-def pull_the_plug(run):
-    raise PulledPlugError
-
-
 @pytest.mark.parametrize("source", ["resident", "list"])
 def test_an_interrupted_run_writes_the_metrics_of_one_that_was_not(
     tmp_path, bits, dataset, loss_fn, new_state, source
@@ -195,8 +193,8 @@ def test_an_interrupted_run_writes_the_metrics_of_one_that_was_not(
         )
 
     whole = fit("whole")
-    with pytest.raises(PulledPlugError):
-        fit("parts", loopax.Hook(pull_the_plug, 28))
+    with killed():
+        fit("parts", loopax.Hook(kill, 28))
     interrupted = loopax.RunDir.open(tmp_path / "parts")
     assert max(row["step"] for row in interrupted.metrics) > 15, "there are rows to be forgotten"
     parts = fit("parts")
@@ -228,10 +226,179 @@ def test_breaking_out_of_steps_saves_the_state_and_the_run_can_go_on(
     assert left_at % 4, "not at a logged row"
     store = loopax.CheckpointStore(loopax.RunDir.open(tmp_path / "parts").checkpoints)
     assert store.steps == [left_at]
-    first, *_, last = steps("parts")
-    assert first.start == left_at
+    again, first, *_, last = steps("parts")
+    assert (again.start, again.stop, first.start) == (chunk.start, left_at, left_at)
     assert bits(last.run.state) == bits(end.run.state)
     assert last.run.dir.metrics_file.read_text() == end.run.dir.metrics_file.read_text()
+
+
+def test_what_made_a_loop_stop_makes_it_stop_again_at_the_same_step(
+    tmp_path, bits, dataset, line_loss, line_state
+):
+    """The chunk at which it was left comes first, with what the decision was made of."""
+
+    def train(goal, *, use=loopax.steps, steps=60):
+        data, evaluation = dataset.batches(2), loopax.Evaluation(dataset.batches(120), every=5)
+        return use(
+            line_state(),
+            line_loss,
+            data,
+            steps=steps,
+            run_dir=tmp_path / "run",
+            evaluation=evaluation,
+            **PLAIN,
+        )
+
+    seen = []
+    for goal in (20, 20, 35):
+        for chunk in train(goal):
+            seen.append((chunk.start, chunk.stop, chunk.metrics["loss"].tolist()))
+            if chunk.run.latest("test").get("step", 0) >= goal:
+                break
+        assert chunk.stop == chunk.run.step == int(chunk.run.state.step) == goal
+    ends = [index for index, (_, stop, _) in enumerate(seen) if stop == 20]
+    assert len(ends) == 3, "the loop was left there, left again, and then passed"
+    assert len({str(seen[index]) for index in ends}) == 1, "with the same numbers"
+    # Nor is it lost on who does not look, nor where nothing is left to train.
+    assert [chunk.stop for chunk in train(0, steps=35)] == [35]
+    run = train(0, use=loopax.fit)
+    assert run.step == 60
+    chunks = train(0)
+    assert (list(chunks), chunks.run.step) == ([], 60)
+
+
+def test_a_loop_that_is_only_dropped_is_closed_when_its_directory_is_opened_again(
+    tmp_path, dataset, line_loss, line_state
+):
+    def steps():
+        data = dataset.batches(2)
+        return loopax.steps(line_state(), line_loss, data, steps=30, run_dir=tmp_path, **PLAIN)
+
+    chunks = steps()
+    for chunk in chunks:
+        if chunk.stop >= 9:
+            break
+    assert loopax.CheckpointStore(tmp_path / "checkpoints").steps == []
+    *_, last = steps()
+    assert [start["step"] for start in last.run.dir.read_json("run.json")["starts"]] == [
+        0,
+        chunk.stop,
+    ]
+    with pytest.raises(RunInUseError, match="was opened again, which closed this loop"):
+        next(chunks)
+
+
+def test_a_loop_that_is_left_open_is_saved_when_the_program_ends(tmp_path):
+    program = """
+import jax.numpy as jnp, numpy as np, optax, loopax, sys
+state = loopax.TrainState.create(params={"w": jnp.zeros(())}, tx=optax.sgd(0.1))
+loss = lambda params, batch, rngs: (params["w"] - batch) ** 2
+chunks = loopax.steps(state, loss, [np.float32(1)], steps=9, run_dir=sys.argv[1], chunk_steps=3)
+next(chunks)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run")], capture_output=True, text=True
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert loopax.CheckpointStore(tmp_path / "run" / "checkpoints").steps == [3]
+    assert not (tmp_path / "run" / "holder.json").exists()
+
+
+def test_a_loop_whose_body_raises_is_saved_and_the_error_carries_the_run(
+    tmp_path, dataset, line_loss, line_state
+):
+    data, options = dataset.batches(2), {"steps": 30, "run_dir": tmp_path, "chunk_steps": 3}
+    with (
+        pytest.raises(ZeroDivisionError) as caught,
+        loopax.steps(line_state(), line_loss, data, **options, **PLAIN) as chunks,
+    ):
+        next(chunks), 1 / (next(chunks).stop - 6)
+    assert caught.value.run.step == 6
+    assert loopax.CheckpointStore(tmp_path / "checkpoints").steps == [6]
+
+
+RAISED = [ValueError, StopIteration, GeneratorExit, SystemExit, KeyboardInterrupt, MemoryError]
+
+
+@pytest.mark.parametrize("kind", RAISED)
+@pytest.mark.parametrize("saved", [True, False])
+def test_what_a_hook_raises_comes_out_as_it_is_with_what_was_trained(
+    tmp_path, bits, dataset, line_loss, line_state, kind, saved
+):
+    def fit(*hooks, run_dir=tmp_path):
+        data = dataset.batches(2)
+        return loopax.fit(
+            line_state(), line_loss, data, steps=12, run_dir=run_dir, hooks=hooks, **PLAIN
+        )
+
+    raised = kind("mine")
+
+    def fail(run):
+        raise raised
+
+    with pytest.raises(kind) as caught:
+        fit(loopax.Hook(fail, 7), run_dir=tmp_path if saved else None)
+    assert caught.value is raised
+    assert caught.value.run.step == int(caught.value.run.state.step) == 7
+    if saved:
+        assert loopax.CheckpointStore(tmp_path / "checkpoints").steps == [7]
+        parts, whole = fit(), fit(run_dir=None)
+        assert [start["step"] for start in parts.dir.read_json("run.json")["starts"]] == [0, 7]
+        assert bits(parts.state) == bits(whole.state)
+
+
+INTERRUPTED = """
+import os, signal, sys
+import jax.numpy as jnp, numpy as np, optax, loopax
+state = loopax.TrainState.create(params={"w": jnp.zeros(())}, tx=optax.sgd(0.1))
+loss = lambda params, batch, rngs: (params["w"] - batch) ** 2
+press = lambda run: os.kill(os.getpid(), signal.SIGINT) if run.step == 3 else None
+def fit(**options):
+    hook = loopax.Hook(press, 3)
+    return loopax.fit(state, loss, [np.float32(1)], steps=9, hooks=hook, **options)
+"""
+
+
+@pytest.mark.parametrize("prompt", [False, True], ids=["in a script", "at a prompt"])
+@pytest.mark.parametrize("run_dir", [None, "run"])
+def test_ctrl_c_gives_what_was_trained(tmp_path, run_dir, prompt):
+    """At a prompt as what `fit` returns, in a script with the exception that ends it."""
+    program = f"""{INTERRUPTED}
+if {prompt}: sys.ps1 = "> "
+try:
+    run = fit(run_dir={run_dir!r})
+    print("returned", run.step)
+except loopax.errors.Stopped as stopped:
+    print("stopped", stopped.run.step, int(stopped.run.state.step), stopped.code)
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    ended = "returned 3" if prompt else "stopped 3 3 130"
+    assert done.stdout.splitlines() == [ended, "True"], done.stderr
+    assert "stopped at step 3 of 9" in done.stderr
+    assert ("interrupted; returned as it is at step 3" in done.stderr) == prompt
+
+
+def test_data_that_fails_late_costs_no_step(tmp_path, line_loss, line_state, dataset):
+    batches = ready_batches(dataset)[:7]
+    with pytest.raises(DataError, match="the data ended after 7 batches") as caught:
+        loopax.fit(line_state(), line_loss, iter(batches), steps=12, run_dir=tmp_path, **PLAIN)
+    reached = caught.value.run.step
+    assert 0 < reached <= 7
+    assert loopax.CheckpointStore(tmp_path / "checkpoints").steps == [reached]
+
+
+def test_errors_and_runs_travel_between_processes(tmp_path, dataset, line_loss, line_state):
+    for error in (
+        NonFiniteError("it is nan", step=3, metric="loss"),
+        loopax.errors.Stopped(2, 5),
+        ConfigError("no"),
+        loopax.errors.ProgramError("no", exit_code=3),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_an_interrupt_from_the_keyboard_costs_no_step(
@@ -541,6 +708,139 @@ def test_hooks_are_called_when_due_and_at_the_end_and_what_they_return_is_logged
     ]
     assert run.latest("hook") == logged[-1]
     assert run.latest("nobody") == {}
+
+
+class Calls:
+    """A hook that is an object."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, run):
+        self.seen.append(run.step)
+
+    def method(self, run):
+        self(run)
+
+
+def test_a_function_alone_is_a_hook_that_is_called_whenever_a_row_is_logged(
+    dataset, line_loss, line_state
+):
+    calls = [Calls() for _ in range(5)]
+    for hooks in (
+        calls[0],
+        [calls[1]],
+        (hook for hook in [calls[2].method, functools.partial(Calls.method, calls[3])]),
+        loopax.Hook(calls[4], 10),
+    ):
+        data = dataset.batches(2)
+        loopax.fit(line_state(), line_loss, data, steps=25, log_every=10, hooks=hooks, **PLAIN)
+    assert [hook.seen for hook in calls] == [[10, 20, 25]] * 5
+    for wrong in (3, "print", [None], {"every": print}):
+        with pytest.raises(ConfigError, match=r"hooks holds .*loopax\.Hook"):
+            loopax.fit(line_state(), line_loss, data, steps=1, hooks=wrong, **PLAIN)
+
+
+RETURNED = {
+    "array of one": ({"a": np.ones(1), "b": jnp.ones(())}, {"a": 1.0, "b": 1.0}),
+    "whole numbers": ({"a": 2**60, "b": np.uint8(3), "c": True}, {"a": 2**60, "b": 3, "c": True}),
+    "nothing": ({}, None),
+    "an array": ({"a": np.ones(3)}, r"returned a = an array of shape \(3,\); what is logged is"),
+    "none": ({"a": None}, "returned a = None; what is logged is a number"),
+    "a word": ({"a": "x"}, "returned a = 'x'"),
+    "a float": (3.0, "returned 3.0; return numbers by name"),
+    "zero": (0.0, "returned 0.0; return numbers by name"),
+    "text": ("x", "returned 'x'; return numbers by name"),
+    "a name of ours": ({"step": 1.0}, "returned 'step', which a row already holds"),
+    "no name": ({3: 1.0}, "returned a value named 3; names are strings"),
+}
+
+
+@pytest.mark.parametrize(("value", "expected"), RETURNED.values(), ids=RETURNED.keys())
+def test_what_a_hook_returns_is_numbers_by_name_or_it_is_said(
+    dataset, line_loss, line_state, value, expected
+):
+    def measure(run):
+        return value
+
+    def fit():
+        data, hook = dataset.batches(2), loopax.Hook(measure, 3)
+        return loopax.fit(line_state(), line_loss, data, steps=3, hooks=[hook], **PLAIN)
+
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=f"the hook measure {expected}") as caught:
+            fit()
+        assert "\n" not in str(caught.value)
+        return
+    row = fit().latest("hook")
+    measured = {name: row[name] for name in row if name not in ("step", "source", "epoch")}
+    assert (measured or None) == expected
+
+
+def test_a_budget_is_kept_and_one_that_is_too_short_makes_a_step_and_says_so(
+    tmp_path, dataset, line_loss, line_state
+):
+    def fit(seconds, steps=10**9):
+        data, run_dir = dataset.batches(2), tmp_path / f"{seconds}"
+        return loopax.fit(
+            line_state(),
+            line_loss,
+            data,
+            steps=steps,
+            run_dir=run_dir,
+            max_seconds=seconds,
+            **PLAIN,
+        )
+
+    for step in (1, 2):
+        with pytest.warns(UserWarning, match=r"max_seconds = 1e-06 is too short for a step"):
+            assert fit(1e-6).step == step
+    assert fit(3600, steps=3).step == 3
+    for wrong in (0, -1, math.nan, "1h", True):
+        with pytest.raises(ConfigError, match=r"max_seconds is .*; it must be a number of seconds"):
+            fit(wrong)
+
+
+WRONG_KINDS = {
+    "a model": (lambda state, loss, data: (nn.Dense(1), loss, data), "state is a Dense; make one"),
+    "params": (
+        lambda state, loss, data: (state.params, loss, data),
+        r"state is a dict; make one of these parameters: loopax.TrainState.create\(params=",
+    ),
+    "loss first": (
+        lambda state, loss, data: (loss, state, data),
+        "state and loss_fn are swapped: .* the order is state, loss_fn, data",
+    ),
+    "data first": (lambda state, loss, data: (data, loss, state), "state and data are swapped"),
+    "loss last": (
+        lambda state, loss, data: (state, data, loss),
+        "loss_fn and data are swapped; the order",
+    ),
+    "no loss": (lambda state, loss, data: (state, None, data), "loss_fn is None; it must be a"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_KINDS.values(), ids=WRONG_KINDS.keys())
+def test_what_is_in_the_wrong_place_is_named(dataset, line_loss, line_state, arguments, message):
+    given = arguments(line_state(), line_loss, dataset.batches(2))
+    with pytest.raises(ConfigError, match=message) as caught:
+        loopax.fit(*given, steps=1, **PLAIN)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [loopax.fit, loopax.steps])
+def test_the_signature_is_that_of_the_function_and_errors_come_at_the_call(function):
+    assert list(inspect.signature(function).parameters)[:5] == [
+        "state",
+        "loss_fn",
+        "data",
+        "steps",
+        "epochs",
+    ]
+    with pytest.raises(TypeError, match=rf"{function.__name__}\(\) got an unexpected .*num_epochs"):
+        function(None, None, None, num_epochs=3)
+    with pytest.raises(ConfigError, match="state is None"):
+        function(None, print, [], steps=3)
 
 
 # --- Whatever is trained ------------------------------------------------------

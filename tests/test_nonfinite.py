@@ -15,6 +15,7 @@ from loopax.data import Dataset
 from loopax.errors import ConfigError, NonFiniteError
 from loopax.loop import ROLLBACKS
 from loopax.recorder import SKIP_LIMIT
+from tests.kills import KilledError, killed
 
 PLAIN = {"progress": False, "probe_every": None}
 EACH_TEN = loopax.Checkpoints(every=10, seconds=None, best="test/loss", keep=9)
@@ -348,10 +349,6 @@ def trap_steps(state, total=60):
     return [step for step, key in enumerate(keys) if jax.random.uniform(key) < TRAP]
 
 
-class KilledError(Exception):
-    """Nothing is saved after it."""
-
-
 @pytest.fixture
 def keyed(line_state):
     """A state whose keys go bad at step 27, and those after a rollback never."""
@@ -434,7 +431,7 @@ KILLS = {
 def test_killed_and_continued_it_is_the_run_that_was_not(tmp_path, keyed, bits, kills):
     whole = going_back(keyed, tmp_path / "whole")
     for step in kills:
-        with pytest.raises(KilledError):
+        with killed():
             going_back(keyed, tmp_path / "parts", kill_at(step))
     parts = going_back(keyed, tmp_path / "parts")
     assert bits(parts.state) == bits(whole.state)

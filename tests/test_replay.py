@@ -14,20 +14,13 @@ import loopax
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.replay import CAPACITY
+from tests.kills import kill, killed
 
 QUIET = {"progress": False}
 EACH_TWENTY = loopax.Checkpoints(every=20, seconds=None, best=None, keep=9)
 TRAP, SEED = 0.025, 509
 # Chunks as large as those of a replay share its compilation; the result does not depend on it.
 LARGE = {"chunk_steps": CAPACITY}
-
-
-class KilledError(Exception):
-    """Nothing is saved after it."""
-
-
-def kill(run):
-    raise KilledError
 
 
 def ready_batches(dataset):
@@ -86,7 +79,7 @@ def runs(tmp_path_factory, dataset, loss_fn, trapped_loss, new_state, line_state
 
         if name == "resumed":
             for step in (27, 47):
-                with pytest.raises(KilledError):
+                with killed():
                     fit(loopax.Hook(kill, step))
         fit()
         return loopax.RunDir.open(directory), state, loss, data

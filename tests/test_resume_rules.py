@@ -145,6 +145,8 @@ def test_steps_are_counted_from_the_beginning_and_fewer_are_done_already(train, 
     before = files(tmp_path)
     again = train(steps=10, progress=True)
     assert again.step == 20
+    with pytest.warns(UserWarning, match="finished, 20 of 10 steps are done; nothing is taken"):
+        train(steps=10)
     assert f"{tmp_path / 'run'}: finished, 20 of 10 steps are done" in capsys.readouterr().err
     assert files(tmp_path) == before
 

@@ -1,13 +1,22 @@
 """The errors a user can cause, each one line: what was wrong, and what would be right."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class LoopaxError(Exception):
     """Base of every error that loopax raises on purpose; the command line prints it as one line.
 
-    `exit_code` is the status the command line ends with.
+    `exit_code` is the status the command line ends with. One that comes out of a training carries
+    it as `run`, with what was trained.
     """
 
     exit_code = 2
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are made again from `args` alone, which do not hold the fields of every class.
+        return _made_again, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(LoopaxError, ValueError):
@@ -63,12 +72,16 @@ class Stopped(SystemExit):
     """A signal ended the run politely, with everything saved; `step` is where it stands.
 
     As a `SystemExit` it ends a program with the status that shells expect, 128 plus the signal's
-    number, and without a traceback.
+    number, and without a traceback. `run` is what was trained.
     """
 
-    def __init__(self, signal_number: int, step: int) -> None:
+    def __init__(self, signal_number: int, step: int, run: Any = None) -> None:
         super().__init__(128 + signal_number)
         self.step = step
+        self.run = run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (int(self.args[0]) - 128, self.step, self.run)
 
 
 class ProgramError(LoopaxError):
@@ -77,3 +90,10 @@ class ProgramError(LoopaxError):
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def _made_again(kind: type[LoopaxError], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error

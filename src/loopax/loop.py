@@ -14,13 +14,18 @@ checkpoint's step are written before it exists.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +33,7 @@ import numpy as np
 from jaxtyping import Num
 
 from loopax.account import Account, summary
+from loopax.arguments import check_state, directory, kind_of, positive_seconds, whole
 from loopax.checkpoint import CheckpointStore
 from loopax.cost import explaining_memory
 from loopax.data.batches import Batches, as_batches
@@ -39,21 +45,22 @@ from loopax.errors import (
     DataError,
     LoopaxError,
     NonFiniteError,
+    RunDirError,
+    RunInUseError,
     Stopped,
 )
 from loopax.freezing import warn_of_frozen_gradients
 from loopax.lock import RunLock
-from loopax.moments import Hook, Moment, Saving, calling, evaluations
+from loopax.moments import Hook, HookError, Moment, Saving, as_hooks, calling, evaluations
 from loopax.program import TrainProgram, probe_program
-from loopax.progress import Display, Silent, display
+from loopax.progress import Display, Silent, display, tell
 from loopax.randomness import key_words, stream
 from loopax.recorder import Recorder
 from loopax.replay import Replay
 from loopax.retention import Checkpoints
-from loopax.rows import Rows
 from loopax.run import Run
 from loopax.rundir import RunDir, as_mapping
-from loopax.signals import PoliteStop
+from loopax.signals import PoliteStop, is_interactive
 from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
 from loopax.step import LossFn
@@ -63,22 +70,202 @@ CHUNK_SECONDS = 1.0
 CHUNK_STEPS_LIMIT = 1000
 NONFINITE = ("stop", "skip", "rollback")
 ROLLBACKS = 3
-P = ParamSpec("P")
+LEFT = "left.json"
+"""Of the run directory: the last chunk that was given to a loop which was left by its caller."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The steps from `start` up to `stop`, just dispatched; `run.state` comes after."""
+    """The steps from `start` up to `stop`, just dispatched; `run.state` comes after.
+
+    Attributes:
+        run: the run as far as it has come.
+        start, stop: the steps of this chunk.
+        read: gives `metrics`.
+    """
 
     run: Run
     start: int
     stop: int
-    rows: Rows
+    read: Callable[[], dict[str, Num[np.ndarray, " steps"]]] = field(repr=False)
 
-    @property
+    @functools.cached_property
     def metrics(self) -> dict[str, Num[np.ndarray, " steps"]]:
         """Every metric of each of these steps. Reading them waits for the device."""
-        return self.rows.columns(self.stop - self.start)
+        return self.read()
+
+    def to_json(self) -> dict[str, Any]:
+        """The chunk without its run, for the checkpoint at which the caller has left the loop."""
+        metrics = {name: [str(v.dtype), v.tolist()] for name, v in self.metrics.items()}
+        return {"start": self.start, "stop": self.stop, "metrics": metrics}
+
+    @classmethod
+    def from_json(cls, run: Run, stored: Mapping[str, Any]) -> Chunk:
+        """The chunk that `to_json` gave."""
+        metrics = {name: np.asarray(v, dtype) for name, (dtype, v) in stored["metrics"].items()}
+        return cls(run, stored["start"], stored["stop"], lambda: metrics)
+
+
+class Chunks(Iterator[Chunk]):
+    """The chunks of a run, each as it was dispatched; `close` leaves the loop, with all saved.
+
+    It is a context that closes itself, also when its body raises; the error then carries the run.
+    One that is only dropped is closed as well: when nothing refers to it any more, when the same
+    thread opens the run directory again, or when the interpreter ends.
+
+    Attributes:
+        run: the run as far as it has come, also when there was nothing left to train.
+    """
+
+    def __init__(self, run: Run, chunks: Generator[Chunk, None, Run]) -> None:
+        self.run = run
+        self._chunks, self._process, self._thread = chunks, os.getpid(), threading.get_ident()
+        self._superseded = False
+        _open.add(self)
+
+    def __next__(self) -> Chunk:
+        if self._superseded:
+            raise RunInUseError(f"{_name(self.run)}: was opened again, which closed this loop")
+        self._thread = threading.get_ident()
+        try:
+            return next(self._chunks)
+        except HookError as carrier:
+            error = carrier.error
+        if isinstance(error, StopIteration):  # which `for` would take for the end
+            raise RuntimeError("a hook raised StopIteration") from error
+        raise error
+
+    def drain(self) -> Run:
+        """Trains to the end with nobody looking on."""
+        try:
+            for _ in self._chunks:
+                pass
+        except HookError as carrier:
+            error = carrier.error
+        else:
+            return self.run
+        raise error
+
+    def close(self) -> None:
+        """Leaves the loop: what was trained is saved, and the run directory is free.
+
+        Raises:
+            NonFiniteError: the newest numbers are bad.
+            StorageError: nothing can be written.
+        """
+        if self._process == os.getpid():  # and not in a forked child, which owns nothing
+            self._chunks.close()
+
+    def is_abandoned(self, directory: Path) -> bool:
+        """Whether this was left open there by this thread, or by one that has ended."""
+        alive = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+        suspended = inspect.getgeneratorstate(self._chunks) == inspect.GEN_SUSPENDED
+        here = self.run.dir is not None and self.run.dir.path == directory
+        return here and suspended and self._thread not in alive
+
+    def supersede(self) -> None:
+        """Closes this for another that trains in the same directory."""
+        self._superseded = True
+        self.close()
+
+    def __enter__(self) -> Chunks:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            _carry(error, self.run)
+        # The error of the body is what is to be heard of.
+        with nullcontext() if error is None else suppress(LoopaxError):
+            self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_open: weakref.WeakSet[Chunks] = weakref.WeakSet()
+
+
+def _close_abandoned(directory: Path) -> None:
+    for chunks in list(_open):
+        if chunks.is_abandoned(directory):
+            chunks.supersede()
+
+
+def _close_all() -> None:
+    for chunks in list(_open):
+        with suppress(LoopaxError):
+            chunks.close()
+
+
+# Before `atexit`: then no thread can be started any more, and what saves needs some.
+threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+
+
+def fit(
+    state: TrainState,
+    loss_fn: LossFn,
+    data: Any,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    evaluation: Any = None,
+    hooks: Sequence[Hook | Callable[[Run], Any]] | Hook | Callable[[Run], Any] = (),
+    checkpoints: Checkpoints | None = None,
+    nonfinite: Literal["stop", "skip", "rollback"] = "stop",
+    max_seconds: float | None = None,
+    log_every: int = 100,
+    probe_every: int | None = 500,
+    chunk_steps: int | None = None,
+    progress: bool = True,
+    config: Any = None,
+) -> Run:
+    """Trains `state` on `data` until `steps` or `epochs` are done, and returns the run.
+
+    Args:
+        state: where to begin; it is copied and stays usable.
+        loss_fn: `(params, batch, rngs) -> loss` or `-> (loss, metrics)`, a pure function; with
+            a fourth argument `mutable` it is also given the state's collections and returns
+            them as a third value. `rngs` holds the keys of this step by stream name.
+        data: `dataset.batches(n)`, or any iterable of batches.
+        steps: train until this many steps have been made in all, those of a resumed run
+            included.
+        epochs: the same as a whole number of passes over the data.
+        run_dir: where metrics, checkpoints and provenance go; a run found there is continued,
+            exactly. None keeps everything in memory.
+        evaluation: an `Evaluation`, or just its data: batches, or batches by name.
+        hooks: functions to call between chunks.
+        checkpoints: when to save and what to keep, in `run_dir`.
+        log_every: steps between logged rows; a row holds the means over these steps.
+        probe_every: steps between measurements of `grad_norm` and `update_norm`, each of
+            which costs about two more steps. None leaves them out.
+        nonfinite: what to do when the loss, or the state after an update, is not finite:
+            `stop` with the step and an account of where the first such value came from;
+            `skip` the update, count it, and go on with the next batch (the loop then checks
+            every update, which slows small steps down); `rollback` to the newest checkpoint
+            and go on with another order of the data and other random keys, three times.
+        max_seconds: save and return when this long has passed since the call, or so much
+            that another turn and a save would not fit.
+        chunk_steps: steps in one dispatch; by default as many as take about a second, so
+            that a run can be stopped within that time. The result does not depend on it.
+        progress: show the run on standard error.
+        config: a dataclass or a mapping to keep with the run; a run that was made with
+            another one is not continued.
+
+    Raises:
+        ConfigError: an argument cannot work, or the run was made with another `config`.
+        DataError: the data ended, or is not made of numbers.
+        NonFiniteError: the loss or the state became NaN or infinite; it names the step.
+        DeviceMemoryError: the step needs more memory than there is.
+        CheckpointError: the checkpoint to continue from does not fit the state or the data.
+        RunDirError: the directory is not a run's.
+        RunInUseError: another process trains in it.
+        StorageError: something could not be written; older checkpoints are intact.
+        Stopped: SIGINT or SIGTERM came; the chunk was finished and everything is saved. It is
+            a `SystemExit`, so a program ends with status 130 or 143. A second signal ends it
+            at once.
+    """
+    return begin(locals()).drain()
 
 
 def steps(
@@ -88,9 +275,9 @@ def steps(
     *,
     steps: int | None = None,
     epochs: int | None = None,
-    run_dir: str | Path | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
     evaluation: Any = None,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[Hook | Callable[[Run], Any]] | Hook | Callable[[Run], Any] = (),
     checkpoints: Checkpoints | None = None,
     nonfinite: Literal["stop", "skip", "rollback"] = "stop",
     max_seconds: float | None = None,
@@ -99,114 +286,187 @@ def steps(
     chunk_steps: int | None = None,
     progress: bool = True,
     config: Any = None,
-) -> Generator[Chunk, None, Run]:
-    """As `fit`, for those who want to own the loop: yields each chunk when it was dispatched.
+) -> Chunks:
+    """As `fit`, for those who want to own the loop: gives each chunk when it was dispatched.
 
     Everything that `fit` does is done here, between the chunks; `break` leaves it properly, with
-    the state saved. Arguments, errors and the run that is returned at the end are those of `fit`.
+    the state saved. The chunk at which it was left is saved too: when the same program is started
+    again it is given that chunk first, so that what made it leave makes it leave again, and a
+    program that was only interrupted goes on from there.
+
+    Arguments and errors are those of `fit`; arguments are checked at the call, and the run
+    directory is opened with the first chunk. `with loopax.steps(...) as chunks` also saves when the
+    body raises. `chunks.run` is the run, also when all is done already.
     """
-    deadline = None if max_seconds is None else time.monotonic() + max_seconds
-    batches, account = as_batches(data), Account()
-    total = total_steps(steps, epochs, batches)
-    log_every = _whole("log_every", log_every)
-    probe_every = None if probe_every is None else _whole("probe_every", probe_every)
-    chunk_steps = None if chunk_steps is None else _whole("chunk_steps", chunk_steps)
+    return begin(locals())
+
+
+def begin(arguments: dict[str, Any]) -> Chunks:
+    """The chunks of a run that is about to begin; `arguments` are those of `fit`, by name.
+
+    Raises:
+        ConfigError: one of them cannot work.
+        DataError: there is no data.
+    """
+    given = dict(arguments)
+    check_state(given["state"], given["loss_fn"], given["data"])
+    began, seconds = time.monotonic(), given["max_seconds"]
+    seconds = math.inf if seconds is None else positive_seconds("max_seconds", seconds)
+    batches, account = as_batches(given["data"]), Account()
+    total = total_steps(given["steps"], given["epochs"], batches)
+    log_every = whole("log_every", given["log_every"])
+    probe_every, chunk_steps = (
+        None if given[name] is None else whole(name, given[name])
+        for name in ("probe_every", "chunk_steps")
+    )
+    nonfinite, checkpoints = given["nonfinite"], given["checkpoints"]
     if nonfinite not in NONFINITE:
         raise ConfigError(f"nonfinite is {nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
+    if not isinstance(checkpoints, Checkpoints | None):
+        raise ConfigError(
+            f"checkpoints is {kind_of(checkpoints)}; it must be loopax.Checkpoints(every=100), "
+            "which says when to save"
+        )
+    run_dir = None if given["run_dir"] is None else directory("run_dir", given["run_dir"])
     if nonfinite == "rollback" and run_dir is None:
         raise ConfigError("nonfinite='rollback' goes back to a checkpoint: give a run_dir")
-    with ExitStack() as resources:
-        shown = display(total) if progress else Silent()
-        resources.callback(shown.close)
-        run, store, lock, stop = Run(state), None, None, None
-        if run_dir is not None:
-            stop = resources.enter_context(PoliteStop(shown.say))
-            run.dir = RunDir.create(run_dir)
-            run.dir.check(as_mapping(config))  # so that what is refused is not even locked
-            lock = resources.enter_context(RunLock(run.dir.path, shown.say))
-            run.dir.claim(as_mapping(config))
-            settings = checkpoints or Checkpoints()
-            store = CheckpointStore(run.dir.checkpoints, settings, shown.say)
-            resources.enter_context(store)
-        session = _Session(
-            run=run,
-            initial=state,
-            loss_fn=loss_fn,
-            batches=batches,
-            total=total,
-            evaluation=evaluation,
-            hooks=hooks,
-            store=store,
-            nonfinite=nonfinite,
-            lock=lock,
-            stop=stop,
-            deadline=deadline,
-            log_every=log_every,
-            probe_every=probe_every,
-            chunk_steps=chunk_steps,
-            shown=shown,
-            account=account,
-            train=TrainProgram(loss_fn, batches, account, skip=nonfinite == "skip"),
-            probe=probe_program(loss_fn, batches, account),
-        )
-        going = True
-        while going:
-            try:
-                yield from _chunks(session)
-                going = False
-            except NonFiniteError as error:
-                if store is not None:
-                    with suppress(LoopaxError):  # What is just being saved may be as bad.
-                        store.wait()
-                if nonfinite != "rollback" or run.rollbacks == ROLLBACKS:
-                    _explain(session, error)
-                    raise
-                if isinstance(error.__context__, GeneratorExit):
-                    return run  # The caller has left; the next start goes back by itself.
-                run.rollbacks += 1
-                shown.say(f"{error}; going back, time {run.rollbacks} of {ROLLBACKS}")
-    if stop is not None and stop.received is not None:
-        raise Stopped(stop.received, run.step)
+    run = Run(given["state"])
+    session = _Session(
+        run=run,
+        run_dir=run_dir,
+        config=given["config"],
+        checkpoints=checkpoints or Checkpoints(),
+        initial=given["state"],
+        loss_fn=given["loss_fn"],
+        batches=batches,
+        total=total,
+        evaluation=given["evaluation"],
+        hooks=as_hooks(given["hooks"], log_every),
+        nonfinite=nonfinite,
+        began=began,
+        max_seconds=seconds,
+        log_every=log_every,
+        progress=bool(given["progress"]),
+        account=account,
+        train=TrainProgram(given["loss_fn"], batches, account, skip=nonfinite == "skip"),
+        probe=probe_program(given["loss_fn"], batches, account),
+        probe_every=probe_every,
+        chunk_steps=chunk_steps,
+    )
+    return Chunks(run, _trained(session))
+
+
+def _trained(session: _Session) -> Generator[Chunk, None, Run]:
+    """The whole run, from opening its directory to leaving it."""
+    run = session.run
+    try:
+        with ExitStack() as resources:
+            session.shown = display(session.total) if session.progress else Silent()
+            resources.callback(session.shown.close)
+            say = session.shown.say
+            session.stop = resources.enter_context(PoliteStop(say))
+            if session.run_dir is not None:
+                _close_abandoned(session.run_dir)
+                run.dir = RunDir.create(session.run_dir)
+                run.dir.check(as_mapping(session.config))  # what is refused is not even locked
+                session.lock = resources.enter_context(RunLock(run.dir.path, say))
+                run.dir.claim(as_mapping(session.config))
+                store = CheckpointStore(run.dir.checkpoints, session.checkpoints, say)
+                session.store = resources.enter_context(store)
+            yield from _attempts(session)
+        if session.stop.received is not None:
+            if session.stop.received != signal.SIGINT or not is_interactive():
+                raise Stopped(session.stop.received, run.step)
+            tell(
+                session.shown, f"{_name(run)}: interrupted; returned as it is at step {run.step:,}"
+            )
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        _carry(error.error if isinstance(error, HookError) else error, run)
+        raise
     return run
 
 
-@dataclass(frozen=True, kw_only=True)
+def _attempts(session: _Session) -> Generator[Chunk, None, None]:
+    """Trains to the end, and again from the newest checkpoint where that is wanted."""
+    run = session.run
+    while True:
+        try:
+            yield from _chunks(session)
+        except NonFiniteError as error:
+            if session.store is not None:
+                with suppress(LoopaxError):  # What is just being saved may be as bad.
+                    session.store.wait()
+            if session.nonfinite != "rollback" or run.rollbacks == ROLLBACKS:
+                _explain(session, error)
+                raise
+            if isinstance(error.__context__, GeneratorExit):
+                return  # The caller has left; the next start goes back by itself.
+            run.rollbacks += 1
+            session.shown.say(f"{error}; going back, time {run.rollbacks} of {ROLLBACKS}")
+        else:
+            return
+
+
+def _carry(error: BaseException, run: Run) -> None:
+    """Lets an error bring what was trained with it, the innermost run where several are open."""
+    if getattr(error, "run", None) is None:
+        with suppress(Exception):
+            error.run = run  # type: ignore[attr-defined]
+
+
+@dataclass(kw_only=True)
 class _Session:
     """What stays the same while a run is trained, also when it goes back and tries again."""
 
     run: Run
+    run_dir: Path | None
+    config: Any
+    checkpoints: Checkpoints
     initial: TrainState
     loss_fn: LossFn
     batches: Batches
     total: int
     evaluation: Any
     hooks: Sequence[Hook]
-    store: CheckpointStore | None
     nonfinite: str
-    lock: RunLock | None
-    stop: PoliteStop | None
-    deadline: float | None
+    began: float
+    max_seconds: float
     log_every: int
     probe_every: int | None
     chunk_steps: int | None
-    shown: Display
+    progress: bool
     account: Account
     train: TrainProgram
     probe: Callable[..., Any]
+    shown: Display = field(default_factory=Silent)
+    store: CheckpointStore | None = None
+    lock: RunLock | None = None
+    stop: PoliteStop | None = None
+    begun: bool = False
+    left: Chunk | None = None
 
-    def is_over(self, turn_seconds: float) -> bool:
-        """Whether a signal asks to stop, or the time left is too short for a turn and a save.
+    def has_stopped(self) -> bool:
+        """Whether a signal asks to stop.
 
         Raises:
             RunInUseError: another process has taken the run directory over.
         """
         if self.lock is not None:
             self.lock.check()
-        if self.stop is not None and self.stop.received is not None:
-            return True
-        save_seconds = 0.0 if self.store is None else 2 * self.store.seconds
-        end = time.monotonic() + turn_seconds + save_seconds
-        return self.deadline is not None and end >= self.deadline
+        return self.stop is not None and self.stop.received is not None
+
+    def seconds_left(self) -> float:
+        """Until what was reached must be saved."""
+        saving = 0.0
+        if self.store is not None:
+            saving = 2 * self.store.seconds or min(CHUNK_SECONDS, self.max_seconds / 4)
+        return -self.seconds_over() - saving
+
+    def seconds_over(self) -> float:
+        """Since the time was up; negative before."""
+        return time.monotonic() - self.began - self.max_seconds
 
 
 def _chunks(session: _Session) -> Generator[Chunk, None, None]:
@@ -214,8 +474,15 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
     run, batches, total = session.run, session.batches, session.total
     store, account, shown = session.store, session.account, session.shown
     tail = _resume(session)
+    if (left := _left(session)) is not None:
+        shown.say(f"{_name(run)}: was left at step {run.step:,}; the same chunk is given again")
+        yield left
     if run.step >= total:
-        shown.say(f"{_name(run)}: finished, {run.step:,} of {total:,} steps are done")
+        done = f"{_name(run)}: finished, {run.step:,} of {total:,} steps are done"
+        if run.step == total:
+            shown.say(done)
+        else:
+            tell(shown, f"{done}; nothing is taken back, this is the run as it was at its end")
         return
     if run.step:
         shown.say(f"{_name(run)}: continuing at step {run.step:,} of {total:,}")
@@ -228,12 +495,13 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
             *evaluations(run, session.evaluation, session.loss_fn, recorder, batches, account),
             *(Moment(calling(hook, run, recorder), hook.every) for hook in session.hooks),
         ]
-        keeper = None
+        keeper, session.begun = None, True
         if store is not None and session.lock is not None:
             keeper = Saving(run, store, recorder, batches, total, session.lock.check)
-            resources.push(keeper.keep_what_was_reached)
+            resources.push(functools.partial(_leave, session, keeper))
             moments.append(keeper)
         resources.enter_context(account.section("host"))
+        first = run.step
         yield from _turns(session, recorder, moments)
         recorder.finish(run.step)
         with account.section("checkpoint"):
@@ -248,6 +516,12 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         if run.step < total:
             kept = f"; the same command continues {_name(run)}" if store is not None else ""
             shown.say(f"stopped at step {run.step:,} of {total:,}{kept}")
+        if first + 1 == run.step < total and (over := session.seconds_over()) > 0:
+            tell(
+                shown,
+                f"max_seconds = {session.max_seconds:g} is too short for a step and a save; one "
+                f"step was made, and it ended {over:.1f} s later",
+            )
 
 
 def _turns(
@@ -259,11 +533,14 @@ def _turns(
     shortest = min(mark for mark in marks if mark)
     capacity = session.chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
     first = step = run.step
-    state, items, slowest = run.state, None, CHUNK_SECONDS
+    state, items, slowest = run.state, None, 0.0
 
     def plan() -> int:
+        if step == first and session.max_seconds < math.inf:
+            return 1  # One step is made however short the time is.
         ends = [total, *((step // mark + 1) * mark for mark in marks if mark)]
-        limit = session.chunk_steps or min(capacity, recorder.chunk_limit(CHUNK_SECONDS))
+        seconds = max(0.0, min(CHUNK_SECONDS, session.seconds_left() / 2))
+        limit = session.chunk_steps or min(capacity, recorder.chunk_limit(seconds))
         return min(*(end - step for end in ends), limit)
 
     with (
@@ -271,7 +548,9 @@ def _turns(
         explaining_memory(session.train, lambda: (run.state, items)),
     ):
         loader.request(plan())
-        while step < total and not session.is_over(slowest):
+        while step < total and not session.has_stopped():
+            if step > first and session.seconds_left() <= slowest:
+                break
             began = time.monotonic()
             with account.section("data"):
                 items, count = loader.take()
@@ -297,74 +576,15 @@ def _turns(
                     recorder.settle()
                     with account.section(moment.section):
                         moment.act()
+            chunk = Chunk(run, start, step, functools.partial(rows.columns, count))
             with account.section("hooks"):
-                yield Chunk(run, start, step, rows)
+                try:
+                    yield chunk
+                except GeneratorExit:
+                    session.left = chunk
+                    raise
             if start != first:  # which was slow because it was compiled
                 slowest = max(slowest, time.monotonic() - began)
-
-
-def drained(steps: Callable[P, Generator[Chunk, None, Run]]) -> Callable[P, Run]:
-    """`fit` is `steps` with nobody looking on."""
-
-    @functools.wraps(steps, assigned=("__module__", "__annotations__"))
-    def fit(*args: P.args, **kwargs: P.kwargs) -> Run:
-        """Trains `state` on `data` until `steps` or `epochs` are done, and returns the run.
-
-        Args:
-            state: where to begin; it is copied and stays usable.
-            loss_fn: `(params, batch, rngs) -> loss` or `-> (loss, metrics)`, a pure function; with
-                a fourth argument `mutable` it is also given the state's collections and returns
-                them as a third value. `rngs` holds the keys of this step by stream name.
-            data: `dataset.batches(n)`, or any iterable of batches.
-            steps: train until this many steps have been made in all, those of a resumed run
-                included.
-            epochs: the same as a whole number of passes over the data.
-            run_dir: where metrics, checkpoints and provenance go; a run found there is continued,
-                exactly. None keeps everything in memory.
-            evaluation: an `Evaluation`, or just its data: batches, or batches by name.
-            hooks: functions to call between chunks.
-            checkpoints: when to save and what to keep, in `run_dir`.
-            log_every: steps between logged rows; a row holds the means over these steps.
-            probe_every: steps between measurements of `grad_norm` and `update_norm`, each of
-                which costs about two more steps. None leaves them out.
-            nonfinite: what to do when the loss, or the state after an update, is not finite:
-                `stop` with the step and an account of where the first such value came from;
-                `skip` the update, count it, and go on with the next batch (the loop then checks
-                every update, which slows small steps down); `rollback` to the newest checkpoint
-                and go on with another order of the data and other random keys, three times.
-            max_seconds: save and return when this long has passed since the call, or so much
-                that another turn and a save would not fit.
-            chunk_steps: steps in one dispatch; by default as many as take about a second, so
-                that a run can be stopped within that time. The result does not depend on it.
-            progress: show the run on standard error.
-            config: a dataclass or a mapping to keep with the run; a run that was made with
-                another one is not continued.
-
-        Raises:
-            ConfigError: an argument cannot work, or the run was made with another `config`.
-            DataError: the data ended, or is not made of numbers.
-            NonFiniteError: the loss or the state became NaN or infinite; it names the step.
-            DeviceMemoryError: the step needs more memory than there is.
-            CheckpointError: the checkpoint to continue from does not fit the state or the data.
-            RunDirError: the directory is not a run's.
-            RunInUseError: another process trains in it.
-            StorageError: something could not be written; older checkpoints are intact.
-            Stopped: SIGINT or SIGTERM came; the chunk was finished and everything is saved. It is
-                a `SystemExit`, so a program ends with status 130 or 143. A second signal ends it
-                at once.
-        """
-        chunks = steps(*args, **kwargs)
-        while True:
-            try:
-                next(chunks)
-            except StopIteration as end:
-                return end.value
-
-    fit.__name__ = fit.__qualname__ = "fit"
-    return fit
-
-
-fit = drained(steps)
 
 
 def _explain(session: _Session, error: NonFiniteError) -> None:
@@ -383,6 +603,26 @@ def _explain(session: _Session, error: NonFiniteError) -> None:
         for line in report.lines():
             session.shown.say(line)
         error.add_note(f"step {report.step}: {report.origin}; see {run.dir.path / 'autopsy.json'}")
+
+
+def _leave(session: _Session, keeper: Saving, kind: type[BaseException] | None, *_: object) -> None:
+    """Keeps what was reached when the loop ends early, and the chunk at which its caller left."""
+    keeper.keep_what_was_reached(kind)
+    if session.left is not None and session.run.dir is not None:
+        session.run.dir.write_json(LEFT, session.left.to_json())
+
+
+def _left(session: _Session) -> Chunk | None:
+    """The chunk at which the loop was left, where its step is the one that was restored."""
+    run = session.run
+    if session.begun or run.dir is None or not (run.dir.path / LEFT).exists():
+        return None
+    try:
+        chunk = Chunk.from_json(run, run.dir.read_json(LEFT))
+    except (RunDirError, ValueError, TypeError, KeyError, AttributeError):
+        session.shown.say(f"{run.dir.path / LEFT}: cannot be read; passed over")
+        return None
+    return chunk if chunk.stop == run.step else None
 
 
 def _resume(session: _Session) -> dict[str, Any]:
@@ -470,21 +710,13 @@ def total_steps(steps: int | None, epochs: int | None, batches: Batches) -> int:
     if (steps is None) == (epochs is None):
         raise ConfigError("give either steps or epochs, and not both")
     if steps is not None:
-        return _whole("steps", steps)
-    epochs = _whole("epochs", epochs, "; for a part of an epoch give steps")
+        return whole("steps", steps)
+    epochs = whole("epochs", epochs, "; for a part of an epoch give steps")
     if batches.steps_per_epoch is None:
         raise ConfigError("epochs needs data whose length is known, and this iterable has no len()")
     if batches.steps_per_epoch == 0:
         raise DataError("there is no batch to train on; the data is empty")
     return epochs * batches.steps_per_epoch
-
-
-def _whole(name: str, value: Any, advice: str = "") -> int:
-    """`value` as a count; 2.0 will do, True and "2" will not."""
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value != int(value) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1{advice}")
-    return int(value)
 
 
 def _name(run: Run) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import numbers as numbers_abc
+import reprlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +16,16 @@ from typing import Any
 import jax
 
 from loopax.account import Account
+from loopax.arguments import kind_of, whole
 from loopax.checkpoint import CheckpointStore, checkpoint_meta
 from loopax.data.batches import Batches
-from loopax.errors import ConfigError, StorageError
+from loopax.errors import (
+    ConfigError,
+    LoopaxError,
+    NonFiniteError,
+    RunInUseError,
+    StorageError,
+)
 from loopax.evaluation import Evaluation, evaluator
 from loopax.recorder import Recorder
 from loopax.run import Run
@@ -25,6 +34,9 @@ from loopax.step import LossFn
 from loopax.writers import Row, values_of
 
 FIRST_SAVE_SECONDS = 2.0
+RESERVED = frozenset(
+    ("step", "epoch", "source", "steps", "loss", "learning_rate", "grad_norm", "update_norm")
+)
 
 
 @dataclass(frozen=True)
@@ -32,15 +44,29 @@ class Hook:
     """Calls `function(run)` each time `every` steps have been made, and at the end.
 
     It may draw, print, save or measure; numbers that it returns by name are logged. Whatever it
-    does, the trained parameters stay the same.
+    does, the trained parameters stay the same. What it raises ends the run, whose state is saved.
     """
 
     function: Callable[[Run], Mapping[str, float] | None]
     every: int
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"hook.every is {self.every}; it must be at least 1")
+        if not callable(self.function):
+            raise ConfigError(
+                f"hook.function is {self.function!r}; it must be a function that is given the run"
+            )
+        object.__setattr__(self, "every", whole("hook.every", self.every))
+
+
+class HookError(Exception):
+    """Carries what a hook raised out of the loop's generators, which would change some of it.
+
+    A generator makes a `RuntimeError` of `StopIteration`, and takes `GeneratorExit` for its end.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 @dataclass(frozen=True)
@@ -133,17 +159,27 @@ class Saving:
         self._store.verify(self._run.step)
 
     def keep_what_was_reached(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Saves when the loop is left early by its caller or by Ctrl-C, not when it failed.
+        """Saves when the loop ends early: left by its caller, interrupted, or because of an error.
 
-        An interrupt can strike while the state is being handed to a chunk; then it is gone, and
-        the checkpoint before is what there is.
+        Not where the numbers are bad or nothing can be written. An interrupt can strike while the
+        state is being handed to a chunk; then it is gone, and the checkpoint before is what there
+        is.
         """
+        if kind is None or issubclass(kind, NonFiniteError | StorageError | RunInUseError):
+            return
         whole = self._recorder.step == self._run.step and not any(
             leaf.is_deleted() for leaf in jax.tree.leaves(self._run.state)
         )
-        if kind in (GeneratorExit, KeyboardInterrupt) and whole:
+        if not whole:
+            return
+        try:
             self._recorder.finish(self._run.step)
             self.finish()
+        except LoopaxError as failure:
+            if kind is GeneratorExit:
+                raise
+            # What ended the run is what its caller must hear of.
+            self._store.say(str(failure))
 
     def _is_late(self) -> bool:
         """Saves come after 2, 4, 8 seconds and so on, up to as far apart as they may be."""
@@ -210,14 +246,72 @@ def evaluations(
     ]
 
 
+def as_hooks(hooks: Any, log_every: int) -> tuple[Hook, ...]:
+    """What `fit` was given as hooks; a function alone is called whenever a row is logged.
+
+    Raises:
+        ConfigError: something else is among them.
+    """
+    if hooks is None:
+        return ()
+    several = isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping)
+    given = tuple(hooks) if several and not callable(hooks) else (hooks,)
+    for hook in given:
+        if not isinstance(hook, Hook) and not callable(hook):
+            raise ConfigError(
+                f"hooks holds {kind_of(hook)}; give functions that are called with the run, or "
+                "loopax.Hook(function, every=100)"
+            )
+    return tuple(hook if isinstance(hook, Hook) else Hook(hook, log_every) for hook in given)
+
+
 def calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
-    """Calls a hook and logs the numbers that it returns."""
+    """Calls a hook and logs the numbers that it returns.
+
+    Raises:
+        HookError: the hook raised something.
+        ConfigError: it returned something else than numbers by name.
+    """
 
     def call() -> None:
         # A tree of its own: whatever the hook does to it, the run keeps what was trained.
         shown = dataclasses.replace(run, state=jax.tree.map(lambda leaf: leaf, run.state))
-        values = hook.function(shown)
-        if values:
-            recorder.log(run.step, "hook", {k: float(value) for k, value in values.items()})
+        try:
+            values = hook.function(shown)
+        except BaseException as error:
+            raise HookError(error) from None
+        if values is not None and (logged := _logged(hook, values)):
+            recorder.log(run.step, "hook", logged)
 
     return call
+
+
+def _logged(hook: Hook, values: Any) -> dict[str, float]:
+    """The numbers that a hook returned, by name."""
+    called = f"the hook {getattr(hook.function, '__name__', kind_of(hook.function))}"
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{called} returned {_shown(values)}; return numbers by name, "
+            "such as {'norm': 3.0}, or nothing"
+        )
+    numbers = {}
+    for name, value in values.items():
+        if not isinstance(name, str) or name in RESERVED:
+            raise ConfigError(
+                f"{called} returned {name!r}, which a row already holds; give it another name"
+                if isinstance(name, str)
+                else f"{called} returned a value named {name!r}; names are strings"
+            )
+        number = value.item() if getattr(value, "size", None) == 1 else value
+        if not isinstance(number, numbers_abc.Real):
+            raise ConfigError(
+                f"{called} returned {name} = {_shown(value)}; what is logged is a number, or an "
+                "array of one"
+            )
+        numbers[name] = number if isinstance(number, bool | int) else float(number)
+    return numbers
+
+
+def _shown(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"an array of shape {shape}" if shape else reprlib.repr(value).replace("\n", " ")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -64,6 +66,17 @@ class Silent:
 
     def close(self) -> None:
         """Nothing."""
+
+
+def tell(shown: Display, message: str) -> None:
+    """Says what must not go unheard; where nothing is shown, as a warning."""
+    if isinstance(shown, Silent):
+        depth, frame = 1, sys._getframe()
+        while frame.f_back is not None and frame.f_globals["__name__"].startswith("loopax."):
+            depth, frame = depth + 1, frame.f_back
+        warnings.warn(message, UserWarning, stacklevel=depth)  # as of the user's own line
+    else:
+        shown.say(message)
 
 
 class Live:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -20,6 +21,9 @@ class PoliteStop:
     compilations and reads from a device do not. Signals that are ignored (`nohup`), or are handled
     outside Python, stay so. Entered anywhere but in the main thread, nothing happens. A forked
     child is as if nothing had been entered.
+
+    In a notebook or at a prompt a second Ctrl-C raises `KeyboardInterrupt` instead: it must not end
+    the interpreter with all that it holds.
 
     A signal that comes after the last look at `received` is still there to see after the block.
 
@@ -55,6 +59,12 @@ _active: list[PoliteStop] = []
 _undo = ExitStack()
 
 
+def is_interactive() -> bool:
+    """Whether a person talks to this interpreter: a prompt, IPython, or a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None or hasattr(sys, "ps1") or bool(sys.flags.interactive)
+
+
 def _listen() -> ExitStack:
     """Handles the signals until what is returned is closed."""
     with ExitStack() as undo:
@@ -64,6 +74,7 @@ def _listen() -> ExitStack:
         # the C handler itself, once for every signal, and that wakes the watcher.
         previous = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
         handled: list[int] = []
+        _heard.clear()
         watcher = threading.Thread(target=_watch, args=(inbox, handled, previous), daemon=True)
         watcher.start()
         undo.callback(_end, watcher, outbox, os.getpid())
@@ -73,12 +84,23 @@ def _listen() -> ExitStack:
             if handler not in (signal.SIG_IGN, None):
                 handled.append(number)
                 undo.callback(signal.signal, number, handler)
-                signal.signal(number, _note)
+                signal.signal(number, _handle)
         return undo.pop_all()
 
 
-def _note(number: int, _: FrameType | None = None) -> None:
-    """Also the Python handler, so that the main thread sees a signal it sent to itself."""
+_heard: list[int] = []
+"""What the main thread has handled since it began to listen."""
+
+
+def _handle(number: int, _: FrameType | None = None) -> None:
+    """The Python handler: the main thread sees at once a signal that it sent to itself."""
+    _note(number)
+    _heard.append(number)
+    if number == signal.SIGINT and len(_heard) > 1 and is_interactive():
+        raise KeyboardInterrupt
+
+
+def _note(number: int) -> None:
     for stop in _active:
         stop.received = stop.received or signal.Signals(number)
 
@@ -91,7 +113,8 @@ def _watch(inbox: socket.socket, handled: list[int], previous: int) -> None:
             with suppress(OSError):
                 os.write(previous, bytes([number]))
         elif teller:
-            os._exit(128 + number)
+            if number != signal.SIGINT or not is_interactive():
+                os._exit(128 + number)
         else:
             _note(number)
             teller = threading.Thread(target=_tell, args=(number,), daemon=True)

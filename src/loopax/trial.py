@@ -1,6 +1,6 @@
 """One process of a trial of `loopax verify`: runs a program with a watch around its training.
 
-`python -m loopax.trial PLAN PROGRAM...` puts the watch around `loopax.loop.steps` and then runs the
+`python -m loopax.trial PLAN PROGRAM...` puts the watch around `loopax.loop.begin` and then runs the
 program as Python would. So the loop has no hook for this and a program needs no change. What a
 trial ends with is written to plain files.
 """
@@ -8,9 +8,7 @@ trial ends with is written to plain files.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import inspect
 import json
 import os
 import runpy
@@ -26,10 +24,11 @@ import jax
 import jax.numpy as jnp
 
 from loopax import loop
+from loopax.arguments import whole
 from loopax.checkpoint import CheckpointStore
 from loopax.data.batches import Batches, Feed, Items, as_batches
 from loopax.errors import LoopaxError, Stopped
-from loopax.moments import Hook
+from loopax.moments import Hook, as_hooks
 from loopax.paths import leaf_path
 from loopax.retention import Checkpoints
 from loopax.run import Run
@@ -91,47 +90,53 @@ class Plan:
         return self.directory / "final.safetensors"
 
 
-def _watched(steps: Callable[..., Generator[loop.Chunk, None, Run]], plan: Plan) -> Any:
-    """`loopax.loop.steps` as planned: in the trial's directory, recorded, interrupted, once."""
+def _watched(begin: Callable[[dict[str, Any]], loop.Chunks], plan: Plan) -> Any:
+    """`loopax.loop.begin` as planned: in the trial's directory, recorded, interrupted, once."""
 
-    @functools.wraps(steps)
-    def watched(*args: Any, **kwargs: Any) -> Generator[loop.Chunk, None, None]:
+    def watched(arguments: dict[str, Any]) -> loop.Chunks:
         if plan.final.exists():
             _leave(0)
-        call = inspect.signature(steps).bind(*args, **kwargs)
-        call.apply_defaults()
-        given = call.arguments
-        batches = as_batches(given["data"])
-        total = min(plan.limit, loop.total_steps(given["steps"], given["epochs"], batches))
-        saving = given["checkpoints"] or Checkpoints()
+        batches = as_batches(arguments["data"])
+        total = loop.total_steps(arguments["steps"], arguments["epochs"], batches)
+        total = min(plan.limit, total)
+        saving = arguments["checkpoints"] or Checkpoints()
         seen = JsonLines(plan.seen)
-        given |= {
+        hooks = as_hooks(arguments["hooks"], whole("log_every", arguments["log_every"]))
+        planned = arguments | {
             "data": _recorded(batches, seen),
             "steps": total,
             "epochs": None,
             "run_dir": plan.run.path,
             "checkpoints": dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
-            "hooks": [*given["hooks"], *_interrupting(plan)],
+            "hooks": [*hooks, *_interrupting(plan)],
             "max_seconds": None,
             "progress": False,
         }
-        try:
-            with _telling(plan), closing(steps(*call.args, **call.kwargs)) as chunks:
-                for chunk in chunks:
-                    for index, step in enumerate(range(chunk.start, chunk.stop)):
-                        values = {name: float(row[index]) for name, row in chunk.metrics.items()}
-                        seen.write({"step": step, "source": "train", **values})
-                    yield chunk
-        except Stopped as stopped:
-            _leave(stopped.code)
-        except GeneratorExit:
-            # Whether by `break` or by an exception cannot be told here: the program goes on.
-            _keep_final(plan)
-            return
-        _keep_final(plan)
-        _leave(0)
+        chunks = begin(planned)
+        return loop.Chunks(chunks.run, _recorded_chunks(chunks, seen, plan))
 
     return watched
+
+
+def _recorded_chunks(
+    chunks: loop.Chunks, seen: JsonLines, plan: Plan
+) -> Generator[loop.Chunk, None, Run]:
+    """The chunks, whose metrics are noted; the process ends with the training."""
+    try:
+        with _telling(plan), closing(chunks):
+            for chunk in chunks:
+                for index, step in enumerate(range(chunk.start, chunk.stop)):
+                    values = {name: float(row[index]) for name, row in chunk.metrics.items()}
+                    seen.write({"step": step, "source": "train", **values})
+                yield chunk
+    except Stopped as stopped:
+        _leave(stopped.code)
+    except GeneratorExit:
+        # Whether by `break` or by an exception cannot be told here: the program goes on.
+        _keep_final(plan)
+        return chunks.run
+    _keep_final(plan)
+    _leave(0)
 
 
 def _recorded(batches: Batches, seen: JsonLines) -> Batches:
@@ -208,8 +213,7 @@ def _leave(status: Any) -> NoReturn:
 def _main() -> None:
     _, text, *command = sys.argv
     plan = Plan.read(text)
-    steps = _watched(loop.steps, plan)
-    vars(loop).update(steps=steps, fit=loop.drained(steps))
+    vars(loop).update(begin=_watched(loop.begin, plan))
     with _telling(plan):
         _as_python(command)
 

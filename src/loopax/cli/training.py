@@ -136,7 +136,8 @@ def _trained(
         config,
         run_dir,
         checkpoints=checkpoints,
-        max_seconds=None if budget is None else budget - (time.monotonic() - STARTED),
+        # What is left of it; where nothing is, one step is made and it is said.
+        max_seconds=None if budget is None else max(1e-3, budget - (time.monotonic() - STARTED)),
     )
     if trained.results_file.exists():
         show_tables(recipe.tables(trained.dir.read_json("results.json")))

@@ -1,0 +1,106 @@
+"""Arguments of the wrong kind, told at the door: what was given, and what would be right."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from loopax.errors import ConfigError
+from loopax.state import TrainState
+
+
+def whole(name: str, value: Any, advice: str = "") -> int:
+    """`value` as a count; 2.0 will do, True and "2" will not.
+
+    Raises:
+        ConfigError: it is not a whole number of at least 1.
+    """
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value != int(value) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1{advice}")
+    return int(value)
+
+
+def positive_seconds(name: str, value: Any) -> float:
+    """`value` as a duration.
+
+    Raises:
+        ConfigError: it is not a number above 0; infinity will do.
+    """
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not value > 0:
+        raise ConfigError(f"{name} is {value!r}; it must be a number of seconds above 0")
+    return float(value)
+
+
+def directory(name: str, value: Any) -> Path:
+    """`value` as a path that stays where it is when the working directory changes.
+
+    A leading `~` is the home directory.
+
+    Raises:
+        ConfigError: it is no path.
+    """
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise ConfigError(f"{name} is {kind_of(value)}; it must be a path, such as 'runs/first'")
+    text = os.fsdecode(value)
+    if not text or "\0" in text:
+        raise ConfigError(f"{name} is {text!r}; it must be a path, such as 'runs/first'")
+    try:
+        return Path(text).expanduser().absolute()
+    except (RuntimeError, FileNotFoundError) as error:
+        raise ConfigError(f"{name} is {text!r}, which leads nowhere: {error}") from error
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for a line that says that it should be something else."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return repr(value) if len(repr(value)) < 60 else f"a long {type(value).__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeio' else 'a'} {name}"
+
+
+def check_state(state: Any, loss_fn: Any, data: Any = None) -> None:
+    """Makes sure that a state and a loss are what they should be, and in their places.
+
+    Raises:
+        ConfigError: one of them is something else; it says what would be right.
+    """
+    given = {"state": state, "loss_fn": loss_fn, "data": data}
+    if not isinstance(state, TrainState):
+        other = next((name for name, value in given.items() if isinstance(value, TrainState)), None)
+        if other is not None:
+            raise ConfigError(
+                f"state and {other} are swapped: state is {kind_of(state)}, and {other} is the "
+                "state; the order is state, loss_fn, data"
+            )
+        raise ConfigError(f"state is {kind_of(state)}; {_made_of(state)}")
+    if not callable(loss_fn):
+        swapped = callable(data) and not hasattr(data, "__iter__")
+        raise ConfigError(
+            "loss_fn and data are swapped; the order is state, loss_fn, data"
+            if swapped
+            else f"loss_fn is {kind_of(loss_fn)}; it must be a function (params, batch, rngs) -> "
+            "loss, or -> (loss, metrics)"
+        )
+
+
+def _made_of(state: Any) -> str:
+    """How a state is made of what was given in its place."""
+    if hasattr(state, "apply") or hasattr(state, "init"):
+        return "make one of it: loopax.TrainState.create(model, example, tx)"
+    if hasattr(state, "params") and hasattr(state, "opt_state"):
+        return "make it again with loopax.TrainState.create(params=state.params, tx=state.tx)"
+    leaves = jax.tree.leaves(state)
+    if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
+        return "make one of these parameters: loopax.TrainState.create(params=..., tx=...)"
+    return "it must be a loopax.TrainState, from TrainState.create(model, example, tx)"

@@ -1,0 +1,23 @@
+"""A kill without a process of its own: the run ends, and nothing is saved on the way out."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from loopax.moments import Saving
+
+
+class KilledError(Exception):
+    """What ends the run."""
+
+
+def kill(run):
+    raise KilledError
+
+
+@contextmanager
+def killed():
+    """In the block a run is ended by `kill`, as by a signal that no process can catch."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):  # noqa: PT012
+        patch.setattr(Saving, "keep_what_was_reached", lambda *_: None)
+        yield
