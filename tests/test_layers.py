@@ -29,6 +29,7 @@ LAYERS = [
     {"soundness"},
     {"step"},
     {"arguments"},
+    {"configuration"},
     {"account", "environment", "weights", "autopsy", "convolution", "drawing"},
     {"program"},
     {"progress", "rundir", "checkpoint", "evaluation", "recorder", "report", "origin"},

@@ -35,6 +35,7 @@ from jaxtyping import Num
 from loopax.account import Account, summary
 from loopax.arguments import check_state, directory, kind_of, positive_seconds, whole
 from loopax.checkpoint import CheckpointStore
+from loopax.configuration import as_mapping
 from loopax.cost import explaining_memory
 from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
@@ -59,7 +60,7 @@ from loopax.recorder import Recorder
 from loopax.replay import Replay
 from loopax.retention import Checkpoints
 from loopax.run import Run
-from loopax.rundir import RunDir, as_mapping
+from loopax.rundir import RunDir
 from loopax.signals import PoliteStop, is_interactive
 from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
@@ -334,7 +335,7 @@ def begin(arguments: dict[str, Any]) -> Chunks:
     session = _Session(
         run=run,
         run_dir=run_dir,
-        config=given["config"],
+        config={} if run_dir is None else as_mapping(given["config"]),
         checkpoints=checkpoints or Checkpoints(),
         initial=given["state"],
         loss_fn=given["loss_fn"],
@@ -368,9 +369,9 @@ def _trained(session: _Session) -> Generator[Chunk, None, Run]:
             if session.run_dir is not None:
                 _close_abandoned(session.run_dir)
                 run.dir = RunDir.create(session.run_dir)
-                run.dir.check(as_mapping(session.config))  # what is refused is not even locked
+                run.dir.check(session.config)  # what is refused is not even locked
                 session.lock = resources.enter_context(RunLock(run.dir.path, say))
-                run.dir.claim(as_mapping(session.config))
+                run.dir.claim(session.config)
                 store = CheckpointStore(run.dir.checkpoints, session.checkpoints, say)
                 session.store = resources.enter_context(store)
             yield from _attempts(session)
@@ -422,7 +423,7 @@ class _Session:
 
     run: Run
     run_dir: Path | None
-    config: Any
+    config: dict[str, Any]
     checkpoints: Checkpoints
     initial: TrainState
     loss_fn: LossFn

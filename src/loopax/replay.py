@@ -17,6 +17,7 @@ import numpy as np
 from loopax.account import Account
 from loopax.autopsy import StepReport, examine
 from loopax.checkpoint import CheckpointStore, checkpoint_meta
+from loopax.configuration import as_mapping
 from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
 from loopax.durable import PARTIAL, replacing, storing, write_text
@@ -26,7 +27,7 @@ from loopax.program import TrainProgram, probe_program
 from loopax.randomness import key_of, key_words
 from loopax.retention import Checkpoints
 from loopax.rows import SKIPPED
-from loopax.rundir import RunDir, as_mapping
+from loopax.rundir import RunDir
 from loopax.soundness import flags_of, unsound
 from loopax.state import TrainState
 from loopax.step import LossFn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loopax.configuration import as_mapping, differences
 from loopax.durable import PARTIAL, storing, write_text
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
@@ -115,8 +115,10 @@ class RunDir:
         Raises:
             ConfigError: it was made with another one.
         """
-        wanted = json.loads(json.dumps(config, default=str))
-        differing = _differences(self.config, wanted) if self.config_file.exists() else []
+        differing = []
+        if self.config_file.exists():
+            # What is read may hold a NaN, which differs from itself.
+            differing = differences(as_mapping(self.config), as_mapping(config))
         if differing:
             raise ConfigError(
                 f"{self.path}: this run was made with {'; '.join(differing)}; name another run "
@@ -166,24 +168,6 @@ def set_aside(path: Path) -> Path | None:
     kept = next(name for name in names if not name.exists())
     with storing(path):
         return path.rename(kept)
-
-
-def as_mapping(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON values: from a dataclass, a mapping, or nothing."""
-    if config is None:
-        return {}
-    return dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)  # type: ignore[arg-type]
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(new.keys() - old.keys())]
-        return [
-            line
-            for key in keys
-            for line in _differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))
-        ]
-    return [] if old == new else [f"{name} = {old!r}, not {new!r}"]
 
 
 def read_config(kind: type[T], stored: Mapping[str, Any]) -> T:
