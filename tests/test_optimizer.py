@@ -403,7 +403,7 @@ def test_an_average_of_the_updates_and_one_of_the_parameters_are_different_thing
     bits, dataset, line_loss, line_state
 ):
     def fit(described):
-        state = line_state(described.build(), ema_decay=described.params_ema)
+        state = line_state(described)
         return loopax.fit(state, line_loss, dataset.batches(2), steps=20, **PLAIN).state
 
     plain = fit(Optimizer("adam", 0.01))
@@ -419,9 +419,9 @@ def test_an_average_of_the_updates_and_one_of_the_parameters_are_different_thing
 
 def test_the_average_of_the_parameters_waits_while_gradients_accumulate():
     tx = Optimizer("sgd", 1.0, accumulate=2).build()
-    state = loopax.TrainState.create(params=PARAMS, tx=tx, ema_decay=0.5)
+    state = loopax.TrainState.create(params=PARAMS, tx=tx, ema_decay=0.1)
     moved = state.apply_gradients(grads=GRADS[0]).apply_gradients(grads=GRADS[1])
-    halfway = jax.tree.map(lambda old, new: (old + new) / 2, PARAMS, moved.params)
+    halfway = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, PARAMS, moved.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved.ema, halfway)
     waiting = moved.apply_gradients(grads=GRADS[2])
     assert differ(waiting.ema, waiting.params)
@@ -430,11 +430,41 @@ def test_the_average_of_the_parameters_waits_while_gradients_accumulate():
 
 def test_what_freezes_is_handed_to_the_state(bits, dataset, line_loss, line_state):
     described = Optimizer("adam", 0.01, freeze=("bias",), clip_norm=1.0)
-    state = line_state(described.build(), frozen=described.freeze)
+    state = line_state(described)
     run = loopax.fit(state, line_loss, dataset.batches(2), steps=10, **PLAIN)
     assert bits(run.state.params["bias"]) == bits(state.params["bias"])
     assert bits(run.state.params["weights"]) != bits(state.params["weights"])
     assert all(leaf.shape != (1,) for leaf in jax.tree.leaves(run.state.opt_state))
+
+
+@pytest.mark.parametrize(
+    ("described", "field"),
+    [(Optimizer(freeze=("bias",)), "freeze"), (Optimizer(params_ema=0.0), "params_ema")],
+    ids=["freezing", "averaging"],
+)
+def test_a_transformation_does_not_silently_drop_what_it_cannot_do(described, field):
+    with pytest.raises(
+        ConfigError, match=f"^{field} is .* give the Optimizer itself to TrainState"
+    ):
+        described.build()
+
+
+def test_a_description_counts_its_schedule_over_the_steps_of_the_run(line_state):
+    described = Optimizer("sgd", 0.1, schedule=Schedule("linear"), accumulate=2, params_ema=0.9)
+    state = line_state(described, total_steps=8)
+    assert state.ema_decay == 0.9
+    rates = []
+    for _ in range(8):
+        state = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, state.params))
+        rates.append(float(optax.tree_utils.tree_get(state.opt_state, "learning_rate")))
+    np.testing.assert_allclose(rates[1::2], [0.1, 0.075, 0.05, 0.025], rtol=1e-6)
+
+
+def test_what_is_said_twice_differently_is_refused(line_state):
+    with pytest.raises(ConfigError, match=r"frozen is .*'weights'.* say it in one place"):
+        line_state(Optimizer(freeze=("bias",)), frozen=("weights",))
+    with pytest.raises(ConfigError, match=r"total_steps is 5, which only .* an Optimizer"):
+        line_state(optax.sgd(0.1), total_steps=5)
 
 
 # --- The learning rate among the logged metrics ---------------------------------------------------

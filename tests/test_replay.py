@@ -214,7 +214,7 @@ def test_the_step_that_spoiled_the_state_is_found(tmp_path, line_state, bad):
         return jnp.square(params["weights"]).sum(), {}, {"seen": mutable["seen"] + batch["x"]}
 
     column = np.ones((60, 1), np.float32)
-    column[bad] = np.inf
+    column[bad] = np.nan
     data = Dataset({"x": column}).batches(1, shuffle=False)
     state = line_state(optax.sgd(0.01), mutable={"seen": jnp.zeros((1, 1))})
     with pytest.raises(loopax.errors.NonFiniteError) as caught:

@@ -13,6 +13,7 @@ import loopax
 from loopax.data import Dataset
 from loopax.errors import ConfigError
 from loopax.paths import leaf_paths, map_with_path, matches, merge, partition, path_mask
+from loopax.randomness import Rngs
 from loopax.step import train_step
 
 PLAIN = {"progress": False, "probe_every": None}
@@ -75,7 +76,7 @@ def test_the_seed_decides_the_parameters_and_nothing_else_does(bits, dataset):
 
 
 def test_any_tree_is_a_model():
-    params = [np.float32(2.0), {"a": np.arange(3)}]
+    params = [np.float32(2.0), {"a": np.arange(3.0)}]
     state = loopax.TrainState.create(params=params, tx=optax.sgd(0.1))
     assert state.apply_fn is None
     assert jax.tree.structure(state.params) == jax.tree.structure(params)
@@ -254,14 +255,41 @@ def walk(tx, steps, **options):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
-def test_the_moving_average_has_its_closed_form(decay):
-    """With p_k = -k: (1 - d) sum d^(n-k) p_k = -(n - d (1 - d^n) / (1 - d))."""
-    n = 20
+def test_the_moving_average_warms_up_to_its_decay(decay):
+    """After t updates it keeps min(decay, (1 + t) / (10 + t)); here p_t = -t."""
+    n, expected = 20, 0.0
     state = walk(optax.sgd(1.0), n, ema_decay=decay)
     np.testing.assert_allclose(state.params["x"], -n)
-    expected = -(n - decay * (1 - decay**n) / (1 - decay))
+    for t in range(1, n + 1):
+        keep = min(decay, (1 + t) / (10 + t))
+        expected = keep * expected + (1 - keep) * -t
     np.testing.assert_allclose(state.ema["x"], expected, rtol=1e-5)
     np.testing.assert_array_equal(state.eval_params["x"], state.ema["x"])
+
+
+def test_an_average_forgets_where_it_began():
+    """Without a warm-up, one of decay 0.999 would be half of the first parameters for long."""
+    tx, params = optax.sgd(0.2), {"x": jnp.full(2, 100.0)}
+    state = loopax.TrainState.create(params=params, tx=tx, ema_decay=0.999)
+    for _ in range(200):
+        state = state.apply_gradients(grads={"x": state.params["x"]})
+    assert abs(state.params["x"][0]) < 1e-10
+    assert abs(state.ema["x"][0]) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_the_average_of_half_precision_moves(kind):
+    """Adding a thousandth to a half-precision number gives the number again."""
+    params = {"x": jnp.ones(2, kind)}
+    tx = optax.sgd(2.0**-6)
+    state = loopax.TrainState.create(params=params, tx=tx, ema_decay=0.999)
+    whole = loopax.TrainState.create(params={"x": jnp.ones(2)}, tx=tx, ema_decay=0.999)
+    for _ in range(30):
+        grads = jax.tree.map(jnp.ones_like, state.params)
+        state, whole = (s.apply_gradients(grads=grads) for s in (state, whole))
+    assert state.ema["x"].dtype == jnp.float32
+    np.testing.assert_allclose(state.ema["x"], whole.ema["x"], rtol=1e-5)
+    assert state.eval_params["x"].dtype == jnp.dtype(kind)
 
 
 def test_without_a_decay_there_is_no_average():
@@ -271,20 +299,75 @@ def test_without_a_decay_there_is_no_average():
 
 
 ACCUMULATED = optax.MultiSteps(optax.sgd(1.0), 4).gradient_transformation()
+TWICE = optax.MultiSteps(
+    optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation(), 2
+).gradient_transformation()
+NESTED = {
+    "alone": ACCUMULATED,
+    "behind a clip": optax.chain(optax.clip(10.0), ACCUMULATED),
+    "in a chain in a chain": optax.chain(optax.chain(ACCUMULATED)),
+    "of a part": optax.multi_transform({"it": ACCUMULATED}, {"x": "it"}),
+    "masked": optax.masked(ACCUMULATED, {"x": True}),
+    "flattened": optax.flatten(ACCUMULATED),
+    "twice": TWICE,
+}
 
 
-@pytest.mark.parametrize(
-    "tx",
-    [ACCUMULATED, optax.chain(optax.clip(10.0), ACCUMULATED)],
-    ids=["alone", "behind a clip"],
-)
+@pytest.mark.parametrize("tx", NESTED.values(), ids=NESTED.keys())
 def test_while_gradients_accumulate_neither_parameters_nor_average_move(tx):
-    three, four, eleven = (walk(tx, steps, ema_decay=0.5) for steps in (3, 4, 11))
+    three, four, eleven = (walk(tx, steps, ema_decay=0.1) for steps in (3, 4, 11))
     assert three.params["x"].tolist() == three.ema["x"].tolist() == [0, 0]
     assert four.params["x"].tolist() == [-1, -1]
-    assert four.ema["x"].tolist() == [-0.5, -0.5]
+    np.testing.assert_allclose(four.ema["x"], -0.9, rtol=1e-6)
     assert eleven.params["x"].tolist() == [-2, -2]
-    assert eleven.ema["x"].tolist() == [-1.25, -1.25]
+    np.testing.assert_allclose(eleven.ema["x"], -1.89, rtol=1e-6)
+
+
+def test_each_part_is_averaged_at_its_own_updates():
+    """One of 1 batch, and one of 2: the average of the second stands still at every other step."""
+    every_two = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
+    tx = optax.multi_transform({"a": optax.sgd(1.0), "b": every_two}, {"x": "a", "y": "b"})
+    params = {"x": jnp.zeros(1), "y": jnp.zeros(1)}
+    state = loopax.TrainState.create(params=params, tx=tx, ema_decay=0.1)
+    for _ in range(3):
+        state = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
+    np.testing.assert_allclose(state.ema["x"], 0.1 * 0.1 * -0.9 + 0.1 * -1.8 + 0.9 * -3, rtol=1e-6)
+    np.testing.assert_allclose(state.ema["y"], -0.9, rtol=1e-6)
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.BatchNorm(use_running_average=not train, momentum=0.5)(nn.Dense(2)(x))
+
+
+def test_collections_are_averaged_along_with_the_parameters_and_evaluated():
+    """Averaged weights with the statistics of other weights would be no model at all."""
+    model, x = Normed(), np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+
+    def loss(params, batch, rngs, mutable):
+        variables = {**params, "batch_stats": mutable["batch_stats"]}
+        out, new = model.apply(variables, batch["x"], rngs.training, mutable=["batch_stats"])
+        return jnp.square(out - 1.0).mean(), {}, {**mutable, **new}
+
+    state = loopax.TrainState.create(model, (x, True), optax.sgd(0.5), ema_decay=0.5)
+    state = state.replace(mutable={**state.mutable, "masks": {"m": jnp.array([0.0, -jnp.inf])}})
+    state = state.with_params(state.params)
+    step, mean = train_step(loss), state.mutable["batch_stats"]["BatchNorm_0"]["mean"]
+    for t in range(1, 6):
+        state, _ = step(state, {"x": x + t})
+        keep = min(0.5, (1 + t) / (10 + t))
+        mean = keep * mean + (1 - keep) * state.mutable["batch_stats"]["BatchNorm_0"]["mean"]
+    seen = state.eval_mutable["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(seen, mean, rtol=1e-5)
+    assert state.eval_mutable["masks"]["m"].tolist() == [0.0, -np.inf]
+    expected = loss(state.eval_params, {"x": x}, eval_rngs(state), state.eval_mutable)[0]
+    assert loopax.evaluate(state, loss, [{"x": x}])["loss"] == pytest.approx(float(expected))
+    assert state.replace(ema=None, ema_mutable=None).eval_mutable == state.mutable
+
+
+def eval_rngs(state):
+    return Rngs(state.key, 0, training=False)
 
 
 def test_parts_that_accumulate_over_different_numbers_of_steps_can_be_averaged():
@@ -305,6 +388,116 @@ def test_parts_that_accumulate_over_different_numbers_of_steps_can_be_averaged()
     assert run.state.params["x"].tolist() == [-3]
     assert run.state.params["y"].tolist() == [-2]
     assert jax.tree.structure(run.state.ema) == jax.tree.structure(params)
+
+
+# --- Optimisers that mean other parameters than those they train ------------------
+
+
+def quadratic(params, batch, rngs):
+    return sum(jnp.square(leaf - batch["to"]).sum() for leaf in jax.tree.leaves(params))
+
+
+def sequence(tx, params, steps):
+    """The states of an optimiser driven by hand."""
+    opt_state = tx.init(params)
+    for _ in range(steps):
+        grads = jax.grad(quadratic)(params, {"to": 3.0}, None)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return params, opt_state
+
+
+TWO = {"x": jnp.zeros(2), "y": jnp.ones(3)}
+FREE = optax.contrib.schedule_free_sgd(0.05, b1=0.8)
+FREE_ADAM = optax.contrib.schedule_free_adamw(0.05)
+SCHEDULE_FREE = {
+    "alone": (FREE, lambda s: s),
+    "behind a clip": (optax.chain(optax.clip(1.0), FREE_ADAM), lambda s: s[1]),
+    "accumulating": (
+        optax.MultiSteps(FREE, 2).gradient_transformation(),
+        lambda s: s.inner_opt_state,
+    ),
+    "injected": (
+        optax.inject_hyperparams(optax.contrib.schedule_free_sgd)(learning_rate=0.05),
+        lambda s: s.inner_state,
+    ),
+}
+
+
+@pytest.mark.parametrize(("tx", "inside"), SCHEDULE_FREE.values(), ids=SCHEDULE_FREE.keys())
+def test_schedule_free_is_evaluated_saved_and_exported_at_its_average(tx, inside, tmp_path):
+    params, opt_state = sequence(tx, TWO, 7)
+    expected = optax.contrib.schedule_free_eval_params(inside(opt_state), params)
+    assert differ(expected, params)
+    state = loopax.TrainState.create(params=TWO, tx=tx)
+    batches = [{"to": np.float32(3.0)}]
+    run = loopax.fit(state, quadratic, batches, steps=7, run_dir=tmp_path, **PLAIN)
+    close(run.state.params, params)
+    close(run.state.eval_params, expected)
+    loss = float(quadratic(expected, {"to": 3.0}, None))
+    assert loopax.evaluate(run.state, quadratic, batches)["loss"] == pytest.approx(loss)
+    close(loopax.CheckpointStore(run.dir.checkpoints).weights(), expected)
+
+
+def test_a_part_that_is_schedule_free_leaves_the_others_alone():
+    tx = optax.multi_transform({"a": FREE, "b": optax.sgd(0.05)}, {"x": "a", "y": "b"})
+    state = loopax.TrainState.create(params=TWO, tx=tx)
+    for _ in range(5):
+        grads = jax.grad(quadratic)(state.params, {"to": 3.0}, None)
+        state = state.apply_gradients(grads=grads)
+    x, opt_state = sequence(FREE, {"x": TWO["x"]}, 5)
+    expected = optax.contrib.schedule_free_eval_params(opt_state, x)
+    close(state.eval_params, {**expected, "y": state.params["y"]})
+
+
+@pytest.mark.parametrize("synced", [False, True], ids=["params", "LookaheadParams"])
+@pytest.mark.parametrize("chained", [False, True], ids=["alone", "behind a clip"])
+def test_lookahead_trains_the_fast_parameters_and_is_evaluated_at_the_slow(
+    synced, chained, tmp_path
+):
+    ahead = optax.lookahead(optax.sgd(0.1), sync_period=4, slow_step_size=0.5)
+    tx = optax.chain(optax.clip(1.0), ahead) if chained else ahead
+    both = optax.LookaheadParams.init_synced(TWO)
+    state = loopax.TrainState.create(params=both if synced else TWO, tx=tx, frozen=("y",))
+    opt_state = tx.init(both)
+    for _ in range(7):
+        grads = jax.grad(quadratic)({"x": both.fast["x"]}, {"to": 3.0}, None)
+        grads = {**grads, "y": jnp.zeros(3)}
+        updates, opt_state = tx.update(grads, opt_state, both)
+        both = optax.apply_updates(both, updates)
+    batches = [{"to": np.float32(3.0)}]
+    run = loopax.fit(state, quadratic, batches, steps=7, run_dir=tmp_path, **PLAIN)
+    close(run.state.params, both.fast)
+    close(run.state.eval_params, both.slow)
+    assert differ(both.fast, both.slow)
+    close(loopax.CheckpointStore(run.dir.checkpoints).weights(), both.slow)
+
+
+def test_sam_is_evaluated_where_it_comes_back_to():
+    """Between two updates it stands at the worst point near its parameters."""
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.5))
+    tx = optax.contrib.sam(optax.sgd(0.1), adversary, sync_period=2)
+    state = loopax.TrainState.create(params=TWO, tx=tx)
+    batches = [{"to": np.float32(3.0)}]
+    two, three = (loopax.fit(state, quadratic, batches, steps=n, **PLAIN).state for n in (2, 3))
+    assert differ(three.params, two.params)
+    close(three.eval_params, two.params)
+
+
+def test_other_parameters_start_the_optimiser_anew():
+    """The average of schedule_free would else be of parameters that are gone."""
+    state = loopax.TrainState.create(params=TWO, tx=FREE, ema_decay=0.5)
+    other = jax.tree.map(lambda leaf: leaf + 7.0, TWO)
+    close(state.with_params(other).eval_params, other)
+    close(state.with_params(other).replace(ema=None).eval_params, other)
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+
+
+def differ(a, b):
+    return any(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.any(x != y)), a, b)))
 
 
 # --- Randomness ---------------------------------------------------------------

@@ -30,10 +30,12 @@ from jaxtyping import Array, Bool, Float
 
 import loopax.state
 import loopax.step
-from loopax.paths import PyTree, leaf_path
+import loopax.updates
+from loopax.paths import PyTree, is_number, leaf_path
 from loopax.soundness import Flags, sound_leaves
 from loopax.state import TrainState
-from loopax.step import Batch, LossFn, call_loss, differentiate, train_step
+from loopax.step import Batch, LossFn, call_loss, differentiate, extra_args_of, train_step
+from loopax.updates import update
 
 CALLS = {
     *("jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "remat2", "checkpoint"),
@@ -50,6 +52,7 @@ LIBRARIES = (
     os.path.dirname(optax.__file__) + os.sep,
     loopax.state.__file__,
     loopax.step.__file__,
+    loopax.updates.__file__,
 )
 ARGUMENTS = {
     "batch": "the batch's",
@@ -209,8 +212,9 @@ def _measure(
     loss_fn: LossFn, state: TrainState, batch: Batch
 ) -> tuple[dict[str, dict[str, Array]], dict[str, Flags]]:
     metrics, mutable, grads = differentiate(loss_fn, state, batch)
-    updates, _ = state.tx.update(grads, state.opt_state, state.trainable)
-    after = state.apply_gradients(grads=grads, mutable=mutable)
+    extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
+    updates, _ = update(state.tx, grads, state.opt_state, state.trainable, extra_args)
+    after = state.apply_gradients(grads=grads, extra_args=extra_args, mutable=mutable)
     measured = {
         "metrics": metrics,
         "grad_norms": _norms(grads),
@@ -229,8 +233,9 @@ def _measure(
 
 def _norms(tree: PyTree) -> dict[str, Float[Array, ""]]:
     return {
-        leaf_path(path): jnp.linalg.norm(leaf.astype(jnp.float32).ravel())
+        leaf_path(path): jnp.linalg.norm(jnp.abs(leaf).astype(jnp.float32).ravel())
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if is_number(leaf)
     }
 
 
@@ -253,7 +258,7 @@ def _first_cause(
     def gradients(params: PyTree, mutable: PyTree, batch: Batch) -> Any:
         return differentiate(loss_fn, state.replace(params=params, mutable=mutable), batch)[2]
 
-    def update(
+    def updated(
         params: PyTree, mutable: PyTree, batch: Batch, opt_state: PyTree, ema: PyTree
     ) -> Any:
         before = state.replace(params=params, mutable=mutable, opt_state=opt_state, ema=ema)
@@ -269,7 +274,7 @@ def _first_cause(
         origin = find_origin(gradients, *seen)
         return origin and dataclasses.replace(origin, pass_="backward")
     if non_finite["updated_state"]:
-        origin = find_origin(update, *seen, state.opt_state, state.ema)
+        origin = find_origin(updated, *seen, state.opt_state, state.ema)
         return origin and (origin if origin.layer else dataclasses.replace(origin, pass_="update"))
     return None
 

@@ -33,6 +33,7 @@ from loopax.errors import CheckpointError, LoopaxError, StorageError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.retention import Checkpoints, Rank, best_step, checked_rank
 from loopax.state import TrainState
+from loopax.updates import eval_params, typed
 
 FORMAT = 2
 SAVING, DELETING, DAMAGED = ".saving", ".deleting", "damaged"
@@ -263,14 +264,14 @@ class CheckpointStore:
         return self._restore(self.step_of(which), ocp.args.StandardRestore())
 
     def weights(self, which: str | int = "latest") -> dict[str, np.ndarray]:
-        """The parameters to use a step with, by their paths: the averages where there are any.
+        """The parameters to use a step with, by their paths: those it is evaluated with.
 
         Of a checkpoint that only refers to its frozen parameters, those that train.
         """
         tree, _ = self.read(which)
-        parts = (tree["params"], tree.get("ema") or {})
-        named = [jax.tree_util.tree_leaves_with_path(part) for part in parts]
-        return {leaf_path(path): np.asarray(leaf) for leaves in named for path, leaf in leaves}
+        params = eval_params(tree["params"], tree.get("ema"), typed(tree["opt_state"]))
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        return {leaf_path(path): np.asarray(leaf) for path, leaf in leaves}
 
     def _frozen_of(self, step: int) -> str:
         """The digest of the frozen parameters that a step refers to; empty if it has its own."""

@@ -22,6 +22,7 @@ from loopax.cost import flops
 from loopax.paths import PyTree, leaf_paths
 from loopax.state import TrainState
 from loopax.step import Batch, LossFn, differentiate
+from loopax.updates import update
 
 LIKE_THEIR_INPUT = ("broadcast_in_dim", "convert_element_type", "copy", "neg", "reshape", "squeeze")
 """Primitives that give zeros for zeros, whatever else they do."""
@@ -61,10 +62,19 @@ def warn_of_frozen_gradients(loss_fn: LossFn, state: TrainState, batch: Batch) -
 def frozen_by(state: TrainState) -> Frozen:
     """What the optimiser of a state freezes, read from the structure of its update."""
     trainable = state.trainable
-    try:
-        closed = jax.make_jaxpr(state.tx.update)(trainable, state.opt_state, trainable)
-    except TypeError:  # One that wants more than this, such as the value of the loss.
-        return Frozen((), ())
+
+    def updated(grads: PyTree, opt_state: PyTree, params: PyTree) -> Any:
+        # Of the loss only its form counts here.
+        def loss(params: PyTree) -> Any:
+            return sum(
+                jnp.sum(jnp.abs(leaf)).astype(jnp.float32) for leaf in jax.tree.leaves(params)
+            )
+
+        extra = {"value": loss(params), "grad": grads, "value_fn": loss, "obj_fn": loss}
+        extra["grad_fn"] = lambda params, index=None: jax.grad(loss)(params)
+        return update(state.tx, grads, opt_state, params, extra)
+
+    closed = jax.make_jaxpr(updated)(trainable, state.opt_state, trainable)
     paths = leaf_paths(trainable)
     jaxpr, count = closed.jaxpr, len(paths)
     zero = _zeros(jaxpr, [_is_zero(const) for const in closed.consts], [False] * len(jaxpr.invars))

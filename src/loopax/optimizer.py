@@ -195,16 +195,31 @@ class Optimizer:
         many = self.accumulate
         return dict(sorted(many.items())) if isinstance(many, Mapping) else {0: many}
 
+    def updates_in(self, steps: int) -> int:
+        """How many updates that many batches make, which is what schedules count; 1 at least."""
+        return _updates_in(steps, self.accumulation)
+
     def build(self, total_steps: int | None = None) -> optax.GradientTransformation:
         """The Optax transformation. `total_steps` is the number of batches of the whole run.
 
-        What freezes and what is averaged is not part of a transformation: hand `freeze` and
-        `params_ema` to `TrainState.create(frozen=..., ema_decay=...)`.
+        Raises:
+            ConfigError: it freezes or averages parameters, which is not part of a transformation.
         """
+        for name in ("freeze", "params_ema"):
+            if getattr(self, name) not in (None, ()):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, which a transformation cannot do: give "
+                    "the Optimizer itself to TrainState.create(model, example, optimizer, "
+                    "total_steps=...)"
+                )
+        return self.transformation(total_steps)
+
+    def transformation(self, total_steps: int | None = None) -> optax.GradientTransformation:
+        """`build` for those who see to `freeze` and `params_ema`, as `TrainState.create` does."""
         import optax
 
         plan = self.accumulation
-        updates = None if total_steps is None else _updates_in(total_steps, plan)
+        updates = None if total_steps is None else self.updates_in(total_steps)
         transformation = self._one(updates)
         if self.groups:
             transforms = {"": transformation}

@@ -28,6 +28,11 @@ def leaf_paths(tree: PyTree) -> list[str]:
     return [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def is_number(leaf: Any) -> bool:
+    """Whether a leaf can be differentiated: no integers, booleans or random keys."""
+    return jnp.issubdtype(getattr(leaf, "dtype", None) or jnp.result_type(leaf), jnp.inexact)
+
+
 def form_of(leaf: Any) -> str:
     """`float32[3, 4]`; a random key has the form of the words that it is stored as."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -10,14 +10,15 @@ from loopax.errors import NonFiniteError
 from loopax.paths import PyTree, leaf_path
 from loopax.state import TrainState
 
+COLLECTIONS = ("mutable", "ema_mutable")
 Flags = dict[str, Bool[Array, ""]]
 
 
 def sound_leaves(state: TrainState) -> Flags:
     """For each leaf that training writes, whether it is sound; traceable.
 
-    It must be finite. Only a scalar of the optimiser, such as the best value so far, may be
-    infinite, and must not be NaN.
+    It must be finite. Only a scalar of the optimiser, such as the best value so far, and what is
+    in a collection, such as a mask, may be infinite, and must not be NaN.
     """
     return _flags(_parts(state))
 
@@ -28,6 +29,7 @@ def _parts(state: TrainState) -> dict[str, PyTree]:
         "opt_state": state.opt_state,
         "mutable": state.mutable,
         "ema": state.ema,
+        "ema_mutable": state.ema_mutable,
     }
 
 
@@ -36,9 +38,9 @@ def _flags(parts: dict[str, PyTree]) -> Flags:
     for part, tree in parts.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jnp.issubdtype(leaf.dtype, jnp.inexact):
-                lenient = part == "opt_state" and not leaf.ndim
-                sound = ~jnp.isnan(leaf) if lenient else jnp.isfinite(leaf).all()
-                flags[f"{part}/{leaf_path(path)}"] = sound
+                lenient = part in COLLECTIONS or (part == "opt_state" and not leaf.ndim)
+                sound = ~jnp.isnan(leaf) if lenient else jnp.isfinite(leaf)
+                flags[f"{part}/{leaf_path(path)}"] = sound.all()
     return flags
 
 

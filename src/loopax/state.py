@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from flax.training import train_state
 from jaxtyping import Array, Float, Key
 
+from loopax.adapters import as_transformation, check_arguments, initialise
 from loopax.errors import ConfigError
-from loopax.paths import PyTree, merge, partition, path_mask
-from loopax.randomness import Rngs, stream
+from loopax.optimizer import Optimizer
+from loopax.paths import (
+    PyTree,
+    differing,
+    form_of,
+    forms,
+    is_number,
+    leaf_path,
+    merge,
+    partition,
+    path_mask,
+)
+from loopax.randomness import Rngs
+from loopax.updates import (
+    SlowParams,
+    averaged,
+    averages,
+    eval_params,
+    iterate,
+    kept,
+    named,
+    overlaid,
+    states_of,
+    update,
+    update_counts,
+    with_slow_params,
+)
 
 
 class TrainState(train_state.TrainState, kw_only=True):
@@ -28,13 +56,18 @@ class TrainState(train_state.TrainState, kw_only=True):
         tx, opt_state: the Optax transformation and its state, for the trainable parameters only.
         key: the root of all randomness; the keys of a step are folded from it and never stored.
         mutable: Flax's other collections (such as `batch_stats`), updated by the loss.
-        ema: a moving average of the trainable parameters, or None when `ema_decay` is None.
+        ema: a moving average of the trainable parameters, or None when `ema_decay` is None. It is
+            kept in float32 at least. After t updates it keeps `min(ema_decay, (1 + t) / (10 + t))`
+            of itself, so that it forgets the first parameters.
+        ema_mutable: the same of the collections, such as `batch_stats`; None where `ema` is.
         frozen: path patterns of the parameters that do not train (see `loopax.paths.matches`).
+            Integers, booleans and random keys never do.
     """
 
     key: Key[Array, ""]
     mutable: PyTree = struct.field(default_factory=dict)
     ema: PyTree = None
+    ema_mutable: PyTree = None
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
     frozen: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
@@ -43,13 +76,14 @@ class TrainState(train_state.TrainState, kw_only=True):
         cls,
         model: nn.Module | None = None,
         example: Any = None,
-        tx: optax.GradientTransformation | None = None,
+        tx: optax.GradientTransformation | Optimizer | None = None,
         *,
         seed: int = 0,
         params: PyTree = None,
         mutable: PyTree = None,
         frozen: tuple[str, ...] = (),
         ema_decay: float | None = None,
+        total_steps: int | None = None,
         **fields: Any,
     ) -> Self:
         """A state at step 0, from a Flax module and an example, or from `params` of any kind.
@@ -58,40 +92,60 @@ class TrainState(train_state.TrainState, kw_only=True):
             model: a Flax module; initialised with the keys of `seed`.
             example: what the module is called with: a dataset or a batch, whose columns are
                 given to the arguments of the same name, or an array, or a tuple of them.
-            tx: any Optax transformation.
-            seed: of the initial parameters, of every random stream and of the data's order.
+            tx: any Optax transformation, or an `Optimizer`, whose `freeze` and `params_ema` count
+                as `frozen` and `ema_decay`.
+            seed: of the initial parameters, of every random stream and of the data's order; a
+                whole number from 0 to 2**32 - 1.
             params: a PyTree to train instead of initialising `model` (pretrained, or no Flax).
-            mutable: collections to go with `params`.
+            mutable: collections to go with `params`, or in the place of those of `model`.
             frozen: patterns of parameters that stay as they are and cost no backward pass.
             ema_decay: keep an exponential moving average of the parameters with this decay.
+            total_steps: how many batches the run has, for the schedules of an `Optimizer`.
             **fields: the fields that a subclass adds.
 
         Raises:
             ConfigError: there is neither a module with an example nor `params`, the example does
-                not fit the module, or a pattern matches nothing.
+                not fit the module, a pattern matches nothing, or nothing is left to train.
         """
+        check_arguments(model, example, tx, params)
         if isinstance(frozen, str):
             raise ConfigError(
                 f"frozen is {frozen!r}; it must be a tuple of patterns: ({frozen!r},)"
             )
-        if tx is None:
-            raise ConfigError("TrainState.create: tx is missing; give it an Optax transformation")
+        if isinstance(tx, Optimizer):
+            tx, frozen, ema_decay = _described(tx, frozen, ema_decay, total_steps)
+        elif total_steps is not None:
+            raise ConfigError(
+                f"total_steps is {total_steps}, which only the schedule of an Optimizer asks for; "
+                "leave it out"
+            )
+        transformation = as_transformation(tx)
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise ConfigError(f"ema_decay is {ema_decay}; it must be at least 0 and below 1")
-        key = jax.random.key(seed)
+        key = jax.random.key(_checked_seed(seed))
+        if isinstance(params, optax.LookaheadParams):
+            params = params.fast
         if params is None:
-            params, mutable = initialise(model, example, key)
+            params, made = initialise(model, example, key)
+            mutable = _with_collections(made, mutable)
         if model is not None:
             fields.setdefault("apply_fn", model.apply)
         trainable, _ = partition(params, _trainable_mask(params, frozen))
+        _check_trainable(params, trainable, frozen)
+        opt_state = transformation.init(trainable)
+        if any(states_of(opt_state, optax.LookaheadState)):
+            transformation = with_slow_params(transformation)
+            opt_state = SlowParams(trainable, opt_state)
+        mutable = {} if mutable is None else mutable
         state = cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            tx=tx,
-            opt_state=tx.init(trainable),
+            tx=transformation,
+            opt_state=opt_state,
             key=key,
-            mutable={} if mutable is None else mutable,
-            ema=None if ema_decay is None else trainable,
+            mutable=mutable,
+            ema=None if ema_decay is None else averages(trainable),
+            ema_mutable=None if ema_decay is None else averages(mutable),
             ema_decay=ema_decay,
             frozen=tuple(frozen),
             **{"apply_fn": None, **fields},
@@ -105,8 +159,18 @@ class TrainState(train_state.TrainState, kw_only=True):
 
     @property
     def eval_params(self) -> PyTree:
-        """The parameters to evaluate with: the moving average where there is one."""
-        return self.params if self.ema is None else self.with_trainable(self.ema).params
+        """The parameters to evaluate with, of the same form as `params`.
+
+        The moving average where there is one; else, of an optimiser such as `schedule_free` that
+        means other parameters than those it trains, these.
+        """
+        return eval_params(self.params, self.ema, self.opt_state)
+
+    @property
+    def eval_mutable(self) -> PyTree:
+        """The collections to evaluate with: their moving averages where there are any."""
+        means = named(self.ema_mutable)
+        return overlaid(self.mutable, means) if means else self.mutable
 
     @property
     def rngs(self) -> Rngs:
@@ -131,43 +195,57 @@ class TrainState(train_state.TrainState, kw_only=True):
         return self.replace(params=merge(self.params, frozen))
 
     def with_params(self, params: PyTree) -> Self:
-        """This state with other parameters of the same form, from which the averages start anew."""
-        state = self.replace(params=params)
-        return state.replace(ema=None if self.ema is None else state.trainable)
+        """This state with other parameters of the same form, from which all else starts anew.
 
-    def apply_gradients(self, *, grads: PyTree, **fields: Any) -> Self:
-        """One update. `grads` has the structure of `trainable`; `fields` replaces other fields."""
+        That is the averages and the optimiser, which may remember parameters too.
+        """
+        state = self.replace(params=params)
+        state = state.replace(opt_state=self.tx.init(state.trainable))
+        if self.ema is None:
+            return state
+        return state.replace(ema=averages(state.trainable), ema_mutable=averages(self.mutable))
+
+    def apply_gradients(
+        self, *, grads: PyTree, extra_args: Mapping[str, Any] | None = None, **fields: Any
+    ) -> Self:
+        """One update.
+
+        Args:
+            grads: of the structure of `trainable`.
+            extra_args: what some transformations want beside them, such as `value`.
+            **fields: replaces other fields.
+        """
         trainable = self.trainable
-        updates, opt_state = self.tx.update(grads, self.opt_state, trainable)
+        updates, opt_state = update(self.tx, grads, self.opt_state, trainable, extra_args or {})
         trainable = optax.apply_updates(trainable, updates)
-        return self.with_trainable(trainable).replace(
-            step=self.step + 1,
-            opt_state=opt_state,
-            ema=self._averaged(trainable, opt_state),
-            **fields,
+        state = self.with_trainable(trainable).replace(
+            step=self.step + 1, opt_state=opt_state, **fields
         )
+        return state if self.ema is None else state._averaged_after(self)
 
     def observe(self, loss: Float[Array, ""], metrics: Mapping[str, Float[Array, ""]]) -> Self:
         """Called in the compiled step after each update; override it to keep what you want."""
         del loss, metrics
         return self
 
-    def _averaged(self, trainable: PyTree, opt_state: PyTree) -> PyTree:
-        if self.ema is None:
-            return None
-        keep = jnp.float32(self.ema_decay)
-        for link in opt_state if type(opt_state) is tuple else (opt_state,):
-            if isinstance(link, optax.MultiStepsState):
-                # While gradients accumulate nothing moves, and the average must not either.
-                keep = jnp.where(link.mini_step > 0, 1.0, keep)
-        return jax.tree.map(
-            lambda old, new: (keep * old + (1 - keep) * new).astype(old.dtype), self.ema, trainable
+    def _averaged_after(self, before: Self) -> Self:
+        """This state, one update after another one, with its averages."""
+        decay = self.ema_decay
+        assert decay is not None
+        params = named(self.trainable)
+        counts = [update_counts(each.opt_state, params, each.step) for each in (before, self)]
+        shares = {path: kept(decay, counts[0][path], counts[1][path]) for path in params}
+        # The collections go with the parameters that are updated most often.
+        share = kept(decay, *(functools.reduce(jnp.maximum, each.values()) for each in counts))
+        return self.replace(
+            ema=averaged(self.ema, params | iterate(params, self.opt_state), shares.__getitem__),
+            ema_mutable=averaged(self.ema_mutable, named(self.mutable), lambda _: share),
         )
 
 
 def _trainable_mask(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
     mask = path_mask(params, frozen, purpose="frozen")
-    return jax.tree.map(lambda is_frozen: not is_frozen, mask)
+    return jax.tree.map(lambda leaf, is_frozen: is_number(leaf) and not is_frozen, params, mask)
 
 
 def _strongly_typed(leaf: Any) -> Array:
@@ -176,56 +254,61 @@ def _strongly_typed(leaf: Any) -> Array:
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.astype(leaf.dtype)
 
 
-def initialise(model: nn.Module | None, example: Any, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
-    """The parameters of a Flax module in the form `model.apply` takes, and its other collections.
-
-    Raises:
-        ConfigError: there is no model or no example, or it lacks an argument of the module.
-    """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"TrainState.create: model is {type(model).__name__}, not a Flax module; "
-            "for anything else pass its parameters as params="
-        )
-    if example is None:
-        raise ConfigError(
-            f"TrainState.create: {type(model).__name__} needs an example to be initialised with: "
-            "a dataset, a batch, an array or a tuple of arguments"
-        )
-    args, kwargs = _call_arguments(model, example)
-    rngs = dict(Rngs(stream(key, "init"), 0))
-    variables = jax.jit(model.init)(rngs, *args, **kwargs)
-    params = {"params": variables.get("params", {})}
-    return params, {name: tree for name, tree in variables.items() if name != "params"}
+def _checked_seed(seed: Any) -> int:
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**32 - 1")
+    return int(seed)
 
 
-def _call_arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """An example as the arguments of `model.__call__`: by name from a mapping, else by position."""
-    example = getattr(example, "example", example)
-    if isinstance(example, tuple):
-        return example, {}
-    if not isinstance(example, Mapping):
-        return (example,), {}
-    parameters = inspect.signature(type(model).__call__).parameters
-    wanted = list(parameters.values())[1:]
-    if any(parameter.name == "batch" for parameter in wanted):
-        return (), {"batch": example}
-    if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in wanted):
-        raise ConfigError(
-            f"{type(model).__name__}.__call__ names no arguments that the columns "
-            f"{', '.join(example)} could be given to; pass an array or a tuple as the example"
+def _described(
+    optimizer: Optimizer, frozen: tuple[str, ...], ema_decay: float | None, total_steps: int | None
+) -> tuple[optax.GradientTransformation, tuple[str, ...], float | None]:
+    """An `Optimizer` as a transformation, and what it says that a transformation cannot."""
+    for name, here, there in (
+        ("frozen", frozen, optimizer.freeze),
+        ("ema_decay", ema_decay, optimizer.params_ema),
+    ):
+        if here and there and here != there:
+            raise ConfigError(
+                f"{name} is {here!r}, and the Optimizer says {there!r}; say it in one place"
+            )
+    if optimizer.params_ema is not None:
+        ema_decay = optimizer.params_ema
+    return optimizer.transformation(total_steps), frozen or optimizer.freeze, ema_decay
+
+
+def _with_collections(made: PyTree, given: PyTree) -> PyTree:
+    """The collections that a module was initialised with, and in their place those given."""
+    wrong = {
+        name: differing(forms(made[name]), forms(given[name]))
+        for name in given or ()
+        if name in made
+    }
+    for name, difference in wrong.items():
+        if difference:
+            raise ConfigError(
+                f"mutable: {name!r} is not of the form that the model has: {difference}"
+            )
+    return {**made, **(given or {})}
+
+
+def _check_trainable(params: PyTree, trainable: PyTree, frozen: tuple[str, ...]) -> None:
+    """Makes sure that something trains, and says what does not though nobody froze it."""
+    if not jax.tree.leaves(trainable):
+        reason = f"frozen={frozen!r} matches every one of them" if frozen else "there are none"
+        raise ConfigError(f"TrainState.create: no parameters are left to train: {reason}")
+    mask = path_mask(params, frozen, purpose="frozen")
+    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(mask), strict=True)
+    fixed = {
+        leaf_path(path): form_of(jnp.asarray(leaf))
+        for (path, leaf), is_frozen in pairs
+        if not is_frozen and not is_number(leaf)
+    }
+    if fixed:
+        shown = ", ".join(f"{path} ({form})" for path, form in fixed.items())
+        warnings.warn(
+            f"these parameters are not of a type that can be trained and stay as they are: {shown}"
+            f"; frozen={tuple(fixed)!r} says that this is meant",
+            stacklevel=3,
         )
-    missing = [
-        parameter.name
-        for parameter in wanted
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and parameter.name not in example
-    ]
-    if missing:
-        raise ConfigError(
-            f"{type(model).__name__}.__call__ takes {', '.join(p.name for p in wanted)}, and the "
-            f"example has {', '.join(example)}: {missing[0]!r} is missing; rename the argument or "
-            "pass the example as a tuple, in the order of the call"
-        )
-    return (), {p.name: example[p.name] for p in wanted if p.name in example}

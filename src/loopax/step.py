@@ -22,6 +22,7 @@ from loopax.randomness import Rngs, stream
 from loopax.rows import SKIPPED
 from loopax.soundness import is_sound
 from loopax.state import TrainState
+from loopax.updates import update
 
 Batch = PyTree
 Metrics = dict[str, Num[Array, ""]]
@@ -40,7 +41,8 @@ def train_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], tuple[TrainStat
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics, mutable, grads = differentiate(loss_fn, state, batch)
-        state = state.apply_gradients(grads=grads, mutable=mutable)
+        extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
+        state = state.apply_gradients(grads=grads, extra_args=extra_args, mutable=mutable)
         metrics |= _learning_rates(state.opt_state)
         return state.observe(metrics["loss"], metrics), metrics
 
@@ -66,7 +68,7 @@ def skipping_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], tuple[TrainS
 
 
 def eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch, Array], Metrics]:
-    """The pure function that measures one batch, with the moving average where there is one.
+    """The pure function that measures one batch, with the moving averages where there are any.
 
     Its noise depends on the seed and the batch's index only: two evaluations differ by the
     parameters and by nothing else.
@@ -74,7 +76,7 @@ def eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch, Array], Metrics]:
 
     def step(state: TrainState, batch: Batch, index: Array) -> Metrics:
         rngs = evaluation_rngs(state, index)
-        return call_loss(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
+        return call_loss(loss_fn, state.eval_params, batch, rngs, state.eval_mutable)[0]
 
     return step
 
@@ -92,8 +94,9 @@ def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        _, _, grads = differentiate(loss_fn, state, batch)
-        updates, _ = state.tx.update(grads, state.opt_state, state.trainable)
+        metrics, _, grads = differentiate(loss_fn, state, batch)
+        extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
+        updates, _ = update(state.tx, grads, state.opt_state, state.trainable, extra_args)
         return {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
 
     return step
@@ -120,15 +123,52 @@ def _learning_rates(opt_state: PyTree) -> Metrics:
 def differentiate(
     loss_fn: LossFn, state: TrainState, batch: Batch
 ) -> tuple[Metrics, PyTree, PyTree]:
-    """Metrics, collections and gradient of one batch; frozen leaves of the gradient are None."""
+    """Metrics, collections and gradient of one batch; frozen leaves of the gradient are None.
 
+    The gradient of a complex leaf is the direction of steepest ascent, of which JAX gives the
+    conjugate.
+    """
+    objective = _objective(loss_fn, state, batch)
+    grads, (metrics, mutable) = jax.grad(objective, has_aux=True)(state.trainable)
+    return metrics, mutable, jax.tree.map(_ascent, grads)
+
+
+def extra_args_of(
+    loss_fn: LossFn, state: TrainState, batch: Batch, metrics: Metrics, grads: PyTree
+) -> dict[str, Any]:
+    """What some transformations want beside the gradient: the loss, and the loss as a function.
+
+    The function is that of this batch and these keys. Of what is not asked for nothing is traced.
+    """
+    objective = _objective(loss_fn, state, batch)
+
+    def value_fn(trainable: PyTree) -> Float[Array, ""]:
+        return objective(trainable)[0]
+
+    def grad_fn(trainable: PyTree, index: Any = None) -> PyTree:
+        del index
+        return jax.tree.map(_ascent, jax.grad(value_fn)(trainable))
+
+    return {
+        "value": metrics["loss"],
+        "grad": grads,
+        "value_fn": value_fn,
+        "grad_fn": grad_fn,
+        "obj_fn": value_fn,
+    }
+
+
+def _objective(loss_fn: LossFn, state: TrainState, batch: Batch) -> Callable[..., Any]:
     def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
         params = state.with_trainable(trainable).params
         metrics, mutable = call_loss(loss_fn, params, batch, state.rngs, state.mutable)
         return metrics["loss"], (metrics, mutable)
 
-    grads, (metrics, mutable) = jax.grad(objective, has_aux=True)(state.trainable)
-    return metrics, mutable, grads
+    return objective
+
+
+def _ascent(grad: Array) -> Array:
+    return jnp.conj(grad) if jnp.issubdtype(grad.dtype, jnp.complexfloating) else grad
 
 
 def call_loss(

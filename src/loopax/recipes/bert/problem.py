@@ -171,20 +171,18 @@ class Problem:
 
     def state(self) -> loopax.TrainState:
         """The state that training begins with."""
-        optimizer = self.optimizer
         return loopax.TrainState.create(
             params=self.params,
-            tx=optimizer.build(self.steps),
+            tx=self.optimizer,
+            total_steps=self.steps,
             seed=self.config.seed,
-            frozen=optimizer.freeze,
-            ema_decay=optimizer.params_ema,
         )
 
     @property
     def optimizer(self) -> loopax.Optimizer:
         """The optimiser of the configuration, with its warm-up and its rates by layer."""
         optimizer, config = self.config.optimizer, self.config
-        warmup = round(config.warmup_fraction * self.steps)
+        warmup = round(config.warmup_fraction * optimizer.updates_in(self.steps))
         if warmup and not optimizer.schedule.warmup_steps:
             schedule = dataclasses.replace(optimizer.schedule, warmup_steps=warmup)
             optimizer = dataclasses.replace(optimizer, schedule=schedule)

@@ -179,7 +179,7 @@ def _new_state(model: Classifier, example: Any, steps: int = 1, seed: int = 0) -
     )
     image = example["image"] if isinstance(example, dict) else example
     return loopax.TrainState.create(
-        model, image, optimizer.build(steps), seed=seed, ema_decay=0.999
+        model, image, optimizer, total_steps=steps, seed=seed, ema_decay=0.999
     )
 
 

@@ -71,10 +71,9 @@ class Problem:
         state = loopax.TrainState.create(
             self.model,
             self.data.train,
-            config.optimizer.build(self.steps),
+            config.optimizer,
+            total_steps=self.steps,
             seed=config.seed,
-            frozen=config.optimizer.freeze,
-            ema_decay=config.optimizer.params_ema,
         )
         if config.weights is None or not weights:
             return state
