@@ -16,6 +16,7 @@ def tiny_config(tmp_path_factory):
     np.savez(path, image=image.astype(np.uint8), label=label)
     return vae.VAEConfig(
         data=str(path),
+        validation=0.2,
         epochs=2,
         batch_size=6,
         widths=(8,),

@@ -16,6 +16,7 @@ from loopax import Optimizer, Schedule
 from loopax.account import Account
 from loopax.errors import CheckpointError, ConfigError
 from loopax.program import TrainProgram
+from loopax.randomness import Rngs
 from loopax.recipes import bert
 from loopax.recipes.bert import problem as problems
 from loopax.recipes.bert.training import has_stalled
@@ -249,8 +250,9 @@ def test_freezing_is_free_with_clipping_accumulation_and_a_finite_check(head):
     )
     problem = problems.Problem.of(config)
     step, batch = compiled(problem)
+    measuring = Rngs(jax.random.key(0), 0, training=False)
     forward = (
-        jax.jit(lambda params, batch: problem.test_loss(params, batch, None)[0])
+        jax.jit(lambda params, batch: problem.loss_fn(params, batch, measuring)[0])
         .lower(problem.params, batch)
         .compile()
     )

@@ -79,7 +79,7 @@ def test_the_objective_is_the_sum_of_its_parts_and_an_error_per_pixel_is_its_mea
     found = results["objective"][split]
     loss = found["sse_half"] + trained.config.kl_weight * found["kl_nats"]
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
-    columns = evaluation.splits(trained)[split].columns
+    columns = trained.data.parts[split].columns
     rebuilt = trained.reconstruct(columns["image"], columns["label"])
     errors = np.square(rebuilt - columns["image"] / 255).mean()
     # The objective draws its latents, which here move the images very little.

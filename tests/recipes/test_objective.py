@@ -79,7 +79,7 @@ def objective(**changes):
 
 def gradient(bound, images, key, at, samples=5):
     chosen = objective(bound=bound, importance_samples=samples)
-    batch, rngs = {"image": images, "label": LABEL}, {"noise": key}
+    batch, rngs = {"image": images, "label": LABEL}, Rngs(key, 0)
     return jax.grad(lambda params: chosen.loss(params, batch, rngs)[0])(at)["params"]
 
 
@@ -108,7 +108,7 @@ def test_the_elbo_is_the_likelihood_less_the_distance_of_the_posteriors(images, 
     wide = params(0.4, 0.5)
     keys = jax.random.split(jax.random.key(0), 400)
     losses = jax.jit(
-        jax.vmap(lambda key: objective().test_loss(wide, batch, {"noise": key})[1]["neg_elbo_nats"])
+        jax.vmap(lambda key: objective().loss(wide, batch, Rngs(key, 0))[1]["neg_elbo_nats"])
     )(keys)
     model = LinearVAE()
     q, p = (model.apply(at, images, LABEL, method="encode") for at in (wide, params()))
@@ -138,7 +138,7 @@ def test_dreg_has_no_noise_where_the_posterior_is_exact(images):
 
 
 def test_half_the_squared_error_is_a_normal_density_whose_variance_is_the_weight(images):
-    batch, rngs = {"image": images, "label": LABEL}, {"noise": jax.random.key(5)}
+    batch, rngs = {"image": images, "label": LABEL}, Rngs(jax.random.key(5), 0)
     weight = 0.3
     article = objective(likelihood="squared_error", kl_weight=weight)
     normal = objective(sigma=math.sqrt(weight))
@@ -150,7 +150,7 @@ def test_half_the_squared_error_is_a_normal_density_whose_variance_is_the_weight
 
 
 def test_the_optimal_variance_is_no_worse_than_any_other(images):
-    batch, rngs = {"image": images, "label": LABEL}, {"noise": jax.random.key(6)}
+    batch, rngs = {"image": images, "label": LABEL}, Rngs(jax.random.key(6), 0)
     best = objective(sigma="optimal").loss(params(), batch, rngs)[1]["reconstruction_nats"]
     others = [
         objective(sigma=sigma).loss(params(), batch, rngs)[1]["reconstruction_nats"]
@@ -163,17 +163,18 @@ def test_the_weight_warms_up_and_is_whole_in_a_test(images):
     chosen = Objective(LinearVAE(), dataclasses.replace(CONFIG, kl_weight=2.0), warmup_steps=10)
     batch = {"image": images, "label": LABEL}
 
-    def weight_at(step, loss_fn):
-        loss, parts = loss_fn(params(0.2), batch, Rngs(jax.random.key(0), step))
+    def weight_at(step, **options):
+        loss, parts = chosen.loss(params(0.2), batch, Rngs(jax.random.key(0), step, **options))
         return float((loss - parts["reconstruction_nats"]) / parts["kl_nats"])
 
-    steps = [weight_at(step, chosen.loss) for step in (0, 4, 9, 50)]
+    steps = [weight_at(step) for step in (0, 4, 9, 50)]
     np.testing.assert_allclose(steps, [0.2, 1.0, 2.0, 2.0], rtol=1e-4)
-    assert weight_at(0, chosen.test_loss) == pytest.approx(2.0, rel=1e-4)
+    assert weight_at(0, training=False) == pytest.approx(2.0, rel=1e-4)
 
 
 def test_free_bits_cost_nothing_up_to_their_number(images):
-    batch, rngs = {"image": images, "label": LABEL}, {"noise": jax.random.key(0)}
+    batch, key = {"image": images, "label": LABEL}, jax.random.key(0)
+    rngs, measuring = Rngs(key, 0), Rngs(key, 0, training=False)
     model = LinearVAE()
     kls = kl_divergence(
         model.apply(params(), images, LABEL, method="encode"),
@@ -183,7 +184,7 @@ def test_free_bits_cost_nothing_up_to_their_number(images):
     loss, parts = objective(free_bits=free).loss(params(), batch, rngs)
     charged = np.maximum(np.asarray(kls), free).sum()
     assert loss - parts["reconstruction_nats"] == pytest.approx(charged, rel=1e-4)
-    assert objective(free_bits=free).test_loss(params(), batch, rngs)[0] < loss
+    assert objective(free_bits=free).loss(params(), batch, measuring)[0] < loss
 
 
 def test_bernoulli_is_the_probability_of_the_drawn_ink():
@@ -226,6 +227,8 @@ def test_normal_densities_and_their_divergence():
         ({"network": "conv", "conditioning": "sum"}, "every_layer"),
         ({"kl_weight": -1.0}, "kl_weight is -1.0"),
         ({"test_fraction": 1.0}, "test_fraction"),
+        ({"validation": 1.0}, "validation is 1.0"),
+        ({"validation": -0.1}, "validation is -0.1"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes, named):

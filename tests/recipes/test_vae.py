@@ -91,3 +91,74 @@ def test_curves_have_gaps_where_there_were_no_numbers(tmp_path):
     for history in (rows, rows[2:4], []):
         save_curves(history, tmp_path / "curves.png")
         assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+# What a checkpoint is chosen by
+
+
+def sources(trained):
+    return {row["source"] for row in trained.dir.metrics} - {"train", "probe"}
+
+
+def test_a_checkpoint_is_chosen_by_images_that_are_neither_trained_nor_tested_on(tiny_vae):
+    train, validation, test = tiny_vae.data
+    assert [len(part) for part in (train, validation, test)] == [42, 12, 6]
+    rows = [part.columns["image"].tobytes() for part in tiny_vae.data]
+    assert len({*rows}) == 3
+    assert "42 to train on, 12 to choose by (1 in 4.5 of the training data held out)" in (
+        tiny_vae.problem.description
+    )
+    assert sources(tiny_vae) == {"validation"}
+    assert set(tiny_vae.dir.read_json("results.json")["objective"]) == {
+        "train",
+        "validation",
+        "test",
+    }
+    losses = {r["step"]: r["loss"] for r in tiny_vae.dir.metrics if r["source"] == "validation"}
+    best = vae.load(tiny_vae.dir.path, "best")
+    assert losses[best.step] == min(losses.values())
+    state = tiny_vae.problem.state()
+    measured = loopax.evaluate(
+        state.replace(params=tiny_vae.params, ema=None, ema_decay=None),
+        tiny_vae.problem.loss_fn,
+        validation.batches(12),
+    )
+    assert measured["sse_half"] == pytest.approx(
+        tiny_vae.dir.read_json("results.json")["objective"]["validation"]["sse_half"], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("settings", [{"validation": 0.0}, {"validation": 0.1}])
+def test_without_images_to_choose_by_nothing_is_chosen(settings, tiny_config, tmp_path):
+    """Nothing was to be held out, or too little could be, which is said."""
+    config = dataclasses.replace(tiny_config, epochs=1, **settings)
+    problem = vae.Problem.of(config)
+    assert (problem.data.validation, len(problem.data.train)) == (None, 54)
+    told = "too few images to hold any out" in problem.description
+    assert told == bool(settings["validation"])
+    trained = vae.train(config, tmp_path / "run", steps=3, progress=False)
+    assert sources(trained) == {"test"}
+    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
+        _, meta = store.read()
+    assert not meta.get("rank")
+
+
+def test_a_part_to_choose_by_that_is_given_is_used_as_it_is(tiny_config, tmp_path):
+    rng, arrays = np.random.default_rng(0), {}
+    for part, count in (("train", 20), ("val", 6), ("test", 8)):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (count, 4, 4), np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 2
+    np.savez(tmp_path / "d.npz", **arrays)
+    for validation in (0.0, 0.5):
+        config = dataclasses.replace(
+            tiny_config, data=str(tmp_path / "d.npz"), validation=validation
+        )
+        data = vae.Problem.of(config).data
+        assert [len(part) for part in data] == [20, 6, 8]
+        np.testing.assert_array_equal(data.validation.columns["image"][..., 0], arrays["x_val"])
+
+
+@pytest.mark.parametrize("preset", vae.PRESETS)
+def test_presets_beside_published_figures_train_on_every_image(preset):
+    expected = 0.1 if preset in ("sharp", "conv") else 0.0
+    assert vae.PRESETS[preset].validation == expected

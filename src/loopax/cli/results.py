@@ -169,7 +169,7 @@ def runs(words: list[str]) -> int:
         raise ConfigError(f"{command.directory}: is not a directory")
     from loopax.rundir import RunDir
 
-    listed = table("run", "recipe", "step", "test loss")
+    listed = table("run", "recipe", "step", "loss", "measured on")
     for config in sorted(command.directory.rglob("config.json")):
         run = RunDir(config.parent)
         try:
@@ -177,12 +177,15 @@ def runs(words: list[str]) -> int:
         except LoopaxError as error:
             print(f"loopax: {error}", file=sys.stderr)
             continue
-        tested = [row["loss"] for row in rows if row["source"] == "test" and "loss" in row]
+        others = "train", "probe", "hook"
+        measured = [row for row in rows if row["source"] not in others and "loss" in row]
+        latest = measured[-1] if measured else None
         listed.add_row(
             str(run.path),
             recipe,
             f"{rows[-1]['step']:,}" if rows else "0",
-            f"{tested[-1]:.4g}" if tested else "-",
+            "-" if latest is None else f"{latest['loss']:.4g}",
+            "-" if latest is None else latest["source"],
         )
     show(listed)
     return 0

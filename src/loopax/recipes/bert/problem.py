@@ -133,23 +133,15 @@ class Problem:
 
     @property
     def loss_fn(self) -> Callable[..., Any]:
-        """Cross-entropy, weighted by class if asked for; as `fit` takes it."""
+        """Cross-entropy as `fit` takes it; dropout and class weights are for training alone."""
         weights = class_weights(self.texts.train) if self.config.class_weights == "balanced" else 1
         frozen = self.is_frozen
 
         def loss(params: Any, batch: Any, rngs: Any) -> Any:
+            if not rngs.training:
+                return measured(self._logits(params, batch, True, None), batch["label"], 1)
             logits = self._logits(params, batch, frozen, {"dropout": rngs["dropout"]})
             return measured(logits, batch["label"], weights)
-
-        return loss
-
-    @property
-    def test_loss(self) -> Callable[..., Any]:
-        """The same without dropout and weights."""
-
-        def loss(params: Any, batch: Any, rngs: Any) -> Any:
-            del rngs
-            return measured(self._logits(params, batch, True, None), batch["label"], 1)
 
         return loss
 
@@ -195,7 +187,7 @@ def costs(config: FineTuneConfig) -> list[str]:
     """What a step of this training costs, in lines, and beside it one with nothing frozen."""
     plain = dataclasses.replace(config, cache_features=False)
     problem = Problem.of(plain)
-    lines = _costs(problem)
+    lines = [*problem.description.splitlines(), *_costs(problem)]
     if not config.optimizer.freeze:
         return lines
     free = dataclasses.replace(config.optimizer, freeze=())

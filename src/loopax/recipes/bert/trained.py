@@ -97,7 +97,9 @@ def note_model(run: loopax.Run, problem: Problem) -> None:
 def load(run: str | Path, checkpoint: str | int = "best") -> TrainedClassifier:
     """The classifier of a run, at its `best` or `latest` checkpoint or at that of a step.
 
-    The texts that it was trained on are not needed.
+    A run that was stopped before its validation texts were measured has no best; what is loaded
+    then is the latest, and a line on stderr says so. The texts that it was trained on are not
+    needed.
 
     Raises:
         RunDirError: `run` is not the directory of a fine-tuning run.
@@ -118,11 +120,23 @@ def load(run: str | Path, checkpoint: str | int = "best") -> TrainedClassifier:
     model = model_of(config, pretrained, class_names)
     params = params_for(pretrained, model, jax.random.key(config.seed))
     with loopax.CheckpointStore(directory.checkpoints) as store:
-        step = store.step_of(checkpoint)
+        step = _step_of(store, checkpoint, run)
         weights = store.weights(step)
     source = str(directory.checkpoints / str(step))
     params = loopax.with_weights(params, weights, source=source, partial=True)
     return TrainedClassifier(config, pretrained, model, params, class_names, directory, step)
+
+
+def _step_of(store: loopax.CheckpointStore, checkpoint: str | int, run: str | Path) -> int:
+    """The step that is meant; the latest for the best, as long as no step is known to be best."""
+    try:
+        return store.step_of(checkpoint)
+    except CheckpointError:
+        newest = store.newest()
+        if checkpoint != "best" or newest is None:
+            raise
+    store.say(f"{run}: no checkpoint was measured yet; this is the latest, of step {newest:,}")
+    return newest
 
 
 def texts_like(trained: TrainedClassifier, path: str | Path) -> Texts:

@@ -48,9 +48,7 @@ def train(
             problem.batches,
             steps=last,
             run_dir=run_dir,
-            evaluation=loopax.Evaluation(
-                {"validation": problem.validation}, problem.test_loss, every=every
-            ),
+            evaluation=loopax.Evaluation({"validation": problem.validation}, every=every),
             checkpoints=replace(
                 checkpoints or loopax.Checkpoints(),
                 best=f"validation/{config.metric}",

@@ -29,6 +29,9 @@ class VAEConfig:
     """1 to train on grey images, 3 on colour; as they are stored when left out."""
     test_fraction: float = 0.1
     """The part of the images to test on, where the data does not say which."""
+    validation: float = 0.1
+    """The part of the training images that is held out to choose a checkpoint by, where the data
+    gives none and there are enough; 0 holds none out, and nothing is chosen."""
     epochs: int = 12
     """Passes over the training images."""
     batch_size: int = 128
@@ -92,6 +95,8 @@ class VAEConfig:
             raise ConfigError(f"sigma is {self.sigma}; it must be above 0, learned or optimal")
         if not 0 < self.test_fraction < 1:
             raise ConfigError(f"test_fraction is {self.test_fraction}; it must be within 0 and 1")
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"validation is {self.validation}; it must be at least 0 and below 1")
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -123,17 +128,20 @@ class VAEConfig:
         return loopax.read_config(cls, stored)
 
 
+# Presets beside published figures, or the article's, train on every image and choose nothing.
 _BERNOULLI = VAEConfig(
     preset="bernoulli",
+    validation=0.0,
     epochs=10,
     likelihood="bernoulli",
     kl_weight=1.0,
 )
 PRESETS: dict[Preset, VAEConfig] = {
     "sharp": VAEConfig(),
-    "wide": VAEConfig(preset="wide", epochs=6, kl_weight=0.5, sampler="prior"),
+    "wide": VAEConfig(preset="wide", validation=0.0, epochs=6, kl_weight=0.5, sampler="prior"),
     "article": VAEConfig(
         preset="article",
+        validation=0.0,
         epochs=10,
         batch_size=16,
         widths=(256, 128, 64),

@@ -16,7 +16,6 @@ import numpy as np
 import optax
 
 import loopax
-from loopax.data import Dataset
 from loopax.errors import ConfigError
 from loopax.recipes.vae import fidelity
 from loopax.recipes.vae.config import VAEConfig
@@ -104,7 +103,7 @@ def evaluate(
 
 
 def objective_means(trained: TrainedVAE) -> dict[str, dict[str, float]]:
-    """The objective and its parts over every image of each split, once.
+    """The objective and its parts over every image of each part, once.
 
     `mse_per_pixel` is twice `sse_half` over the numbers in an image. The negative ELBO is left out
     of what is no density.
@@ -112,9 +111,9 @@ def objective_means(trained: TrainedVAE) -> dict[str, dict[str, float]]:
     objective, seed = density(trained), trained.config.seed
     state = loopax.TrainState.create(params=trained.params, tx=optax.identity(), seed=seed)
     means = {}
-    for name, dataset in splits(trained).items():
+    for name, dataset in trained.data.parts.items():
         batches = dataset.batches(min(EVAL_BATCH, len(dataset)))
-        metrics = loopax.evaluate(state, objective.test_loss, batches)
+        metrics = loopax.evaluate(state, objective.loss, batches)
         if "sse_half" in metrics:
             metrics["mse_per_pixel"] = 2 * metrics["sse_half"] / objective.pixels
         neg_elbo = metrics.pop("neg_elbo_nats")
@@ -192,7 +191,7 @@ def bits_per_dimension(trained: TrainedVAE, nats: float) -> float:
 def judged(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Results:
     """Samples beside real images, `draws` times; with a judge where there are several classes."""
     test = known_only(trained.data.test)
-    judge = judge_for(trained.data, say) if len(trained.class_names) > 1 else None
+    judge = judge_for(trained.problem.given, say) if len(trained.class_names) > 1 else None
     count = min(SAMPLES_LIMIT, len(test))
     chosen = np.random.default_rng(0).permutation(len(test))[:count]
     images = test.columns["image"][chosen]
@@ -304,11 +303,6 @@ def _mean(scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if shares := mean.get("per_class_accuracy"):
         mean["per_class_accuracy"] = [s if math.isfinite(s) else None for s in shares]
     return mean
-
-
-def splits(trained: TrainedVAE) -> dict[str, Dataset]:
-    """The images by the name of their split."""
-    return {"train": trained.data.train, "test": trained.data.test}
 
 
 def tables(results: Results) -> list[Table]:

@@ -40,21 +40,16 @@ class Objective:
     warmup_steps: int = 0
 
     def loss(self, params: Any, batch: Any, rngs: Any) -> Any:
-        """What is trained: `(loss, parts)`, means over the batch.
+        """What is trained and measured: `(loss, parts)`, means over the batch.
 
-        `iwae` is the importance-weighted bound (Burda et al., 2016) and `dreg` the same with the
-        doubly reparametrised gradient (Tucker et al., 2019).
+        Measured it is as at the end of training, without the help of warm-up and free bits. `iwae`
+        is the importance-weighted bound (Burda et al., 2016) and `dreg` the same with the doubly
+        reparametrised gradient (Tucker et al., 2019).
         """
         weight: Any = self.config.kl_weight
-        if self.warmup_steps:
+        if rngs.training and self.warmup_steps:
             weight *= jnp.minimum(1.0, (rngs.step + 1) / self.warmup_steps)
-        return self._loss(params, batch, rngs, weight, self.config.free_bits)
-
-    def test_loss(self, params: Any, batch: Any, rngs: Any) -> Any:
-        """`loss` as it is at the end of training, without the help of warm-up and free bits."""
-        return self._loss(params, batch, rngs, self.config.kl_weight, 0.0)
-
-    def _loss(self, params: Any, batch: Any, rngs: Any, weight: Any, free: float) -> Any:
+        free = self.config.free_bits if rngs.training else 0.0
         image, label = self.observed(batch["image"], rngs), batch["label"]
         if self.config.bound != "elbo":
             return self._importance_weighted(params, image, label, rngs["noise"])

@@ -13,12 +13,23 @@ from loopax.models.vae import VAE
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.objective import Objective
 
+FEWEST_TO_CHOOSE_BY = 10
+"""Images below which a difference between two checkpoints is chance."""
+
 
 @dataclass(frozen=True)
 class Problem:
-    """What a configuration says is to be trained, in the terms of `loopax.fit`."""
+    """What a configuration says is to be trained, in the terms of `loopax.fit`.
+
+    Attributes:
+        config: what was asked for.
+        given: the images in the parts that the data has; what samples are judged by saw them all.
+        data: the same with a validation part, if one could be held out.
+        model, batches: what is trained, and on what.
+    """
 
     config: VAEConfig
+    given: Splits
     data: Splits
     model: VAE
     batches: Any
@@ -30,7 +41,8 @@ class Problem:
         Raises:
             LoopaxError: the data cannot be used.
         """
-        data = data_of(config)
+        given = data_of(config)
+        data = _with_validation(given, config.validation)
         model = VAE(
             image_shape=data.train.columns["image"].shape[1:],
             classes=len(data.train.class_names),
@@ -43,7 +55,17 @@ class Problem:
             prior=config.prior,
             learned_sigma=config.likelihood == "gaussian" and config.sigma == "learned",
         )
-        return cls(config, data, model, data.train.batches(config.batch_size))
+        return cls(config, given, data, model, data.train.batches(config.batch_size))
+
+    @property
+    def description(self) -> str:
+        """What the data is, in a line; in a second one that no image could be held out of it."""
+        if self.data.validation is not None or not self.config.validation:
+            return self.data.description
+        return (
+            f"{self.data.description}\n{self.data.train.name}: too few images to hold any out; "
+            "nothing is chosen, and the latest checkpoint counts"
+        )
 
     @property
     def steps(self) -> int:
@@ -83,7 +105,8 @@ class Problem:
 def costs(config: VAEConfig) -> list[str]:
     """What a step of this training costs, in lines."""
     problem = Problem.of(config)
-    return loopax.estimate(problem.state(), problem.loss_fn, problem.batches).lines()
+    estimate = loopax.estimate(problem.state(), problem.loss_fn, problem.batches)
+    return [problem.description, *estimate.lines()]
 
 
 def data_of(config: VAEConfig) -> Splits:
@@ -98,6 +121,13 @@ def data_of(config: VAEConfig) -> Splits:
     return loopax.data.load(
         config.data, test_fraction=config.test_fraction, size=size, channels=config.channels
     )
+
+
+def _with_validation(data: Splits, fraction: float) -> Splits:
+    """The images with a part to choose by; without one where it would be too small to tell."""
+    if data.validation is not None or fraction * len(data.train) < FEWEST_TO_CHOOSE_BY:
+        return data
+    return data.with_validation(fraction)
 
 
 def weights_of(source: str, params: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import loopax
@@ -34,8 +35,16 @@ def train(
     """
     problem = Problem.of(config)
     say = print if progress else _silent
-    say(problem.data.description)
-    each, test = problem.batches.steps_per_epoch, problem.data.test
+    say(problem.description)
+    each, data = problem.batches.steps_per_epoch, problem.data
+    # The test images are for the figures at the end, unless there is nothing to choose.
+    name, watched = (
+        ("test", data.test) if data.validation is None else ("validation", data.validation)
+    )
+    checkpoints = checkpoints or loopax.Checkpoints()
+    if checkpoints.best == loopax.Checkpoints.best:
+        best = None if data.validation is None else "validation/loss"
+        checkpoints = replace(checkpoints, best=best)
 
     def draw(run: loopax.Run) -> None:
         if run.dir is not None:
@@ -51,9 +60,7 @@ def train(
         problem.batches,
         steps=problem.steps if steps is None else min(steps, problem.steps),
         run_dir=run_dir,
-        evaluation=loopax.Evaluation(
-            test.batches(min(EVAL_BATCH, len(test))), problem.objective.test_loss
-        ),
+        evaluation=loopax.Evaluation({name: watched.batches(min(EVAL_BATCH, len(watched)))}),
         hooks=[loopax.Hook(draw, every=each)],
         checkpoints=checkpoints,
         nonfinite=config.nonfinite,
