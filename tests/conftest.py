@@ -18,24 +18,19 @@ from hypothesis import settings
 
 import loopax
 from loopax.data import Dataset
+from tests import compiled
 
 # A shape that broadcasts by accident is a wrong loss that trains.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
-# Most runs here differ in how they are driven and not in what is compiled. Only programs that are
-# equal to the letter share a compilation, so nothing that is compared is made equal by it.
-# `LOOPAX_TEST_CACHE` names a folder that is kept, so that the next run compiles little.
-_temporary = tempfile.TemporaryDirectory(prefix="loopax-tests-", ignore_cleanup_errors=True)
-_compiled = os.environ.get("LOOPAX_TEST_CACHE", f"{_temporary.name}/compiled")
-jax.config.update("jax_compilation_cache_dir", _compiled)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-# Processes that tests start share it too.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Judges that tests train are kept apart from the user's own.
-os.environ["LOOPAX_CACHE"] = _temporary.name
+# `LOOPAX_TEST_CACHE` names a folder that is kept, so that the next run compiles little. Judges that
+# tests train are kept apart from the user's own. All test processes share both.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _temporary = tempfile.TemporaryDirectory(prefix="loopax-tests-", ignore_cleanup_errors=True)
+    os.environ["LOOPAX_CACHE"] = _temporary.name
+    compiled.share(os.environ.get("LOOPAX_TEST_CACHE", f"{_temporary.name}/compiled"))
+else:
+    compiled.share(os.environ["JAX_COMPILATION_CACHE_DIR"])
 # Started in the background, as some CI systems do, all processes would ignore Ctrl-C for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -30,12 +30,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests import compiled
 from tests.system.processes import (
     PATIENCE,
-    SHARED,
     Process,
     command_line,
-    compiled_so_far,
     left_over,
     make_images,
     steps_in,
@@ -277,10 +276,10 @@ def sweep(directory, kills, runs, length, seed, tell=print):
     Returns:
         the campaigns, and how many values of each run were compared.
     """
-    images, cache = make_images(directory / "images.npz"), directory / "cache"
+    images = make_images(directory / "images.npz")
     numbers = itertools.count()
 
-    def starter(name, cache=cache):
+    def starter(name):
         program, epochs = PROGRAMS[name]
         return lambda run_dir: Process(
             program,
@@ -288,17 +287,15 @@ def sweep(directory, kills, runs, length, seed, tell=print):
             run_dir,
             max(1, round(length * epochs)),
             log=directory / f"{run_dir.name}-{next(numbers)}",
-            cache=cache,
         )
 
     whole = {}
     for name in list(PROGRAMS)[:runs]:
         alone = directory / f"{name}-alone"
-        with starter(name, SHARED or cache)(alone) as process:
+        with starter(name)(alone) as process:
             assert process.wait() == 0, process.said
         whole[name] = outcome(alone)
         tell(f"{name}: left alone once, {len(whole[name])} values to compare")
-    compiled_so_far(cache)
     campaigns, lanes, told = [], [], 0
     programs = itertools.cycle(whole)
     while True:
@@ -335,6 +332,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="loopax-faults-") as temporary:
         directory = words.directory or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
+        compiled.share(directory / "compiled")
         campaigns, values = sweep(directory, words.kills, words.runs, words.length, words.seed)
     hits = sum((campaign.hits for campaign in campaigns), collections.Counter())
     for name in [STARTING, *MOMENTS, ENDING, IN_VAIN]:

@@ -7,7 +7,6 @@ of JAX: what a program does, from reading its arguments to its exit status, is i
 import contextlib
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -17,8 +16,6 @@ import numpy as np
 
 PATIENCE = 120.0
 """Seconds after which something that should have happened never will; no test waits for it."""
-SHARED = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-"""Where the tests keep compiled programs, if they do."""
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(
     [
@@ -37,12 +34,12 @@ class Process:
     """`program(*arguments)`, started; what it says goes to `<log>.out` and `<log>.err`.
 
     A program is a function that can be imported. It ends with its `SystemExit`, or with 1 and a
-    traceback; `cache` is a directory for compiled programs, to be shared.
+    traceback.
     """
 
-    def __init__(self, program, *arguments, log: Path, cache: Path):
+    def __init__(self, program, *arguments, log: Path):
         self._log = log
-        self._process = _fork.Process(target=_be, args=(program, arguments, log, cache))
+        self._process = _fork.Process(target=_be, args=(program, arguments, log))
         self._process.start()
         self.pid = self._process.pid
 
@@ -98,35 +95,21 @@ def until(condition, what):
         time.sleep(0.005)
 
 
-def _be(program, arguments, log, cache):
+def _be(program, arguments, log):
     """What the forked process does."""
     os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, descriptor)
-    import jax
+    from tests import compiled
 
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compiled.share(os.environ["JAX_COMPILATION_CACHE_DIR"])
     try:
         sys.exit(program(*arguments))
     except Exception:
         # As the interpreter itself would, and not as `multiprocessing` does.
         traceback.print_exc()
         sys.exit(1)
-
-
-def compiled_so_far(directory):
-    """A directory for compiled programs, with those in it that all tests share.
-
-    Not the same one: what is killed, or has no disk, may leave half a program there.
-    """
-    directory.mkdir(exist_ok=True)
-    if SHARED:
-        for file in Path(SHARED).glob("*-cache"):
-            shutil.copy(file, directory)
-    return directory
 
 
 def command_line(words):

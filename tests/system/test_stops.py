@@ -12,7 +12,6 @@ import pytest
 from tests.system.faults import PROGRAMS, outcome
 from tests.system.processes import (
     Process,
-    compiled_so_far,
     left_over,
     make_images,
     steps_in,
@@ -79,17 +78,13 @@ def gated(run_dir, gate=None, where=None, max_seconds=None):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("stops")
-    compiled_so_far(home / "cache")
-    return home
+    return tmp_path_factory.mktemp("stops")
 
 
 @pytest.fixture
-def start(home, tmp_path):
+def start(tmp_path):
     count = iter(range(100))
-    return lambda program, *words: Process(
-        program, *words, log=tmp_path / f"log-{next(count)}", cache=home / "cache"
-    )
+    return lambda program, *words: Process(program, *words, log=tmp_path / f"log-{next(count)}")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +96,7 @@ def alone(home):
         if program not in known:
             run_dir = home / f"{program}-alone"
             log = home / f"{program}-log"
-            with Process(*make(run_dir), log=log, cache=home / "cache") as process:
+            with Process(*make(run_dir), log=log) as process:
                 assert process.wait() == 0, process.said
             known[program] = outcome(run_dir)
         return known[program]

@@ -21,7 +21,6 @@ from tests.system.faults import outcome
 from tests.system.processes import (
     Process,
     command_line,
-    compiled_so_far,
     left_over,
     make_images,
     steps_in,
@@ -146,22 +145,14 @@ def as_anyone(program, *arguments):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("storage")
-    compiled_so_far(home / "cache")
-    return home
+    return tmp_path_factory.mktemp("storage")
 
 
 @pytest.fixture
-def start(home, tmp_path):
-    """Starts a program; what it compiles when the disk is full is not for the others."""
-    count, cache = iter(range(100)), tmp_path / "cache"
-
-    def start(program, *words):
-        if not cache.exists():
-            shutil.copytree(home / "cache", cache)
-        return Process(program, *words, log=tmp_path / f"log-{next(count)}", cache=cache)
-
-    return start
+def start(tmp_path):
+    """Starts a program."""
+    count = iter(range(100))
+    return lambda program, *words: Process(program, *words, log=tmp_path / f"log-{next(count)}")
 
 
 @pytest.fixture
@@ -177,7 +168,7 @@ def finish(start):
 
 @pytest.fixture(scope="module")
 def undisturbed(home):
-    with Process(walk, home / "whole", log=home / "whole-log", cache=home / "cache") as process:
+    with Process(walk, home / "whole", log=home / "whole-log") as process:
         assert process.wait() == 0, process.said
     return outcome(home / "whole")
 
@@ -193,7 +184,7 @@ def endless(home):
 def vae(home, endless):
     """A short run of the recipe."""
     words = [*endless, home / "vae", "--epochs", "3"]
-    with Process(command_line, words, log=home / "vae-log", cache=home / "cache") as process:
+    with Process(command_line, words, log=home / "vae-log") as process:
         assert process.wait() == 0, process.said
     return home / "vae"
 
