@@ -65,10 +65,10 @@ class Classifier(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, image):
+    def __call__(self, image, train=True):
         hidden = nn.relu(nn.Conv(2, (3, 3))(image))
         hidden = nn.relu(nn.Dense(8)(hidden.reshape(hidden.shape[0], -1)))
-        hidden = nn.Dropout(0.2, deterministic=False)(hidden)
+        hidden = nn.Dropout(0.2, deterministic=not train)(hidden)
         hidden += 0.1 * jax.random.uniform(self.make_rng("noise"), hidden.shape)
         return nn.Dense(3)(hidden)
 
@@ -96,7 +96,7 @@ def loss_fn(model: Classifier) -> Callable[..., Any]:
     """The classifier's loss, with the accuracy as a metric."""
 
     def loss(params, batch, rngs):
-        logits = model.apply(params, batch["image"], rngs=rngs)
+        logits = model.apply(params, batch["image"], rngs.training, rngs=rngs)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 

@@ -325,7 +325,7 @@ def test_a_metric_cannot_have_the_name_of_the_count(problems):
     def loss(params, batch, rngs):
         return line_of(params, batch, rngs)[0], {"skipped": jnp.float32(0)}
 
-    with pytest.raises(ConfigError, match="'skipped' is counted already"):
+    with pytest.raises(ConfigError, match="'skipped', as the log calls a number of its own"):
         loopax.fit(state, loss, data, steps=1, nonfinite="skip", **PLAIN)
 
 

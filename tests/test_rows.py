@@ -7,7 +7,7 @@ import pytest
 
 import loopax
 from loopax.errors import ConfigError
-from loopax.rows import Rows, means
+from loopax.rows import RESERVED, Rows, means
 
 QUIET = {"progress": False, "probe_every": None}
 PLACES = ("step", "source", "epoch", "steps")
@@ -193,3 +193,71 @@ def test_a_batch_weighs_its_examples_or_is_refused_where_its_leaves_disagree(oth
     else:
         with pytest.raises(ConfigError, match=r"\(.*x 32.*\); return 'weight' among the loss's"):
             loopax.evaluate(new_state(), loss, data)
+
+
+# --- Names and kinds ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"v": "a"}, "'v' is 'a'; the loss and its metrics are numbers"),
+        ({"v": None}, "'v' is None"),
+        ({"v": {"a": 1.0}}, "'v' is {'a': 1.0}"),
+        ({"v": 2**40}, "'v' is 1099511627776"),
+        ({"v": np.int64(2**40)}, "'v' is .*1099511627776"),
+        ({"v": 1j}, "'v' is of type complex64; .* real"),
+        ({1: 1.0}, "named 1; names are strings"),
+        (
+            {"weight": jnp.ones(3)},
+            r"'weight' has shape \(3,\); the loss and its metrics are scalars",
+        ),
+        *(({name: 1.0}, f"the loss returned '{name}', as the log calls") for name in RESERVED),
+        ({"learning_rate/head": 1.0}, "returned 'learning_rate/head'"),
+    ],
+)
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_a_metric_that_cannot_be_logged_is_named_at_once(where, metrics, message):
+    def loss(params, batch, rngs):
+        return params["w"] ** 2, metrics if rngs.training == (where == "training") else {}
+
+    def measure():
+        if where == "training":
+            return loopax.fit(new_state(), loss, numbers(2), steps=1, **QUIET)
+        return loopax.evaluate(new_state(), loss, numbers(2))
+
+    with pytest.raises(ConfigError, match=message):
+        measure()
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 3)])
+def test_arrays_are_refused_in_training_and_it_is_said_where_they_may_be(shape):
+    def loss(params, batch, rngs):
+        return params["w"] ** 2, {"v": jnp.ones(shape)}
+
+    with pytest.raises(ConfigError, match=r"'v' has shape .*added up .*if not rngs\.training:"):
+        loopax.fit(new_state(), loss, numbers(2), steps=1, **QUIET)
+
+
+def test_a_probe_has_the_norms_and_the_rate_of_one_update_in_a_row_of_its_own():
+    """In a row of means they would be beside the rate of another step."""
+    schedule = optax.piecewise_constant_schedule(1.0, {1: 0.1, 2: 0.1, 3: 0.1})
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=schedule)
+
+    def loss(params, batch, rngs):
+        return 3.0 * params["w"] + batch["x"].mean()
+
+    run = loopax.fit(
+        new_state(tx), loss, numbers(2), steps=4, log_every=4, probe_every=2, progress=False
+    )
+    probes = [
+        values(row) | {"step": row["step"]} for row in run.history if row["source"] == "probe"
+    ]
+    assert probes == [
+        pytest.approx(
+            {"step": step, "grad_norm": 3, "update_norm": 3 * rate, "learning_rate": rate}
+        )
+        for step, rate in ((1, 1.0), (3, 0.01))
+    ]
+    assert values(run.latest("train")).keys() == {"loss", "learning_rate"}
+    assert run.latest("train")["learning_rate"] == pytest.approx(0.001)

@@ -212,7 +212,7 @@ def test_the_logged_gradient_norm_is_that_of_what_trains(frozen):
     run = loopax.fit(state, deep_loss, data, steps=1, progress=False)
     grads = jax.grad(deep_loss)(state.params, ROWS, {})["params"]
     trained = grads["head"] if frozen else grads
-    assert run.latest("train")["grad_norm"] == pytest.approx(
+    assert run.latest("probe")["grad_norm"] == pytest.approx(
         float(optax.tree.norm(trained)), rel=1e-4
     )
 

@@ -70,7 +70,8 @@ def legible(name: str, length: int = 24) -> str:
 def _draw(axes: Any, history: Sequence[Mapping[str, Any]], name: str) -> None:
     # Training first, whatever was logged first, so that it has the same colour in every picture.
     for source in sorted(
-        {row["source"] for row in history}, key=lambda each: (each != "train", each)
+        {row["source"] for row in history if row["source"] != "probe" or name in row},
+        key=lambda each: (each != "train", each),
     ):
         rows = [row for row in history if row["source"] == source]
         values = [row.get(name, math.nan) for row in rows]

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 from loopax.account import Account
-from loopax.data.batches import Batches, as_batches
+from loopax.arguments import check_state, kind_of, whole
+from loopax.data.batches import Batches, IterableBatches, as_batches
 from loopax.errors import ConfigError, DataError
-from loopax.paths import leaf_path
+from loopax.paths import PyTree, leaf_path
 from loopax.program import EvalProgram
-from loopax.rows import WEIGHT, means
+from loopax.rows import WEIGHT, Sums, means, totals
 from loopax.state import TrainState
-from loopax.step import LossFn, evaluation_rngs
+from loopax.step import Batch, LossFn, call_loss, evaluation_rngs
 
 EVAL_CAPACITY = 64
+RESERVED_SOURCES = ("train", "probe", "hook", "time")
+"""Whose rows are in the log already."""
+
+Measures = dict[str, Any]
+"""Means as floats and, where metrics are arrays, sums as NumPy arrays, by name."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,10 @@ class Evaluation:
             which is then called `test`. Their order and `drop_last` play no part.
         loss_fn: what to measure them with; by default the loss that is trained.
         every: steps between evaluations; by default once an epoch. The last step always counts.
+
+    Raises:
+        ConfigError: a name cannot be used, the data can be read only once or is none, `loss_fn`
+            cannot be called, or `every` is no whole number of at least 1.
     """
 
     data: Any
@@ -37,79 +49,161 @@ class Evaluation:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise ConfigError(f"evaluation.every is {self.every}; it must be at least 1")
+        if self.every is not None:
+            object.__setattr__(self, "every", whole("evaluation.every", self.every))
+        if self.loss_fn is not None and not callable(self.loss_fn):
+            raise ConfigError(
+                f"evaluation.loss_fn is {kind_of(self.loss_fn)}; it must be a function"
+            )
+        for name, batches in self.parts.items():
+            _check_source(name)
+            if isinstance(batches, IterableBatches) and isinstance(batches.source, Iterator):
+                raise ConfigError(
+                    f"the evaluation {name!r} is a {type(batches.source).__name__}, which can be "
+                    "read only once; give a list, or an object whose __iter__ begins anew"
+                )
 
     @property
     def parts(self) -> dict[str, Batches]:
         """The data by name."""
         named = self.data if isinstance(self.data, Mapping) else {"test": self.data}
-        return {name: as_batches(data) for name, data in named.items()}
+        if not named:
+            raise ConfigError("the evaluation has no data; give batches, or batches by name")
+        return {name: _batches(f"the evaluation {name!r}", data) for name, data in named.items()}
 
 
-def evaluate(state: TrainState, loss_fn: LossFn, data: Any) -> dict[str, float]:
+def as_evaluation(evaluation: Any) -> Evaluation | None:
+    """What `fit` was given to evaluate, checked: an `Evaluation`, or just its data.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    if evaluation is None or isinstance(evaluation, Evaluation):
+        return evaluation
+    return Evaluation(evaluation)
+
+
+def evaluate(state: TrainState, loss_fn: LossFn, data: Any) -> Measures:
     """The means of the loss and its metrics over all of `data`, each example exactly once.
 
-    A last batch that is not full weighs as many examples as it has. Where the state has a moving
-    average of the parameters, that is what is measured.
+    The loss is called with `rngs.training` False. A batch weighs as many examples as it has, or
+    what the loss returns as `weight`, so a last batch that is not full counts as it should.
+    Metrics that are arrays, such as a confusion matrix, are added up over the batches. Where the
+    state has a moving average of the parameters, that is what is measured.
 
     Args:
         state: what to measure.
         loss_fn: as for `fit`.
         data: `dataset.batches(n)` or an iterable of batches.
 
+    Returns:
+        Means as floats; sums as NumPy arrays, int64 or float64.
+
     Raises:
+        ConfigError: the arguments are of other kinds, or how much a batch weighs is not known.
         DataError: there is no batch.
     """
-    batches = as_batches(data)
-    return evaluator(loss_fn, batches, Account())(state)
+    check_state(state, loss_fn, data)
+    return evaluator(loss_fn, _batches("data", data), Account(), _warn)(state)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"loopax.evaluate: {message}", stacklevel=4)
+
+
+def _batches(name: str, data: Any) -> Batches:
+    """`as_batches`, where one says what is meant by `data`."""
+    if hasattr(data, "train") and hasattr(data, "test"):
+        raise ConfigError(f"{name} is {type(data).__name__}; say which part: .test.batches(500)")
+    if callable(data) and not isinstance(data, Batches) and not hasattr(data, "__iter__"):
+        raise ConfigError(f"{name} is {kind_of(data)}, and no batches; give dataset.batches(n)")
+    return as_batches(data)
+
+
+def _check_source(name: Any) -> None:
+    if not isinstance(name, str) or not name or "/" in name or name in RESERVED_SOURCES:
+        raise ConfigError(
+            f"an evaluation is named {name!r}; its name must be a word without a slash, and none "
+            f"of {', '.join(RESERVED_SOURCES)}, whose rows are in the log already"
+        )
 
 
 def evaluator(
-    loss_fn: LossFn, batches: Batches, account: Account
-) -> Callable[[TrainState], dict[str, float]]:
-    """`evaluate` compiled once, to be called many times."""
+    loss_fn: LossFn, batches: Batches, account: Account, warn: Callable[[str], None]
+) -> Callable[[TrainState], Measures]:
+    """`evaluate` compiled once, to be called many times; `warn` is told, once, what misleads."""
     program = EvalProgram(loss_fn, batches, account)
+    warned = False
 
-    def measure(state: TrainState) -> dict[str, float]:
-        chunks, first = [], 0
+    def measure(state: TrainState) -> Measures:
+        nonlocal warned
+        chunks, sums, first = [], list[Sums](), 0
         for items in batches.once(EVAL_CAPACITY):
             stacked, count, index = jax.device_put(
                 (items.stacked, np.int32(items.length), np.int32(first))
             )
-            rows = program(state, items._replace(stacked=stacked, length=count), index)
+            rows, added = program(state, items._replace(stacked=stacked, length=count), index)
+            batch = _batch(batches, state, items.stacked)
+            if not warned:
+                warned = True
+                if draws_dropout(loss_fn, state, batch):
+                    warn(DROPOUT)
             weighted = any(WEIGHT in names for names in rows.names)
-            examples = None if weighted else _examples(batches, state, items.stacked)
-            chunks.append((rows, items.length, examples))
+            chunks.append((rows, items.length, None if weighted else _examples(batch)))
+            sums.append(added)
             first += items.length
         if not chunks:
             raise DataError("there is no batch to evaluate; the data is empty or used up")
         account.reads += 1
         guessed = all(examples is not None for _, _, examples in chunks)
-        return means(
+        measures: Measures = means(
             [
                 row if examples is None or not guessed else {WEIGHT: examples, **row}
                 for rows, count, examples in chunks
                 for row in rows.steps(count)
             ]
         )
+        return measures | totals(sums)
 
     return measure
 
 
-def _examples(batches: Batches, state: TrainState, stacked: Any) -> int:
-    """How many examples one batch of these items holds: the leading axis of its leaves.
+DROPOUT = (
+    "the loss still draws from the stream 'dropout' while it is evaluated, so the numbers are "
+    "those of a thinned network; use deterministic=not rngs.training in the loss"
+)
 
-    Raises:
-        ConfigError: they do not agree on one.
-    """
+
+def draws_dropout(loss_fn: LossFn, state: TrainState, batch: Batch) -> bool:
+    """Whether what a loss measures in an evaluation depends on the keys for dropout."""
+
+    def measured(key: Any, state: TrainState, batch: Batch) -> Any:
+        rngs = evaluation_rngs(state, 0)
+        rngs["dropout"] = key
+        return call_loss(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
+
+    jaxpr = jax.make_jaxpr(measured)(state.key, state, batch).jaxpr
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return bool(used[0])
+
+
+def _batch(batches: Batches, state: TrainState, stacked: PyTree) -> Batch:
+    """The shapes and types of one batch of these items, as the loss sees it."""
     item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked)
-    batch = jax.eval_shape(
+    return jax.eval_shape(
         lambda state, resident, item: batches.assemble(resident, item, evaluation_rngs(state, 0)),
         state,
         batches.resident,
         item,
     )
+
+
+def _examples(batch: Batch) -> int:
+    """How many examples a batch holds: the leading axis of its leaves.
+
+    Raises:
+        ConfigError: they do not agree on one.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     sizes = {leaf_path(path) or "batch": leaf.shape[0] for path, leaf in leaves if leaf.shape}
     if len({*sizes.values()}) > 1:

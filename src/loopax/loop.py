@@ -50,6 +50,7 @@ from loopax.errors import (
     RunInUseError,
     Stopped,
 )
+from loopax.evaluation import as_evaluation
 from loopax.freezing import warn_of_frozen_gradients
 from loopax.lock import RunLock
 from loopax.moments import Hook, HookError, Moment, Saving, as_hooks, calling, evaluations
@@ -314,6 +315,7 @@ def begin(arguments: dict[str, Any]) -> Chunks:
     began, seconds = time.monotonic(), given["max_seconds"]
     seconds = math.inf if seconds is None else positive_seconds("max_seconds", seconds)
     batches, account = as_batches(given["data"]), Account()
+    evaluation = as_evaluation(given["evaluation"])
     total = total_steps(given["steps"], given["epochs"], batches)
     log_every = whole("log_every", given["log_every"])
     probe_every, chunk_steps = (
@@ -341,7 +343,7 @@ def begin(arguments: dict[str, Any]) -> Chunks:
         loss_fn=given["loss_fn"],
         batches=batches,
         total=total,
-        evaluation=given["evaluation"],
+        evaluation=evaluation,
         hooks=as_hooks(given["hooks"], log_every),
         nonfinite=nonfinite,
         began=began,

@@ -26,17 +26,15 @@ from loopax.errors import (
     RunInUseError,
     StorageError,
 )
-from loopax.evaluation import Evaluation, evaluator
+from loopax.evaluation import as_evaluation, evaluator
 from loopax.recorder import Recorder
+from loopax.rows import check_names
 from loopax.run import Run
 from loopax.soundness import check_sound, flags_of
 from loopax.step import LossFn
 from loopax.writers import Row, values_of
 
 FIRST_SAVE_SECONDS = 2.0
-RESERVED = frozenset(
-    ("step", "epoch", "source", "steps", "loss", "learning_rate", "grad_norm", "update_norm")
-)
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,7 @@ class Saving:
         rows = itertools.takewhile(
             lambda row: row["step"] == self._run.step, reversed(self._run.history)
         )
-        return [row for row in rows if row["source"] != "train"]
+        return [row for row in rows if row["source"] not in ("train", "probe")]
 
     def _improves(self, row: Row) -> bool:
         source, _, name = (self._settings.best or "/").rpartition("/")
@@ -230,13 +228,15 @@ def evaluations(
     account: Account,
 ) -> list[Moment]:
     """A moment for each part of the evaluation data."""
+    evaluation = as_evaluation(evaluation)
     if evaluation is None:
         return []
-    if not isinstance(evaluation, Evaluation):
-        evaluation = Evaluation(evaluation)
 
     def measuring(name: str, data: Batches) -> Callable[[], None]:
-        measure = evaluator(evaluation.loss_fn or loss_fn, data, account)
+        def warn(message: str) -> None:
+            recorder.warn(f"evaluation {name!r}: {message}")
+
+        measure = evaluator(evaluation.loss_fn or loss_fn, data, account, warn)
         return lambda: recorder.log(run.step, name, measure(run.state))
 
     every = evaluation.every or batches.steps_per_epoch
@@ -294,14 +294,9 @@ def _logged(hook: Hook, values: Any) -> dict[str, float]:
             f"{called} returned {_shown(values)}; return numbers by name, "
             "such as {'norm': 3.0}, or nothing"
         )
+    check_names(values, called)
     numbers = {}
     for name, value in values.items():
-        if not isinstance(name, str) or name in RESERVED:
-            raise ConfigError(
-                f"{called} returned {name!r}, which a row already holds; give it another name"
-                if isinstance(name, str)
-                else f"{called} returned a value named {name!r}; names are strings"
-            )
         number = value.item() if getattr(value, "size", None) == 1 else value
         if not isinstance(number, numbers_abc.Real):
             raise ConfigError(

@@ -23,7 +23,7 @@ from loopax.convolution import with_ordered_convolutions
 from loopax.data.batches import Batches, Items
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, leaf_path
-from loopax.rows import Rows
+from loopax.rows import Rows, Sums, no_sums, with_arrays
 from loopax.state import TrainState
 from loopax.step import (
     LossFn,
@@ -144,8 +144,13 @@ class EvalProgram:
         self._step = with_ordered_convolutions(eval_step(loss_fn))
         self._program = Program("evaluate", self._chunk, account, donate=())
 
-    def __call__(self, state: TrainState, items: Items, first: Int32[Array, ""]) -> Rows:
-        """The metrics of `items`, a row a batch; `first` is the index of the first batch."""
+    def __call__(
+        self, state: TrainState, items: Items, first: Int32[Array, ""]
+    ) -> tuple[Rows, Sums]:
+        """The metrics of `items`, a row a batch, and the sums of those that are arrays.
+
+        `first` is the index of the first batch.
+        """
         return self._program(state, self._batches.resident, items.stacked, items.length, first)
 
     def _chunk(
@@ -155,17 +160,22 @@ class EvalProgram:
         stacked: PyTree,
         count: Int32[Array, ""],
         first: Int32[Array, ""],
-    ) -> Rows:
+    ) -> tuple[Rows, Sums]:
         def one(index: Int32[Array, ""]) -> Metrics:
             rngs = evaluation_rngs(state, first + index)
             batch = self._batches.assemble(resident, _item(stacked, index), rngs)
             return self._step(state, batch, first + index)
 
-        def body(index: Int32[Array, ""], rows: Rows) -> Rows:
-            return rows.with_row(index, one(index))
+        def body(index: Int32[Array, ""], measured: tuple[Rows, Sums]) -> tuple[Rows, Sums]:
+            rows, sums = measured
+            metrics = one(index)
+            return rows.with_row(index, metrics), with_arrays(sums, metrics)
 
         metrics = jax.eval_shape(one, jnp.int32(0))
-        return jax.lax.fori_loop(0, count, body, Rows.empty(metrics, _capacity(stacked)))
+        scalars = {name: value for name, value in metrics.items() if value.shape == ()}
+        arrays = {name: value for name, value in metrics.items() if value.shape != ()}
+        nothing = (Rows.empty(scalars, _capacity(stacked)), no_sums(arrays))
+        return jax.lax.fori_loop(0, count, body, nothing)
 
 
 def probe_program(loss_fn: LossFn, batches: Batches, account: Account) -> Callable[..., Metrics]:

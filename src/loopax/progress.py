@@ -107,7 +107,7 @@ class Live:
     def row(self, row: Row) -> None:
         if row["source"] == "train":
             self._bar.update(self._task, values=_short(row))
-        else:
+        elif row["source"] != "probe":
             self._bar.console.print(_line(row))
 
     def say(self, message: str) -> None:
@@ -132,6 +132,8 @@ class Lines:
         self._rate = steps_per_s
 
     def row(self, row: Row) -> None:
+        if row["source"] == "probe":
+            return
         now = time.monotonic()
         if row["source"] == "train":
             if now - self._last < PLAIN_SECONDS:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from loopax.account import Account
 from loopax.errors import NonFiniteError
-from loopax.progress import Display
+from loopax.progress import Display, tell
 from loopax.rows import SKIPPED, Rows, means
 from loopax.writers import Row, Writer
 
@@ -35,8 +36,8 @@ class Recorder:
     """Keeps the history of a run and passes each row to the writers and the display.
 
     A row of source `train` holds the means over the `log_every` steps before it, whatever chunks
-    they came in, so equal runs write equal rows. Only the learning rate is that of the last step,
-    and norms are those of the step that was probed.
+    they came in, so equal runs write equal rows. Only the learning rate is that of the last step.
+    A row of source `probe` holds the norms and the rate of the one update that led to its step.
     """
 
     def __init__(
@@ -54,7 +55,6 @@ class Recorder:
         self.step = 0
         self._pending: Pending | None = None
         self._interval: list[dict[str, float]] = []
-        self._norms: dict[str, float] = {}
         self._ready_at, self._logged_at = time.perf_counter(), 0.0
         self._limit = 1
         self._skipped, self._finished = 0, -1
@@ -68,7 +68,6 @@ class Recorder:
         return {
             "log_every": self._log_every,
             "rows": list(self._interval),
-            "norms": dict(self._norms),
             "skipped": self._skipped,
         }
 
@@ -78,7 +77,7 @@ class Recorder:
         self._history[:] = without_unfinished(self._history, step, tail)
         self._skipped = tail.get("skipped", 0)
         if tail and tail["log_every"] == self._log_every:
-            self._interval, self._norms = list(tail["rows"]), dict(tail["norms"])
+            self._interval = list(tail["rows"])
 
     def chunk_limit(self, seconds: float) -> int:
         """How many steps take about `seconds`, as far as is known."""
@@ -108,7 +107,8 @@ class Recorder:
             self._check_skipped(chunk, rows)
         else:
             _check_finite(chunk, rows, self._interval)
-        self._norms |= {name: float(value) for name, value in (norms or {}).items()}
+        if norms is not None:
+            self.log(chunk.start + 1, "probe", {name: float(norms[name]) for name in sorted(norms)})
         self._interval.extend(rows)
         step = chunk.start + chunk.count
         if step % self._log_every == 0:
@@ -119,21 +119,26 @@ class Recorder:
         self.settle()
         if self._interval and self._finished != step:
             self._finished = step
-            interval, norms = self._interval, self._norms
+            interval = self._interval
             self._log_interval(step)
-            # A checkpoint made here must know them: a longer run would go on with this interval.
-            self._interval, self._norms = interval, norms
+            # A checkpoint made here must know it: a longer run would go on with this interval.
+            self._interval = interval
 
-    def log(self, step: int, source: str, values: Mapping[str, float]) -> None:
-        """Adds one row of values measured at `step`."""
+    def log(self, step: int, source: str, values: Mapping[str, Any]) -> None:
+        """Adds one row of values measured at `step`; arrays become lists."""
         row: Row = {"step": step, "source": source}
         if self._steps_per_epoch:
             row["epoch"] = round(step / self._steps_per_epoch, 4)
-        row.update(values)
+        for name, value in values.items():
+            row[name] = value.tolist() if isinstance(value, np.ndarray) else value
         self._history.append(row)
         self._display.row(row)
         for writer in self.writers:
             writer.write(row)
+
+    def warn(self, message: str) -> None:
+        """Says one line that must not go unheard."""
+        tell(self._display, message)
 
     def sync(self) -> None:
         """Returns when every row that was logged is on the disk itself."""
@@ -143,13 +148,13 @@ class Recorder:
     def _log_interval(self, step: int) -> None:
         rows = self._interval
         self._display.update(step, rate := self._rate(len(rows)))
-        values = {"steps": len(rows), **means(rows), **self._norms}
+        values = {"steps": len(rows), **means(rows)}
         if any(SKIPPED in row for row in rows):
             values["skipped_steps"] = sum(bool(row[SKIPPED]) for row in rows)
         self.log(step, "train", values)
         for writer in self.timing:
             writer.write({"step": step, "source": "time", "steps_per_s": round(rate, 2)})
-        self._interval, self._norms = [], {}
+        self._interval = []
 
     def _rate(self, steps: int) -> float:
         """Steps per second since this was last asked for."""

@@ -44,7 +44,8 @@ class Replayed:
         step: how many updates had been made before it.
         batch: what the loss was given.
         metrics: its loss and metrics, by the compiled loop: the very bits of the run.
-        norms: `grad_norm` and `update_norm`, by the program that measures them in a run.
+        norms: `grad_norm`, `update_norm` and the learning rate that the optimiser shows, by the
+            program that measures them in a run.
         report: the step looked at closely, outside of the loop.
     """
 
@@ -221,11 +222,6 @@ class Replay:
         """What the run had read at `step` and not yet logged."""
         first = step - step % start.log_every
         rows: list[dict[str, float]] = []
-        probed = None
-        if start.probe_every is not None:
-            probed = next(
-                (s for s in reversed(range(first, step)) if s % start.probe_every == 0), None
-            )
         if first < step:
             _, rows = self._advanced(self.state_at(first), first, step)
         skipped = [row.get(SKIPPED, 0) for row in reversed(rows)]
@@ -233,7 +229,6 @@ class Replay:
             "log_every": start.log_every,
             "rows": rows,
             "skipped": len(list(itertools.takewhile(bool, skipped))),
-            "norms": {} if probed is None else self.step(probed).norms,
         }
 
     def _advanced(

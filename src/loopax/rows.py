@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +18,31 @@ from loopax.errors import ConfigError
 SKIPPED = "skipped"
 WEIGHT = "weight"
 LEARNING_RATE = "learning_rate"
+RESERVED = (
+    *("step", "epoch", "source", "steps", "loss", LEARNING_RATE, "grad_norm", "update_norm"),
+    *(SKIPPED, "skipped_steps"),
+)
+"""What the log calls its own numbers; so no metric of a loss or a hook is called like that."""
+
+
+def check_names(names: Iterable[Any], source: str) -> None:
+    """Makes sure that values can be logged under these names.
+
+    Raises:
+        ConfigError: one is no string, or the log's own; `source` is who returns them.
+    """
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(f"{source} returned a value named {name!r}; names are strings")
+        if name in RESERVED or _is_rate(name):
+            raise ConfigError(
+                f"{source} returned {name!r}, as the log calls a number of its own; give it "
+                "another name"
+            )
+
+
+def _is_rate(name: str) -> bool:
+    return name.partition("/")[0] == LEARNING_RATE
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["buffers"], meta_fields=["names"])
@@ -70,6 +95,50 @@ class Rows:
         return all(buffer.is_ready() for buffer in self.buffers)  # type: ignore[attr-defined]
 
 
+Sums = dict[str, tuple[Num[Array, "..."], Num[Array, "..."]]]
+"""Arrays added up over batches, each in two parts, so that no digit of a count is lost."""
+
+
+def no_sums(metrics: Mapping[str, Any]) -> Sums:
+    """Where adding up arrays of these shapes and types begins."""
+    zeros = {name: jnp.zeros(value.shape, value.dtype) for name, value in metrics.items()}
+    return {name: (zero, zero) for name, zero in zeros.items()}
+
+
+def with_arrays(sums: Sums, metrics: Mapping[str, Any]) -> Sums:
+    """The sums with the arrays of one more batch; traced."""
+    return {name: _added(*parts, metrics[name]) for name, parts in sums.items()}
+
+
+def _added(high: Array, low: Array, value: Array) -> tuple[Array, Array]:
+    if jnp.issubdtype(value.dtype, jnp.integer):
+        bits = 4 * value.dtype.itemsize
+        return high + (value >> bits), low + (value & (2**bits - 1))
+    # What rounding the sum loses is kept beside it.
+    total = high + value
+    part = total - high
+    return total, low + ((high - (total - part)) + (value - part))
+
+
+def totals(many: Sequence[Sums]) -> dict[str, np.ndarray]:
+    """The sums of several chunks, in int64 or float64; reading them waits for the device."""
+    found: dict[str, np.ndarray] = {}
+    for sums in jax.device_get(many):
+        for name, (high, low) in sums.items():
+            if high.dtype.kind == "f":
+                value = high.astype(np.float64) + np.where(np.isfinite(high), low, 0)
+            else:
+                value = (high.astype(np.int64) << 4 * high.itemsize) + low.astype(np.int64)
+            before = found.get(name, np.zeros_like(value))
+            if before.shape != value.shape:
+                raise ConfigError(
+                    f"the metric {name!r} has shape {before.shape} for some batches and "
+                    f"{value.shape} for others; arrays are added up over an evaluation"
+                )
+            found[name] = before + value
+    return found
+
+
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each metric over the rows that have it and were not skipped.
 
@@ -79,7 +148,7 @@ def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     Raises:
         ConfigError: a weight is no count, or only some rows have one.
     """
-    rates = {name: row[name] for row in rows for name in row if name.startswith(LEARNING_RATE)}
+    rates = {name: row[name] for row in rows for name in row if _is_rate(name)}
     rows = [row for row in rows if not row.get(SKIPPED)]
     if 0 < (weighted := sum(WEIGHT in row for row in rows)) < len(rows):
         raise ConfigError(

@@ -13,13 +13,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int32, Num
 
 from loopax.errors import ConfigError
 from loopax.paths import PyTree
 from loopax.randomness import Rngs, stream
-from loopax.rows import SKIPPED
+from loopax.rows import LEARNING_RATE, SKIPPED, WEIGHT, check_names
 from loopax.soundness import is_sound
 from loopax.state import TrainState
 from loopax.updates import update
@@ -29,7 +30,9 @@ Metrics = dict[str, Num[Array, ""]]
 LossFn = Callable[..., Any]
 """`(params, batch, rngs) -> loss` or `-> (loss, metrics)`.
 
-`rngs.training` is True where it is differentiated and False where it is evaluated.
+`rngs.training` is True where it is differentiated and False where it is evaluated. A metric
+`weight` says how many things (examples, tokens) the loss and the other metrics are means over, and
+weighs them in every mean. In an evaluation, metrics may be arrays, which are added up.
 
 With a fourth argument named `mutable`, the loss is also given the state's collections and returns
 `(loss, metrics, mutable)`.
@@ -58,8 +61,6 @@ def skipping_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], tuple[TrainS
 
     def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         after, metrics = step(state, batch)
-        if SKIPPED in metrics:
-            raise ConfigError(f"the metric {SKIPPED!r} is counted already; give yours another name")
         good = jnp.isfinite(metrics["loss"]) & is_sound(after)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
         return kept.replace(step=after.step), {**metrics, SKIPPED: _number(~good)}
@@ -87,7 +88,7 @@ def evaluation_rngs(state: TrainState, index: Int32[ArrayLike, ""]) -> Rngs:
 
 
 def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
-    """The global norms of the gradient and of the update that the next step is about to make.
+    """The global norms of the gradient and of the update that the next step makes, and its rate.
 
     They are measured beside the training loop and not inside it: a norm keeps every gradient
     alive until it is added up, which at small batches costs the loop a third of its speed.
@@ -96,8 +97,9 @@ def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
     def step(state: TrainState, batch: Batch) -> Metrics:
         metrics, _, grads = differentiate(loss_fn, state, batch)
         extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
-        updates, _ = update(state.tx, grads, state.opt_state, state.trainable, extra_args)
-        return {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        updates, opt_state = update(state.tx, grads, state.opt_state, state.trainable, extra_args)
+        norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        return norms | _learning_rates(opt_state)
 
     return step
 
@@ -107,16 +109,16 @@ def _learning_rates(opt_state: PyTree) -> Metrics:
 
     One of several groups is called `learning_rate/<label of the group>`.
     """
-    found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    found = optax.tree_utils.tree_get_all_with_path(opt_state, LEARNING_RATE)
     rates = {}
     for path, rate in found:
         labels = [
             str(key.key)
             for key in path
-            if isinstance(key, jax.tree_util.DictKey) and key.key not in ("learning_rate", "")
+            if isinstance(key, jax.tree_util.DictKey) and key.key not in (LEARNING_RATE, "")
         ]
         if getattr(rate, "shape", None) == ():
-            rates["/".join(["learning_rate", *labels])] = _number(rate)
+            rates["/".join([LEARNING_RATE, *labels])] = _number(rate)
     return rates
 
 
@@ -192,35 +194,55 @@ def call_loss(
         form = "(loss, metrics, mutable)" if takes_mutable else "loss or (loss, metrics)"
         raise ConfigError(f"the loss must return {form} with metrics a dict; it gave {result!r}")
     metrics = {"loss": parts[0], **(parts[1] if len(parts) > 1 else {})}
-    if len(parts) > 1 and "loss" in parts[1]:
-        raise ConfigError("the metric 'loss' is the loss itself; give this one another name")
+    if len(parts) > 1:
+        check_names(parts[1], "the loss")
+    training = getattr(rngs, "training", True)
     return (
-        {name: _scalar(name, value) for name, value in metrics.items()},
+        {name: _measured(name, value, training) for name, value in metrics.items()},
         parts[2] if takes_mutable else mutable,
     )
 
 
-def _scalar(name: str, value: Any) -> Num[Array, ""]:
+def _measured(name: str, value: Any, training: bool) -> Num[Array, ...]:
+    """A metric as an array; only an evaluation may have one that is no scalar."""
     try:
-        value = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+        number = jnp.asarray(value.item() if isinstance(value, np.generic) else value)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"the metric {name!r} is {value!r}; the loss and its metrics are numbers"
         ) from error
-    if value.shape != ():
+    real = any(
+        jnp.issubdtype(number.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)
+    )
+    if not real:
         raise ConfigError(
-            f"the metric {name!r} has shape {value.shape}; the loss and its metrics are "
-            "scalars, for example means over the batch"
+            f"the metric {name!r} is of type {number.dtype}; the loss and its metrics are real "
+            "numbers"
         )
-    value = _number(value)
-    return value.astype(jnp.float32) if name == "loss" and value.dtype.kind != "f" else value
+    if number.shape != () and (training or name in ("loss", WEIGHT)):
+        summed = (
+            ""
+            if name in ("loss", WEIGHT)
+            else (
+                "; what is to be added up over an evaluation, as a confusion matrix, is returned "
+                "only there: if not rngs.training:"
+            )
+        )
+        raise ConfigError(
+            f"the metric {name!r} has shape {number.shape}; the loss and its metrics are "
+            f"scalars, for example means over the batch{summed}"
+        )
+    number = _number(number)
+    return number.astype(jnp.float32) if name == "loss" and number.dtype.kind != "f" else number
 
 
-def _number(value: Array) -> Num[Array, ""]:
-    """A number in a type that holds it exactly: int32 for small integers, float32 for booleans."""
+def _number(value: Array) -> Num[Array, ...]:
+    """Numbers in a type that holds them exactly: int32 for small integers, float32 for booleans."""
     kind = value.dtype
     if jnp.issubdtype(kind, jnp.integer):
         return value.astype(jnp.int32) if kind.itemsize < 4 else value.astype(kind)
+    if kind == jnp.bool_ and value.shape != ():
+        return value.astype(jnp.int32)
     return value.astype(kind if kind in (jnp.float32, jnp.float64) else jnp.float32)
 
 

@@ -89,9 +89,10 @@ class TensorBoard:
             # A second start within a second would else write over the first one's file.
             unique = f".{os.getpid()}.{time.time_ns()}"
             self._events = EventsWriter(str(directory / "events"), unique)
-        # Purging hides what a run that was cut short had logged beyond where it continues.
+        # Readers pass over what was logged from this step on by a run that was cut short. The rows
+        # of the step at which it continues are its own.
         begun = Event(
-            wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)
+            wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)
         )
         self._write(begun)
 
@@ -123,17 +124,36 @@ class TensorBoard:
 
 
 def values_of(row: Row) -> Mapping[str, float]:
-    """The measured values of a row, without what places it."""
-    return {k: v for k, v in row.items() if k not in ("step", "epoch", "source", "steps")}
+    """The measured numbers of a row, without what places it and without arrays."""
+    places = ("step", "epoch", "source", "steps")
+    return {k: v for k, v in row.items() if k not in places and not isinstance(v, list)}
 
 
 def _line(row: Row) -> str:
-    # NaN and Infinity are not JSON; a reader of another language would refuse the whole file.
-    safe = {k: repr(v) if isinstance(v, float) and v - v != 0 else v for k, v in row.items()}
-    return json.dumps(safe) + "\n"
+    return json.dumps(_as_json(row)) + "\n"
+
+
+def _as_json(value: Any) -> Any:
+    """A value with words for NaN and infinities.
+
+    They are not JSON; a reader of another language would refuse the whole file.
+    """
+    match value:
+        case float():
+            return repr(value) if value - value != 0 else value
+        case list():
+            return [_as_json(item) for item in value]
+        case dict():
+            return {name: _as_json(item) for name, item in value.items()}
+    return value
 
 
 def _as_logged(row: Row) -> Row:
     """What `_line` wrote as a word is a number again."""
-    words = ("nan", "inf", "-inf")
-    return {k: float(v) if k != "source" and v in words else v for k, v in row.items()}
+    return {k: v if k == "source" else _as_number(v) for k, v in row.items()}
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_number(item) for item in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
