@@ -67,7 +67,7 @@ FREE = {
 PAID = {
     "clip in front": optax.chain(CLIP, freezing()),
     "finite check": optax.apply_if_finite(freezing(), 3),
-    "accumulator": optax.MultiSteps(freezing(), 4).gradient_transformation(),
+    "accumulator": optax.MultiSteps(freezing(), 2).gradient_transformation(),
     "frozen after adamw": optax.chain(optax.adamw(1e-3), optax.freeze(mask(True, False))),
 }
 

@@ -34,7 +34,7 @@ LAYERS = [
     {"account", "environment", "weights", "autopsy", "convolution", "drawing"},
     {"program"},
     {"progress", "rundir", "checkpoint", "evaluation", "recorder", "report", "origin"},
-    {"run", "replay", "cost", "freezing"},
+    {"run", "replay", "cost", "freezing", "accumulation"},
     {"moments"},
     {"loop"},
     {"trial"},

@@ -33,6 +33,7 @@ import numpy as np
 from jaxtyping import Num
 
 from loopax.account import Account, summary
+from loopax.accumulation import check_accumulation
 from loopax.arguments import check_state, directory, kind_of, positive_seconds, whole
 from loopax.checkpoint import CheckpointStore
 from loopax.configuration import as_mapping
@@ -487,8 +488,11 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         else:
             tell(shown, f"{done}; nothing is taken back, this is the run as it was at its end")
         return
+    unused = check_accumulation(run.state, total - run.step)
     if run.step:
         shown.say(f"{_name(run)}: continuing at step {run.step:,} of {total:,}")
+    if unused is not None:
+        tell(shown, unused)
     shown.begin(run.step)
     with ExitStack() as resources:
         recorder = Recorder(run.history, shown, account, session.log_every, batches.steps_per_epoch)
