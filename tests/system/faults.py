@@ -41,9 +41,8 @@ from tests.system.processes import (
 )
 
 LANES = 2
-LOOK_SECONDS = 0.0005
-NOTHING_SEEN_SECONDS = 1.5
-"""How long a life waits for the moment that was drawn for it, before it is killed anyhow."""
+OFTEN_SECONDS, SELDOM_SECONDS = 0.0005, 0.01
+"""Between two looks: for a moment to kill at, and for all else."""
 
 
 # --- What is trained ----------------------------------------------------------
@@ -189,7 +188,8 @@ class Campaign:
                 lambda: len(set(steps_in(run_dir)) - been) >= progress or is_trained(run_dir),
             )
             (is_there, seconds), seen = MOMENTS[name], found(run_dir, SAVED, DRAWN)
-            if not (yield from waiting(process, 1.0, lambda: is_there(run_dir, seen))):
+            there = waiting(process, 1.0, lambda: is_there(run_dir, seen), OFTEN_SECONDS)
+            if not (yield from there):
                 name = IN_VAIN
             yield from waiting(process, draw.uniform(0, seconds), lambda: False)
         self._kill(process, name)
@@ -224,13 +224,13 @@ class Campaign:
             self.problems.append(f"did not go on at step {newest}: {process.said[:200]}")
 
 
-def waiting(process, seconds, condition):
-    """Yields until the condition holds or the process has ended; whether the condition held."""
+def waiting(process, seconds, condition, pause=SELDOM_SECONDS):
+    """Yields how long to sleep, until the condition holds or the process ended; whether it held."""
     end = time.monotonic() + seconds
-    while process.code is None and time.monotonic() < end:
+    while process.code is None and (left := end - time.monotonic()) > 0:
         if condition():
             return True
-        yield
+        yield min(pause, left)
     assert process.code is not None or seconds < PATIENCE, f"it goes on and on:\n{process.said}"
     return False
 
@@ -309,8 +309,9 @@ def sweep(directory, kills, runs, length, seed, tell=print):
             missing -= share
         if not lanes:
             return campaigns, sum(map(len, whole.values()))
-        lanes = [lane for lane in lanes if next(lane, "over") != "over"]
-        time.sleep(LOOK_SECONDS)
+        pauses = {lane: next(lane, None) for lane in lanes}
+        lanes = [lane for lane in lanes if pauses[lane] is not None]
+        time.sleep(min((pauses[lane] for lane in lanes), default=0))
         done = sum(campaign.kills for campaign in campaigns)
         if done // 10 > told:
             told = done // 10
