@@ -338,7 +338,8 @@ def test_where_nothing_is_whole_a_run_does_not_begin_again(copy, train, capfd):
 def vae(tmp_path_factory):
     """A run of the recipe, and the words that made it."""
     home = tmp_path_factory.mktemp("vae")
-    words = ["train", "vae", "--data", make_images(home / "images.npz"), "--epochs", "2"]
+    words = ["train", "vae", "--data", make_images(home / "images.npz"), "--epochs", "3"]
+    # As in test_storage, and so compiled once.
     words += ["--batch-size", "20", "--widths", "256", "--latent", "2"]
     assert command_line([*words, "--run-dir", home / "run"]) == 0
     return home / "run", words
