@@ -193,6 +193,46 @@ def test_rows_that_were_lost_are_said(train, tmp_path, capsys, bits, left):
     assert steps == [*[8][:left], 24, 32, 40]
 
 
+def test_another_number_of_steps_is_said_and_the_rate_that_jumps(
+    tmp_path, capsys, dataset, line_loss, line_state
+):
+    def train(name, steps, schedule, **options):
+        rate = loopax.Schedule("cosine" if schedule else "constant").build(0.1, steps)
+        return loopax.fit(
+            line_state(optax.chain(loopax.recorded_learning_rate(rate))),
+            line_loss,
+            dataset.batches(2),
+            steps=steps,
+            run_dir=tmp_path / name,
+            **{"log_every": 8, "probe_every": None, "progress": True, **options},
+        )
+
+    for schedule, said in (
+        (False, "run: begun for 16 steps and now for 32\n"),
+        (
+            True,
+            "run: begun for 16 steps and now for 32; learning_rate was 0.0009607 at step 16 and",
+        ),
+    ):
+        name = f"{schedule}/run"
+        train(name, 16, schedule)
+        assert "begun for" not in capsys.readouterr().err
+        train(name, 32, schedule)
+        assert capsys.readouterr().err.count(said) == 1
+    train("quiet", 16, True, **QUIET)
+    with pytest.warns(UserWarning, match="begun for 16 steps and now for 32; learning_rate was"):
+        train("quiet", 32, True, **QUIET)
+
+
+def test_a_run_whose_length_is_a_setting_says_how_it_is_made_longer(train, tmp_path):
+    train(config={"epochs": 1})
+    with pytest.raises(ConfigError, match="made with epochs = 1, not 2; to make a run longer keep"):
+        train(config={"epochs": 2})
+    train(name="vae", config={"epochs": 1, "recipe": "vae"})
+    with pytest.raises(ConfigError, match=r"loopax rewind .*vae --step 20 --set epochs=2`"):
+        train(name="vae", config={"epochs": 2, "recipe": "vae"})
+
+
 # --- Beginning anew -----------------------------------------------------------
 
 

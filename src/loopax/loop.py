@@ -61,6 +61,7 @@ from loopax.randomness import key_words, stream
 from loopax.recorder import Recorder
 from loopax.replay import Replay
 from loopax.retention import Checkpoints
+from loopax.rows import LEARNING_RATE, Rows
 from loopax.run import Run
 from loopax.rundir import RunDir
 from loopax.signals import PoliteStop, is_interactive
@@ -73,6 +74,8 @@ CHUNK_SECONDS = 1.0
 CHUNK_STEPS_LIMIT = 1000
 NONFINITE = ("stop", "skip", "rollback")
 ROLLBACKS = 3
+JUMP = 0.5
+"""A learning rate that differs by more than this share from that of the step before."""
 LEFT = "left.json"
 """Of the run directory: the last chunk that was given to a loop which was left by its caller."""
 
@@ -449,6 +452,7 @@ class _Session:
     lock: RunLock | None = None
     stop: PoliteStop | None = None
     begun: bool = False
+    before: dict[str, float] = field(default_factory=dict)
     left: Chunk | None = None
 
     def has_stopped(self) -> bool:
@@ -502,6 +506,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
             *evaluations(run, session.evaluation, session.loss_fn, recorder, batches, account),
             *(Moment(calling(hook, run, recorder), hook.every) for hook in session.hooks),
         ]
+        session.before = _rates(tail, run)
         keeper, session.begun = None, True
         if store is not None and session.lock is not None:
             keeper = Saving(run, store, recorder, batches, total, session.lock.check)
@@ -540,7 +545,7 @@ def _turns(
     shortest = min(mark for mark in marks if mark)
     capacity = session.chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
     first = step = run.step
-    state, items, slowest = run.state, None, 0.0
+    state, items, slowest, second = run.state, None, 0.0, None
 
     def plan() -> int:
         if step == first and session.max_seconds < math.inf:
@@ -573,6 +578,9 @@ def _turns(
             start, step = step, step + count
             loader.request(plan())
             recorder.settle()
+            if second:
+                _tell_of_the_horizon(session, first, second)
+            second = rows if start == first and first else None
             recorder.add(start, count, rows, norms)
             # What others are shown is a tree of its own, so that no change to it reaches the loop.
             run.step, run.state = step, jax.tree.map(lambda leaf: leaf, state)
@@ -610,6 +618,34 @@ def _explain(session: _Session, error: NonFiniteError) -> None:
         for line in report.lines():
             session.shown.say(line)
         error.add_note(f"step {report.step}: {report.origin}; see {run.dir.path / 'autopsy.json'}")
+
+
+def _rates(tail: Mapping[str, Any], run: Run) -> dict[str, float]:
+    """The learning rates of the last step that was made."""
+    rows = tail.get("rows") or [run.latest("train")]
+    return {name: rate for name, rate in rows[-1].items() if name.startswith(LEARNING_RATE)}
+
+
+def _tell_of_the_horizon(session: _Session, step: int, rows: Rows) -> None:
+    """Says when a run goes on to another end than before, and when its learning rate jumps."""
+    run, total = session.run, session.total
+    starts = [] if run.dir is None else run.dir.starts[:-1]
+    before = starts[-1].get("total", total) if starts else total
+    jumps = [
+        f"{name} was {old:.4g} at step {step:,} and is {new:.4g} after it"
+        for name, column in rows.columns(1).items()
+        if (old := session.before.get(name)) is not None
+        if abs(old - (new := float(column[0]))) > JUMP * max(abs(old), abs(new))
+    ]
+    longer = [] if before == total else [f"begun for {before:,} steps and now for {total:,}"]
+    if jumps:
+        told = "; ".join([*longer, *jumps])
+        tell(
+            session.shown,
+            f"{_name(run)}: {told}; schedules follow the number of steps they are made for",
+        )
+    elif longer:
+        session.shown.say(f"{_name(run)}: {longer[0]}")
 
 
 def _leave(session: _Session, keeper: Saving, kind: type[BaseException] | None, *_: object) -> None:
@@ -694,6 +730,7 @@ def _open_writers(session: _Session, recorder: Recorder, resources: ExitStack) -
         run.step,
         key=key_words(run.state.key),
         data=dict(session.batches.identity),
+        total=session.total,
         nonfinite=session.nonfinite,
         log_every=session.log_every,
         probe_every=session.probe_every,

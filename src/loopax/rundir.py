@@ -121,15 +121,41 @@ class RunDir:
             differing = differences(as_mapping(self.config), as_mapping(config))
         if differing:
             raise ConfigError(
-                f"{self.path}: this run was made with {'; '.join(differing)}; name another run "
-                "directory, or give the same settings to continue it"
+                f"{self.path}: this run was made with {'; '.join(differing)}; "
+                f"{self._longer(config)}name another run directory, or give the same settings to continue it"
             )
+
+    def _longer(self, config: Mapping[str, Any]) -> str:
+        """How a run is made longer whose length is one of its settings."""
+        lengths = {
+            name: config[name]
+            for name in ("epochs", "steps")
+            if name in config and config[name] != self.config.get(name)
+        }
+        names = [entry.name for entry in self.checkpoints.glob("[0-9]*")]
+        steps = [int(name) for name in names if name.isdecimal()]
+        if not lengths or not steps:
+            return ""
+        if "recipe" not in config:
+            return "to make a run longer keep its length out of config; "
+        settings = " ".join(f"--set {name}={value}" for name, value in lengths.items())
+        return f"`loopax rewind {self.path} --step {max(steps)} {settings}` makes it longer; "
 
     def claim(self, config: Mapping[str, Any]) -> None:
         """Writes the configuration of a new run, or makes sure that it is that of this one."""
         self.check(config)
         if not self.config_file.exists():
             self.write_json("config.json", config)
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """What is known of each start of the run; nothing where `run.json` is gone or damaged."""
+        try:
+            starts = self.read_json("run.json")["starts"]
+        except (RunDirError, KeyError, TypeError):
+            return []
+        whole = isinstance(starts, list) and all(isinstance(start, dict) for start in starts)
+        return starts if whole else []
 
     def note_start(self, step: int, **facts: Any) -> None:
         """Adds this start of the run, and where it begins, to the provenance in `run.json`."""
