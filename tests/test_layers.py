@@ -16,6 +16,7 @@ LAYERS = [
     {
         "paths",
         "randomness",
+        "history",
         "rows",
         "writers",
         "durable",

@@ -197,9 +197,9 @@ def test_another_number_of_steps_is_said_and_the_rate_that_jumps(
     tmp_path, capsys, dataset, line_loss, line_state
 ):
     def train(name, steps, schedule, **options):
-        rate = loopax.Schedule("cosine" if schedule else "constant").build(0.1, steps)
+        rate = loopax.Schedule("cosine" if schedule else "constant")
         return loopax.fit(
-            line_state(optax.chain(loopax.recorded_learning_rate(rate))),
+            line_state(loopax.Optimizer("sgd", 0.1, schedule=rate).build(steps)),
             line_loss,
             dataset.batches(2),
             steps=steps,

@@ -53,6 +53,7 @@ from loopax.errors import (
 )
 from loopax.evaluation import as_evaluation
 from loopax.freezing import warn_of_frozen_gradients
+from loopax.history import Extent, History
 from loopax.lock import RunLock
 from loopax.moments import Hook, HookError, Moment, Saving, as_hooks, calling, evaluations
 from loopax.program import TrainProgram, probe_program
@@ -68,7 +69,7 @@ from loopax.signals import PoliteStop, is_interactive
 from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
 from loopax.step import LossFn
-from loopax.writers import JsonLines, TensorBoard, read_json_lines
+from loopax.writers import JsonLines, TensorBoard
 
 CHUNK_SECONDS = 1.0
 CHUNK_STEPS_LIMIT = 1000
@@ -374,7 +375,7 @@ def _trained(session: _Session) -> Generator[Chunk, None, Run]:
             session.stop = resources.enter_context(PoliteStop(say))
             if session.run_dir is not None:
                 _close_abandoned(session.run_dir)
-                run.dir = RunDir.create(session.run_dir)
+                run.dir = RunDir.create(session.run_dir, say)
                 run.dir.check(session.config)  # what is refused is not even locked
                 session.lock = resources.enter_context(RunLock(run.dir.path, say))
                 run.dir.claim(session.config)
@@ -498,6 +499,9 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
     if unused is not None:
         tell(shown, unused)
     shown.begin(run.step)
+    if run.dir is not None:
+        # The shorter row of an interval makes place for the whole one.
+        run.history = run.history.cut(without="train" if tail.get("rows") else "")
     with ExitStack() as resources:
         recorder = Recorder(run.history, shown, account, session.log_every, batches.steps_per_epoch)
         recorder.resume(run.step, tail)
@@ -687,7 +691,9 @@ def _resume(session: _Session) -> dict[str, Any]:
         run.state = run.state.replace(key=_root_key(session.initial, run.rollbacks))
     run.rollbacks = max(run.rollbacks, meta.get("rollbacks", 0))
     if run.dir is not None:
-        run.history[:] = [row for row in run.dir.metrics if row["step"] <= run.step]
+        run.history = History(extent := Extent.of(run.dir.metrics_file, run.step))
+        if extent.other:
+            session.shown.say(f"{extent.path}: {extent.other} lines are no rows; passed over")
         if len(run.history) < meta.get("rows", 0):
             session.shown.say(
                 f"{run.dir.metrics_file}: has {len(run.history)} of the {meta['rows']} rows "
@@ -728,6 +734,7 @@ def _open_writers(session: _Session, recorder: Recorder, resources: ExitStack) -
         return
     run.dir.note_start(
         run.step,
+        session.shown.say,
         key=key_words(run.state.key),
         data=dict(session.batches.identity),
         total=session.total,
@@ -736,11 +743,11 @@ def _open_writers(session: _Session, recorder: Recorder, resources: ExitStack) -
         probe_every=session.probe_every,
         rollbacks=run.rollbacks,
     )
-    timing = [row for row in read_json_lines(run.dir.timing_file) if row["step"] <= run.step]
-    lines = JsonLines(run.dir.metrics_file, kept=run.history)
+    Extent.of(run.dir.timing_file, run.step).cut()
+    lines = JsonLines(run.dir.metrics_file, None, session.shown.say)
     board = TensorBoard(run.dir.tensorboard, run.step)
     recorder.writers = [lines, board]
-    recorder.timing = [JsonLines(run.dir.timing_file, kept=timing), board]
+    recorder.timing = [JsonLines(run.dir.timing_file, None, session.shown.say), board]
     for writer in {*recorder.writers, *recorder.timing}:
         resources.callback(writer.close)
 

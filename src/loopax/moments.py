@@ -103,7 +103,7 @@ class Saving:
         self._saved_step = run.step if run.step in store.steps else None
         self._begun = self._saved_at = math.nan
         self._best = math.inf
-        for row in run.history:
+        for row in run.history.of((self._settings.best or "/").rpartition("/")[0]):
             self._improves(row)
 
     def is_due(self, step: int, total: int) -> bool:

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from loopax.account import Account
 from loopax.errors import NonFiniteError
+from loopax.history import History
 from loopax.progress import Display, tell
 from loopax.rows import SKIPPED, Rows, means
 from loopax.writers import Row, Writer
@@ -42,7 +43,7 @@ class Recorder:
 
     def __init__(
         self,
-        history: list[Row],
+        history: History,
         display: Display,
         account: Account,
         log_every: int,
@@ -74,7 +75,6 @@ class Recorder:
     def resume(self, step: int, tail: Mapping[str, Any]) -> None:
         """Continues at `step`, in the interval in which its checkpoint was made."""
         self.step = step
-        self._history[:] = without_unfinished(self._history, step, tail)
         self._skipped = tail.get("skipped", 0)
         if tail and tail["log_every"] == self._log_every:
             self._interval = list(tail["rows"])
@@ -180,13 +180,6 @@ class Recorder:
         spent = now - max(self._ready_at, chunk.dispatched)
         self._ready_at = now
         self._limit = min(4 * max(self._limit, chunk.count), int(chunk.count / max(spent, 1e-9)))
-
-
-def without_unfinished(rows: Sequence[Row], step: int, tail: Mapping[str, Any]) -> list[Row]:
-    """The rows up to `step` without the shorter one of an interval that goes on from there."""
-    if not tail.get("rows"):
-        return list(rows)
-    return [row for row in rows if (row["step"], row["source"]) != (step, "train")]
 
 
 def _check_finite(

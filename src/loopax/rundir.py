@@ -7,18 +7,26 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from loopax.configuration import as_mapping, differences
-from loopax.durable import PARTIAL, storing, write_text
+from loopax.durable import storing, write_text
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
 from loopax.lock import RunLock
 from loopax.writers import Row, read_json_lines
 
 T = TypeVar("T")
+
+LEFT_BY_OTHERS = {"lost+found", "thumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx"}
+
+
+def is_left_by_others(name: str) -> bool:
+    """Whether a name is that of something which a file manager or a file system leaves."""
+    return name.startswith(".") or name.lower() in LEFT_BY_OTHERS
+
 
 BEFORE_CONFIG = {"lock", "holder.json"}
 """What a run that was ended early may have left before it wrote its configuration."""
@@ -40,8 +48,12 @@ class RunDir:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | Path) -> RunDir:
-        """The directory at `path`, made if need be, and known to be writable."""
+    def create(cls, path: str | Path, say: Callable[[str], None] = lambda message: None) -> RunDir:
+        """The directory at `path`, made if need be, and known to be writable.
+
+        What file managers and other programs leave in an empty one does not matter, and a run that
+        has lost its `config.json` is told of through `say`.
+        """
         run = cls(path)
         with storing(run.path):
             try:
@@ -54,8 +66,10 @@ class RunDir:
             # Permissions alone do not tell: the disk may be full, or mounted for reading.
             with tempfile.TemporaryFile(dir=run.path) as probe:
                 probe.write(b"loopax")
-        others = {name for name in found - BEFORE_CONFIG if not name.startswith(PARTIAL)}
-        if others and not run.config_file.exists():
+        others = {name for name in found - BEFORE_CONFIG if not is_left_by_others(name)}
+        if others and not run.config_file.exists() and run.starts and run.checkpoints.is_dir():
+            say(f"{run.config_file}: is missing; written anew from what is given now")
+        elif others and not run.config_file.exists():
             raise RunDirError(
                 f"{run.path}: is not empty and holds no run (no config.json); name a new directory"
             )
@@ -122,7 +136,8 @@ class RunDir:
         if differing:
             raise ConfigError(
                 f"{self.path}: this run was made with {'; '.join(differing)}; "
-                f"{self._longer(config)}name another run directory, or give the same settings to continue it"
+                f"{self._longer(config)}name another run directory, or give the same settings to "
+                "continue it"
             )
 
     def _longer(self, config: Mapping[str, Any]) -> str:
@@ -157,9 +172,25 @@ class RunDir:
         whole = isinstance(starts, list) and all(isinstance(start, dict) for start in starts)
         return starts if whole else []
 
-    def note_start(self, step: int, **facts: Any) -> None:
-        """Adds this start of the run, and where it begins, to the provenance in `run.json`."""
-        known = self.read_json("run.json") if (self.path / "run.json").exists() else {}
+    def note_start(self, step: int, say: Callable[[str], None], **facts: Any) -> None:
+        """Adds this start of the run, and where it begins, to the provenance in `run.json`.
+
+        It says how a run came about and plays no part in training: one that is damaged is kept
+        under another name.
+        """
+        file, known = self.path / "run.json", {}
+        if file.exists() or file.is_symlink():
+            try:
+                known = self.read_json("run.json")
+                if not isinstance(known["starts"], list):
+                    raise TypeError(known)
+            except (RunDirError, KeyError, TypeError):
+                known, kept = {}, free_name(file.with_name("run.json.damaged"))
+                with storing(file):
+                    file.rename(kept)
+                say(f"{file}: cannot be read; kept as {kept.name}, and begun anew")
+        elif step:
+            say(f"{file}: is missing; begun anew, so that the starts before are not known")
         start = {"step": step, **provenance(), "numerics": numerics(), **facts}
         starts = [*known.get("starts", []), start]
         self.write_json("run.json", {**known, "format": 2, "starts": starts})
@@ -190,10 +221,14 @@ def set_aside(path: Path) -> Path | None:
     with RunLock(RunDir.open(path).path, print):
         pass
     path = Path(os.path.abspath(path))  # `.` has no name that another could be made of.
-    names = (path.with_name(f"{path.name}-old{number or ''}") for number in itertools.count())
-    kept = next(name for name in names if not name.exists())
     with storing(path):
-        return path.rename(kept)
+        return path.rename(free_name(path.with_name(f"{path.name}-old")))
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or with the first number behind it that nothing is called yet."""
+    names = (path.with_name(f"{path.name}{number or ''}") for number in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def read_config(kind: type[T], stored: Mapping[str, Any]) -> T:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from loopax.durable import storing, write_text
+from loopax.durable import replacing, storing, write_text
 
 FLUSH_SECONDS = 10.0
 
@@ -33,14 +34,26 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line; `kept` is what stays of a file that is continued."""
+    """One JSON object a line. A file that is deleted while it is written is made again.
 
-    def __init__(self, path: Path, kept: Iterable[Row] = ()) -> None:
-        self._path = path
+    Args:
+        path: the file.
+        kept: what it begins with; None continues the file as it is.
+        say: is told of a file that was deleted.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kept: Iterable[Row] | None = (),
+        say: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self._path, self._say = path, say
         with storing(path):
-            write_text(path, "".join(map(_line, kept)))
+            if kept is not None:
+                write_text(path, "".join(map(_line, kept)))
             # Nothing waits in a buffer: what cannot be written is known at once, and only once.
-            self._file = path.open("ab", buffering=0)
+            self._file = path.open("a+b", buffering=0)
 
     def write(self, row: Row) -> None:
         line = _line(row).encode()
@@ -50,26 +63,44 @@ class JsonLines:
 
     def sync(self) -> None:
         with storing(self._path):
+            self._make_again()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        with storing(self._path):
+            self._make_again()
+            self._file.close()
+
+    def _make_again(self) -> None:
+        """What was written is still there for whoever has the file open."""
+        if self._path.exists() or not self._path.parent.is_dir():
+            return
+        self._say(f"{self._path}: was deleted while the run went on; written again")
+        with replacing(self._path) as partial:
+            self._file.seek(0)
+            with partial.open("wb") as copy:
+                shutil.copyfileobj(self._file, copy)
         self._file.close()
+        self._file = self._path.open("a+b", buffering=0)
 
 
 def read_json_lines(path: Path) -> list[Row]:
-    """The rows of a JSON lines file up to the first line that is none, as one that a crash cut."""
+    """The rows of a JSON lines file; what is no row, as a line that a crash cut, is passed over."""
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line, object_hook=_as_logged)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(row, dict) or not {"step", "source"} <= row.keys():
-            break
-        rows.append(row)
-    return rows
+    with path.open("rb") as file:
+        rows = map(as_row, file)
+        return [row for row in rows if row is not None]
+
+
+def as_row(line: bytes) -> Row | None:
+    """A line of such a file as a row; None where it is none."""
+    try:
+        row = json.loads(line, object_hook=_as_logged)
+    except (ValueError, RecursionError):
+        return None
+    placed = isinstance(row, dict) and isinstance(row.get("source"), str)
+    return row if placed and isinstance(row.get("step"), int) else None
 
 
 class TensorBoard:
