@@ -179,13 +179,13 @@ def test_in_the_same_environment_nothing_is_said(train, capsys):
 
 @pytest.mark.parametrize("left", [0, 1])
 def test_rows_that_were_lost_are_said(train, tmp_path, capsys, bits, left):
-    whole = train(name="whole", steps=40)
-    train()
+    whole = train(name="whole", steps=40, probe_every=None)
+    train(probe_every=None)
     file = tmp_path / "run" / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == 3
     file.write_text("".join(lines[:left]) + '{"step": 16, "sour')
-    parts = train(steps=40, progress=True)
+    parts = train(steps=40, probe_every=None, progress=True)
     assert f"{file}: has {left} of the 3 rows logged up to step 20" in capsys.readouterr().err
     assert bits(parts.state) == bits(whole.state)
     # The short row of an end that was none is not missing from the longer run.
