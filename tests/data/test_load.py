@@ -572,6 +572,29 @@ def test_labels_become_int32(tmp_path, kind):
     assert_standard(load(split_npz(tmp_path / "d.npz", y_train=column)), "d.npz")
 
 
+@pytest.mark.parametrize("kind", [bool, "f2", "f8", "U1", "S1"])
+def test_labels_of_other_types_mean_the_same(tmp_path, kind):
+    given = {name: rows.astype(kind) for name, rows in (("y_train", LABELS[:14]),)}
+    if kind in ("U1", "S1"):
+        given = {
+            "y_train": LABELS[:14].astype("i1").astype(kind),
+            "y_test": LABELS[14:].astype("U"),
+        }
+    assert_standard(load(split_npz(tmp_path / "d.npz", **given)), "d.npz")
+
+
+def test_labels_may_be_names(tmp_path, refuses):
+    names = np.array(["dog", "cat", "äffle"])[np.arange(20) % 3]
+    for whole in (names, np.char.encode(names, "utf-8")[:, None]):
+        train = load(npz(tmp_path / "d.npz", x=IMAGES, y=whole)).train
+        assert train.class_names == ("cat", "dog", "äffle")
+    path = split_npz(tmp_path / "d.npz", y_train=names[:14], y_test=np.array(["owl"] * 6))
+    with refuses("d.npz: y_test", "label 0 is 'owl'", "no image to train on"):
+        load(path)
+    with refuses("d.npz: y_test", "int64", "names of classes"):
+        load(split_npz(tmp_path / "d.npz", y_train=names[:14]))
+
+
 def labelled(index, value, kind=np.int64):
     labels = LABELS[:14].astype(kind)
     labels[index] = value
@@ -585,9 +608,12 @@ def labelled(index, value, kind=np.int64):
         (labelled(5, 2**40), ["label 5 is 1099511627776", "0 to 65535"]),
         (labelled(5, 2**63, np.uint64), ["label 5 is 9223372036854775808"]),
         (labelled([4, 5], 65_536), ["label 4 is 65536", "0 to 65535"]),
-        (LABELS[:14].astype(float), ["labels are float64", "integers"]),
-        (LABELS[:14].astype(bool), ["labels are bool"]),
-        (LABELS[:14].astype(str), ["labels are <U21"]),
+        (labelled(5, 0.5, float), ["label 5 is 0.5", "whole numbers"]),
+        (labelled(5, np.nan, float), ["label 5 is nan", "-1 for unknown"]),
+        (labelled(5, np.inf, float), ["label 5 is inf", "0 to 65535"]),
+        (labelled(5, 1e30, float), ["label 5 is 1e+30", "0 to 65535"]),
+        (LABELS[:14].astype(complex), ["labels are complex128", "or text"]),
+        (np.array([b"\xff"] * 14), ["no text in UTF-8"]),
         (LABELS[:13], ["13 labels for 14 images"]),
         (np.eye(10, dtype=int), ["(10, 10)", "argmax(axis=1)"]),
         (np.zeros((14, 1, 1), int), ["(14, 1, 1)"]),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from loopax.data import parquet
+from loopax.data import checks, parquet
 from loopax.data.images import Form
 from loopax.data.parquet import read_parquet
 from loopax.errors import ConfigError
@@ -86,6 +86,21 @@ def test_plain_bytes_and_numbers(tmp_path):
     np.testing.assert_array_equal(image_of(found), GREY[..., None])
     assert label_of(found) == LABELS
     assert found.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.bool_()])
+def test_numbers_of_other_types_mean_the_same(tmp_path, kind):
+    labels = [min(label, 1) for label in LABELS]
+    column = pa.array([None, *labels[1:]]).cast(kind)
+    found = read(write(tmp_path / "x.parquet", colours(label=column)))
+    assert label_of(found) == [-1, *labels[1:]]
+
+
+def test_what_is_no_whole_number_is_no_label(tmp_path, refuses):
+    for wrong in (0.5, float("nan")):
+        path = write(tmp_path / "x.parquet", colours(label=[wrong, *LABELS[1:]]))
+        with refuses("x.parquet: column 'label'", "cannot be read as labels"):
+            read(path)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), "dictionary"])
@@ -202,11 +217,10 @@ def test_columns_of_other_types_are_refused(tmp_path, refuses):
         read(path, image_column="label")
     for kind, column in [
         ("list<element: int64>", [[each] for each in LABELS]),
-        ("double", pa.array(LABELS, pa.float64())),
-        ("bool", [True] * 12),
+        ("timestamp[ms]", pa.array(LABELS, pa.timestamp("ms"))),
     ]:
         path = write(tmp_path / "labels.parquet", colours(label=column))
-        with refuses("labels.parquet", f"'label' is {kind}", "integers or strings"):
+        with refuses("labels.parquet", f"'label' is {kind}", "numbers or strings"):
             read(path)
         assert len(read(path, label_column="")) == 12
 
@@ -292,7 +306,7 @@ def test_classes_of_the_second_part_only_are_refused(tmp_path, refuses, monkeypa
 
 
 def test_more_strings_than_there_can_be_classes_are_refused(tmp_path, refuses, monkeypatch):
-    monkeypatch.setattr(parquet, "MAX_CLASSES", 2)
+    monkeypatch.setattr(checks, "MAX_CLASSES", 2)
     with refuses("x.parquet: column 'label'", "3 different", "at most 2"):
         read(write(tmp_path / "x.parquet", colours(label=["abc"[each] for each in LABELS])))
 

@@ -162,3 +162,19 @@ def test_a_part_to_choose_by_that_is_given_is_used_as_it_is(tiny_config, tmp_pat
 def test_presets_beside_published_figures_train_on_every_image(preset):
     expected = 0.1 if preset in ("sharp", "conv") else 0.0
     assert vae.PRESETS[preset].validation == expected
+
+
+def test_a_number_is_the_name_of_a_class_where_all_names_are_numbers(tiny_vae):
+    def named(*names):
+        train = dataclasses.replace(tiny_vae.data.train, class_names=names)
+        data = tiny_vae.data._replace(train=train)
+        return dataclasses.replace(
+            tiny_vae, problem=dataclasses.replace(tiny_vae.problem, data=data)
+        )
+
+    numbers, words = named("1", "2", "3"), named("café", "thé", "3")
+    assert (numbers.label_of("2"), numbers.label_of(3)) == (1, 2)
+    with pytest.raises(loopax.errors.ConfigError, match="no class '0'; there are 1, 2, 3"):
+        numbers.label_of("0")
+    assert (words.label_of("0"), words.label_of("3")) == (0, 2)
+    assert words.label_of("cafe\u0301") == 0, "the accent apart, as macOS stores it"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from loopax.data.reading import fault
+from loopax.data.reading import blaming, fault
 
 MAX_CLASSES = 65_536
 """A label beyond this is taken for damage; the largest sets in use have some 22,000 classes."""
@@ -69,7 +69,7 @@ def as_labels(
 ) -> np.ndarray:
     """Labels as they are kept: int32 `(examples,)`, -1 where the class is not known.
 
-    `(examples, 1)` is flattened.
+    `(examples, 1)` is flattened; false is 0, true is 1, and floats may be whole numbers.
 
     Args:
         array: the labels as they were read.
@@ -78,21 +78,22 @@ def as_labels(
         classes: how many classes there are, where that is known.
 
     Raises:
-        DataError: they are not integers, not one for each image, or one is below -1 or not below
-            `classes`.
+        DataError: they are no whole numbers, not one for each image, or one is below -1 or not
+            below `classes`.
     """
-    labels = array.ravel() if array.ndim == 2 and array.shape[1] == 1 else array
-    if labels.ndim != 1:
-        advice = "; turn one-hot rows into numbers with argmax(axis=1)" if array.ndim == 2 else ""
+    labels = _one_each(array, where, examples)
+    if labels.dtype.kind not in "biuf":
         raise fault(
-            where,
-            f"labels have the shape {array.shape}; it must be (examples,), the number of a class "
-            f"for each{advice}",
+            where, f"labels are {labels.dtype}; they must be whole numbers, from 0, or text"
         )
-    if labels.dtype.kind not in "iu":
-        raise fault(where, f"labels are {labels.dtype}; they must be integers, from 0")
-    if len(labels) != examples:
-        raise fault(where, f"holds {len(labels)} labels for {examples} images; each needs one")
+    if labels.dtype.kind == "f" and (parts := ~(np.floor(labels) == labels)).any():
+        first = int(parts.argmax())
+        raise fault(
+            where, f"label {first} is {labels[first]}; labels are whole numbers, or -1 for unknown"
+        )
+    # Wide enough to be compared with any limit.
+    wide = {"b": np.int32, "f": np.float64}.get(labels.dtype.kind)
+    labels = labels if wide is None else labels.astype(wide)
     limit = MAX_CLASSES if classes is None else classes
     if (outside := (labels < -1) | (labels >= limit)).any():
         first = int(outside.argmax())
@@ -101,3 +102,60 @@ def as_labels(
             f"label {first} is {labels[first]}; labels must be 0 to {limit - 1}, or -1 for unknown",
         )
     return labels.astype(np.int32)
+
+
+def as_named_labels(
+    array: np.ndarray, where: str, *, examples: int, known: tuple[str, ...] = ()
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels that are text, or bytes of UTF-8, as numbers; and the names of the classes.
+
+    Args:
+        array: the labels as they were read, `(examples,)` or `(examples, 1)`.
+        where: the file, and the part of it, that they were read from.
+        examples: how many images there are.
+        known: the classes there are; if empty, those that occur, in the order of `class_order`.
+
+    Raises:
+        DataError: there is not one for each image, one is no text or none of those known, or there
+            are too many.
+    """
+    labels = _one_each(array, where, examples)
+    with blaming(where, "holds labels that are no text in UTF-8"):
+        words = [each.decode() if isinstance(each, bytes) else each for each in labels.tolist()]
+    return numbered([(where, row, word) for row, word in enumerate(words)], known or None)
+
+
+def numbered(
+    stored: Sequence[tuple[str, int, str | None]], known: tuple[str, ...] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Names of classes as numbers, -1 for None, and the classes; each comes with where it was.
+
+    Raises:
+        DataError: a name is none of those known, or there are too many.
+    """
+    found = {name for *_, name in stored if name is not None}
+    names = tuple(sorted(found, key=class_order(found))) if known is None else known
+    if len(names) > MAX_CLASSES:
+        where = stored[0][0]
+        raise fault(where, f"holds {len(names):,} different labels; at most {MAX_CLASSES:,} can be")
+    numbers = {None: -1} | {name: number for number, name in enumerate(names)}
+    for where, row, name in stored:
+        if name not in numbers:
+            shown = name if name is None or len(name) <= 60 else f"{name[:57]}..."
+            raise fault(where, f"label {row} is {shown!r}, which no image to train on has")
+    return np.array([numbers[name] for *_, name in stored], np.int32), names
+
+
+def _one_each(array: np.ndarray, where: str, examples: int) -> np.ndarray:
+    """Labels `(examples,)`, of which each image has one."""
+    labels = array.ravel() if array.ndim == 2 and array.shape[1] == 1 else array
+    if labels.ndim != 1:
+        advice = "; turn one-hot rows into numbers with argmax(axis=1)" if array.ndim == 2 else ""
+        raise fault(
+            where,
+            f"labels have the shape {array.shape}; it must be (examples,), the number of a class "
+            f"for each{advice}",
+        )
+    if len(labels) != examples:
+        raise fault(where, f"holds {len(labels)} labels for {examples} images; each needs one")
+    return labels

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from loopax.data.checks import as_images, as_labels
+from loopax.data.checks import as_images, as_labels, as_named_labels
 from loopax.data.dataset import Dataset
 from loopax.data.folder import listing, read_folder
 from loopax.data.idx import read_idx
@@ -296,14 +296,23 @@ def _datasets(
         if labels is None:
             label = np.full(len(image), -1, np.int32)
         else:
-            where_labels, array = labels[part]
-            label = as_labels(
-                array, where_labels, examples=len(image), classes=len(class_names) or None
-            )
+            label, class_names = _labels(labels[part], len(image), class_names)
         class_names = class_names or tuple(map(str, range(label.max() + 1)))
         columns = {"image": fitted(image, where, form), "label": label}
         datasets[part] = Dataset(columns, class_names=class_names, source=kind)
     return datasets
+
+
+def _labels(
+    source: _Source, examples: int, known: tuple[str, ...]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as numbers, and the classes by name, as far as they are known by now."""
+    where, array = source
+    if array.dtype.kind in "SU":
+        return as_named_labels(array, where, examples=examples, known=known)
+    if known and known != tuple(map(str, range(len(known)))):
+        raise fault(where, f"labels are {array.dtype}, but those to train on are names of classes")
+    return as_labels(array, where, examples=examples, classes=len(known) or None), known
 
 
 def _name(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from loopax.data.checks import MAX_CLASSES, as_labels
+from loopax.data.checks import as_labels, numbered
 from loopax.data.dataset import Dataset
 from loopax.data.images import EncodedImage, Form, decode_images
 from loopax.data.reading import blaming, fault, open_file, shown
@@ -46,10 +46,10 @@ def read_parquet(
     """The images in Parquet files, a dataset for each part, of which each is one or more files.
 
     A column of images holds the bytes of a PNG, JPEG, ..., as they are or as the field `bytes` of
-    a struct; they are read as those in a folder are. A column of labels holds integers, -1 for
-    unknown, or strings, which are numbered in the order of their sorted values; null is unknown.
-    Integers get their names from Hugging Face's metadata. Columns are found by type and by usual
-    names. Only a few rows are in memory at a time.
+    a struct; they are read as those in a folder are. A column of labels holds whole numbers, -1
+    for unknown, or strings, which are numbered in their order (of numbers, if all are); null is
+    unknown. Integers get their names from Hugging Face's metadata. Columns are found by type and
+    by usual names. Only a few rows are in memory at a time.
 
     Args:
         parts: the files; those of the first part say what classes there are.
@@ -144,11 +144,11 @@ def _find_label_column(
         given = _the_usual(
             file, found, LABEL_NAMES, types, "which column holds the labels", "label"
         )
-    if not _holds_text(types[given]) and not _holds_integers(types[given]):
+    if not _holds_text(types[given]) and not _holds_numbers(types[given]):
         raise fault(
             file,
-            f"column {given!r} is {_brief(types[given])}; labels must be integers or strings, one "
-            'for each image (label_column="" does without)',
+            f"column {given!r} is {_brief(types[given])}; labels must be whole numbers or strings, "
+            'one for each image (label_column="" does without)',
         )
     return given
 
@@ -215,10 +215,10 @@ def _holds_text(kind: pa.DataType) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _holds_integers(kind: pa.DataType) -> bool:
+def _holds_numbers(kind: pa.DataType) -> bool:
     from pyarrow import types
 
-    return types.is_integer(kind)
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
 def _read_part(
@@ -279,15 +279,7 @@ def _read_text_labels(
         for start, cells in _batches(file, column, _LABEL_ROWS)
         for row, text in enumerate(cells.cast(pa.large_string()).to_pylist())
     ]
-    names = tuple(sorted({text for *_, text in stored} - {None})) if known is None else known
-    if len(names) > MAX_CLASSES:
-        where = stored[0][0]
-        raise fault(where, f"holds {len(names):,} different labels; at most {MAX_CLASSES:,} can be")
-    numbers = {None: -1} | {name: number for number, name in enumerate(names)}
-    for where, row, text in stored:
-        if text not in numbers:
-            raise fault(where, f"label {row} is {_brief(text)!r}, which no image to train on has")
-    return np.array([numbers[text] for *_, text in stored], np.int32), names
+    return numbered(stored, known)
 
 
 def _encoded_images(file: File, column: str) -> Iterator[EncodedImage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,12 +119,15 @@ class TrainedVAE:
         return np.clip(self.decode(mean, labels), 0, 1)
 
     def label_of(self, label: int | str) -> int:
-        """The number of a class that is given by its number or its name."""
-        names = self.class_names
-        if str(label) in names:
-            return names.index(str(label))
-        if str(label).isdecimal() and int(label) < len(names):
-            return int(label)
+        """The number of a class that is given by its number or its name.
+
+        Where all names are numbers, a number is a name and nothing else.
+        """
+        names, given = self.class_names, unicodedata.normalize("NFC", str(label))
+        if given in names:
+            return names.index(given)
+        if given.isdecimal() and int(given) < len(names) and not all(map(str.isdecimal, names)):
+            return int(given)
         raise ConfigError(f"there is no class {label!r}; there are {', '.join(names)}")
 
     def with_sampler(self) -> TrainedVAE:
