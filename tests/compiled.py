@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import jax
+import pytest
 from jax._src.lru_cache import LRUCache
 
 
@@ -30,3 +31,19 @@ def _put_whole(cache: LRUCache, key: str, value: bytes) -> None:
         part = cache.path / f".{key}-{os.getpid()}-{threading.get_ident()}"
         part.write_bytes(value)
         part.replace(file)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """For a folder whose tests mostly compile: a third sooner, where they may run slower.
+
+    Not where a step is compared bit for bit with the same step elsewhere, which is to hold for the
+    programs that users get.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """As all other folders want it."""
+    jax.config.update("jax_disable_most_optimizations", False)

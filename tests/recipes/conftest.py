@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from tests.compiled import pytest_runtest_setup, pytest_runtest_teardown
 
 from loopax import Optimizer
 from loopax.recipes import vae
+
+__all__ = ["pytest_runtest_setup", "pytest_runtest_teardown"]
 
 
 @pytest.fixture(scope="session")
