@@ -17,9 +17,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import loopax
-from loopax import checkpoint, durable, moments
+from loopax import checkpoint, durable, moments, progress
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError
+from loopax.retention import ranking
 
 PLAIN = {"progress": False, "probe_every": None}
 
@@ -65,11 +66,11 @@ KEPT = {
     "highest": (lambda n: -jnp.abs(n - 30), {"mode": "max"}, [30, 50, 60], 30),
     "only the latest": (lambda n: jnp.abs(n - 30), {"keep": 1}, [30, 60], 30),
     "four of the latest": (lambda n: n, {"keep": 4}, [10, 30, 40, 50, 60], 10),
-    "no best": (lambda n: n, {"best": None}, [50, 60], 60),
+    "no best": (lambda n: n, {"best": None}, [50, 60], None),
     "nan first": (lambda n: jnp.where(n < 25, jnp.nan, n), {}, [30, 50, 60], 30),
     "nan later": (lambda n: jnp.where(n > 25, jnp.nan, -n), {}, [20, 50, 60], 20),
     "minus infinity": (lambda n: jnp.where(n == 40, -jnp.inf, n), {}, [10, 50, 60], 10),
-    "never finite": (lambda n: n * jnp.nan, {}, [50, 60], 60),
+    "never finite": (lambda n: n * jnp.nan, {}, [50, 60], None),
 }
 
 
@@ -79,7 +80,11 @@ def test_the_latest_and_the_best_are_kept(tmp_path, measure, settings, kept, bes
     store = opened(tmp_path)
     assert store.steps == kept
     assert store.step_of("latest") == 60
-    assert store.step_of("best") == best
+    if best is None:
+        with pytest.raises(CheckpointError, match="no best checkpoint, because nothing was ranked"):
+            store.step_of("best")
+    else:
+        assert store.step_of("best") == best
 
 
 def test_the_best_of_a_run_stays_the_best_when_it_is_continued(tmp_path):
@@ -93,6 +98,108 @@ def test_a_new_best_is_saved_though_no_checkpoint_was_due(tmp_path):
     """The end is always saved, too."""
     walk(tmp_path, lambda n: jnp.abs(n - 20), every=None, steps=55)
     assert opened(tmp_path).steps == [20, 55]
+
+
+RANKED_BY = {
+    "the validation data": (["test", "validation"], {}, "validation/loss"),
+    "else the first": (["dev", "test"], {}, "dev/loss"),
+    "none without an evaluation": ([], {}, None),
+    "none if told": (["test"], {"best": None}, None),
+    "a metric": (["test"], {"best": "test/accuracy", "mode": "max"}, "test/accuracy"),
+    "slashes in both names": (["a/b"], {"best": "a/b/c/d"}, "a/b/c/d"),
+    "what a hook measures": ([], {"best": "hook/fid"}, "hook/fid"),
+}
+
+
+@pytest.mark.parametrize(("names", "settings", "best"), RANKED_BY.values(), ids=RANKED_BY.keys())
+def test_the_best_is_chosen_by(names, settings, best):
+    assert ranking(loopax.Checkpoints(**settings), names, hooks=True).best == best
+
+
+NEVER = {
+    "an evaluation that is none": ({"best": "val/loss"}, "the evaluations of this run are test"),
+    "no evaluation": ({"best": "loss"}, "name one and its metric, such as 'test/loss'"),
+    "a metric that is none": ({"best": "test/lss"}, "'test' has to rank by are loss, at$"),
+}
+
+
+def measured(params, batch, rngs):
+    at = -params["x"][0]
+    return jnp.abs(at - 20), {"at": at}
+
+
+@pytest.mark.parametrize(("settings", "message"), NEVER.values(), ids=NEVER.keys())
+def test_a_best_that_would_never_come_is_refused(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        loopax.fit(
+            walker(),
+            slope,
+            [np.zeros(1)],
+            steps=40,
+            run_dir=tmp_path,
+            evaluation=loopax.Evaluation([np.zeros(1)], every=10, loss_fn=measured),
+            checkpoints=loopax.Checkpoints(seconds=None, **settings),
+            **PLAIN,
+        )
+    assert "\n" not in str(error.value)
+    rows = loopax.RunDir(tmp_path).metrics
+    assert all(row["step"] <= 10 for row in rows), "at the first evaluation at the latest"
+
+
+def test_the_highest_of_a_loss_that_was_not_named_is_refused():
+    with pytest.raises(ConfigError, match="mode is 'max', and best is 'auto'"):
+        loopax.Checkpoints(mode="max")
+
+
+def test_a_best_on_test_data_and_one_that_is_nan_are_said_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(progress.Silent, "say", lambda self, message: said.append(message))
+    walk(tmp_path, lambda n: n * jnp.nan)
+    assert sum("chosen by test/loss, which is test data" in line for line in said) == 1
+    assert sum("test/loss is nan at step 10, which ranks nothing" in line for line in said) == 1
+
+
+def test_new_bests_that_come_too_soon_are_written_with_the_next_save(tmp_path, monkeypatch):
+    saved = counted_saves(monkeypatch)
+    monkeypatch.setattr(moments, "SHARE", 1e-9)
+    walk(tmp_path, lambda n: jnp.abs(n - 40), every=None, keep=1)
+    assert saved == [10, 40, 60]
+    assert opened(tmp_path).steps == [40, 60]
+    state, meta = opened(tmp_path).restore(walker(), "best")
+    assert (state.params["x"].tolist(), meta["rows"]) == ([-40], 4)
+
+
+def test_a_best_that_was_held_outlasts_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(moments, "SHARE", 1e-9)
+
+    def fail(run):
+        if run.step == 45:
+            raise RuntimeError("of the user")
+
+    with pytest.raises(RuntimeError, match="of the user"):
+        loopax.fit(
+            walker(),
+            slope,
+            [np.zeros(1)],
+            steps=60,
+            run_dir=tmp_path,
+            evaluation=loopax.Evaluation([np.zeros(1)], every=10, loss_fn=measured),
+            hooks=[loopax.Hook(fail, every=5)],
+            checkpoints=loopax.Checkpoints(seconds=None),
+            **PLAIN,
+        )
+    assert opened(tmp_path).step_of("best") == 20
+
+
+def counted_saves(monkeypatch):
+    saved, save = [], loopax.CheckpointStore.save
+
+    def count(self, state, meta, *rest):
+        saved.append(meta["step"])
+        save(self, state, meta, *rest)
+
+    monkeypatch.setattr(loopax.CheckpointStore, "save", count)
+    return saved
 
 
 def test_seconds_save_what_steps_would_not(tmp_path):
@@ -357,10 +464,22 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys):
 
 def test_a_checkpoint_of_another_format_is_refused_and_left_where_it_is(tmp_path, monkeypatch):
     walk(tmp_path, lambda n: n)
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
-    with pytest.raises(CheckpointError, match=r"is of format 2, and this loopax reads 3"):
+    monkeypatch.setattr(checkpoint, "FORMAT", 4)
+    with pytest.raises(CheckpointError, match=r"is of format 3, and this loopax reads 4"):
         walk(tmp_path, lambda n: n)
     assert opened(tmp_path).steps == [10, 50, 60]
+
+
+def test_a_checkpoint_of_the_version_before_is_refused_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    walk(tmp_path, lambda n: n, steps=10)
+    monkeypatch.undo()
+    with pytest.raises(
+        CheckpointError, match=r"format 2, in which averages of parameters"
+    ) as error:
+        walk(tmp_path, lambda n: n, steps=20)
+    assert "\n" not in str(error.value)
+    assert opened(tmp_path).steps == [10]
 
 
 def test_what_is_kept_with_the_state_is_plain_json(tmp_path):

@@ -18,7 +18,7 @@ from loopax.recorder import SKIP_LIMIT
 from tests.kills import KilledError, killed
 
 PLAIN = {"progress": False, "probe_every": None}
-EACH_TEN = loopax.Checkpoints(every=10, seconds=None, best="test/loss", keep=9)
+EACH_TEN = loopax.Checkpoints(every=10, seconds=None, keep=9)
 
 
 def marked(*steps, value=math.nan, usual=1.0, total=60):
@@ -134,9 +134,8 @@ def test_the_run_stops_and_keeps_what_was_good_and_says_where_it_went_bad(
             data,
             steps=60,
             run_dir=tmp_path,
-            # Each of them is a new best, and so a save.
             evaluation=loopax.Evaluation(healthy, every=5),
-            checkpoints=EACH_TEN,
+            checkpoints=loopax.Checkpoints(every=5, seconds=None, keep=9),
             **PLAIN,
         )
     step, metric, why = told

@@ -31,11 +31,14 @@ from loopax.durable import OpenFolder, remove, storing, sync
 from loopax.environment import numerics
 from loopax.errors import CheckpointError, LoopaxError, StorageError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
-from loopax.retention import Checkpoints, Rank, best_step, checked_rank
+from loopax.retention import Checkpoints, Rank, best_step, checked_rank, ranking
 from loopax.state import TrainState
 from loopax.updates import eval_params, typed
 
-FORMAT = 2
+FORMAT = 3
+OLDER = {
+    2: ", in which averages of parameters, identities of batches and rows meant something else",
+}
 SAVING, DELETING, DAMAGED = ".saving", ".deleting", "damaged"
 
 # Orbax keeps parts of what it is doing in globals, and two calls at a time may mix them up. Only
@@ -152,17 +155,25 @@ class CheckpointStore:
 
         When the latest is damaged it is the one before; a store that is open for writing sets
         damaged ones aside as `damaged-<step>`.
+
+        Raises:
+            CheckpointError: there is none, or for `best`: no step was ranked.
         """
         steps = self.steps
         if which in ("latest", "best"):
-            whole = filter(self._is_whole, reversed(steps))
-            if which == "best" and (best := best_step(sorted(whole), self._ranks)) is not None:
-                return best
             newest = self.newest()
             if newest is None:
                 left = f"; {', '.join(self.damaged)} cannot be trusted" if self.damaged else ""
                 raise CheckpointError(f"{self.directory}: there is no checkpoint here{left}")
-            return newest
+            if which == "latest":
+                return newest
+            best = best_step(sorted(filter(self._is_whole, reversed(steps))), self._ranks)
+            if best is None:
+                raise CheckpointError(
+                    f"{self.directory}: there is no best checkpoint, because nothing was ranked: "
+                    "it takes an evaluation and Checkpoints(best=...); name 'latest' or a step"
+                )
+            return best
         if str(which) not in map(str, steps):
             raise CheckpointError(
                 f"{self.directory}: there is no checkpoint of step {which!r}; there are "
@@ -195,6 +206,8 @@ class CheckpointStore:
         assert self.settings is not None, "opened for reading"
         self.wait()
         step, best = int(meta["step"]), self.settings.best
+        if best == "auto":
+            best = ranking(self.settings, [name.rpartition("/")[0] for name in metrics]).best
         rank: Rank = {}
         if best is not None and math.isfinite(metrics.get(best, math.nan)):
             rank = {"metric": best, "mode": self.settings.mode, "value": metrics[best]}
@@ -217,6 +230,11 @@ class CheckpointStore:
             raise self._failure(step, error) from error
         future = self._worker.submit(self._commit, orbax, folder, step, rank, check, begun)
         self._saving = step, future
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is still going on."""
+        return self._saving is not None and not self._saving[1].done()
 
     @property
     def has_settled(self) -> bool:
@@ -309,8 +327,9 @@ class CheckpointStore:
             meta = _meta_of(path)
             if meta["format"] != FORMAT:
                 raise CheckpointError(
-                    f"{path}: is of format {meta['format']}, and this loopax reads {FORMAT}; "
-                    "use the version of loopax that made it"
+                    f"{path}: is of format {meta['format']}{OLDER.get(meta['format'], '')}, and "
+                    f"this loopax reads {FORMAT}; use the version of loopax that made it, or begin "
+                    "a new run"
                 )
             if meta["step"] != step:
                 return f"it is the checkpoint of step {meta['step']}"
@@ -456,7 +475,7 @@ def _digest_of(params: PyTree) -> str:
 
 
 def _check_form(meta: Any) -> None:
-    """Makes sure that a meta is what `checkpoint_meta` makes, whoever wrote the file."""
+    """Makes sure that a meta has the parts that `checkpoint_meta` makes, whoever wrote the file."""
     tail = meta["tail"]
     sound = all(isinstance(meta[name], dict) for name in ("data", "tail", "numerics")) and all(
         isinstance(meta[name], int) and meta[name] >= 0 for name in ("rows", "rollbacks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import os
 import platform
@@ -127,6 +128,7 @@ def _visible_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
+@functools.cache
 def _cpu() -> str | None:
     """The CPU's name, and a short hash of it and of its instruction sets."""
     try:
@@ -139,6 +141,7 @@ def _cpu() -> str | None:
     return f"{dict(known).get('model name', platform.machine())} {digest}" if known else None
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -61,7 +61,7 @@ from loopax.progress import Display, Silent, display, tell
 from loopax.randomness import key_words, stream
 from loopax.recorder import Recorder
 from loopax.replay import Replay
-from loopax.retention import Checkpoints
+from loopax.retention import Checkpoints, ranking
 from loopax.rows import LEARNING_RATE, Rows
 from loopax.run import Run
 from loopax.rundir import RunDir
@@ -338,12 +338,16 @@ def begin(arguments: dict[str, Any]) -> Chunks:
     run_dir = None if given["run_dir"] is None else directory("run_dir", given["run_dir"])
     if nonfinite == "rollback" and run_dir is None:
         raise ConfigError("nonfinite='rollback' goes back to a checkpoint: give a run_dir")
+    settings = checkpoints or Checkpoints()
+    if run_dir is not None:
+        names = [] if evaluation is None else [*evaluation.parts]
+        settings = ranking(settings, names, bool(given["hooks"]))
     run = Run(given["state"])
     session = _Session(
         run=run,
         run_dir=run_dir,
         config={} if run_dir is None else as_mapping(given["config"]),
-        checkpoints=checkpoints or Checkpoints(),
+        checkpoints=settings,
         initial=given["state"],
         loss_fn=given["loss_fn"],
         batches=batches,
@@ -514,6 +518,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         keeper, session.begun = None, True
         if store is not None and session.lock is not None:
             keeper = Saving(run, store, recorder, batches, total, session.lock.check)
+            resources.push(keeper.keep_the_best)
             resources.push(functools.partial(_leave, session, keeper))
             moments.append(keeper)
         resources.enter_context(account.section("host"))

@@ -8,12 +8,13 @@ import math
 import numbers as numbers_abc
 import reprlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from loopax.account import Account
 from loopax.arguments import kind_of, whole
@@ -28,13 +29,17 @@ from loopax.errors import (
 )
 from loopax.evaluation import as_evaluation, evaluator
 from loopax.recorder import Recorder
+from loopax.retention import source_of
 from loopax.rows import check_names
 from loopax.run import Run
 from loopax.soundness import check_sound, flags_of
+from loopax.state import TrainState
 from loopax.step import LossFn
 from loopax.writers import Row, values_of
 
 FIRST_SAVE_SECONDS = 2.0
+SHARE = 0.1
+"""Of the time, for saving each new best."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,35 @@ class Moment:
         return step == total or bool(self.every and step % self.every == 0)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What `CheckpointStore.save` takes."""
+
+    state: TrainState
+    meta: dict[str, Any]
+    metrics: dict[str, float]
+
+    def on_host(self) -> Snapshot:
+        """The same with a state of its own: a chunk reuses the memory of the run's."""
+        state = _copied(self.state)
+        if jax.default_backend() != "cpu":
+            with suppress(RuntimeError):  # where JAX was told to use no CPU
+                state = jax.device_put(state, jax.local_devices(backend="cpu")[0])
+        return dataclasses.replace(self, state=state)
+
+
+@jax.jit
+def _copied(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
+
+
 class Saving:
-    """Saves by steps, by time, at each new best, and at the end; never a state gone bad."""
+    """Saves by steps, by time, at each new best, and at the end; never a state gone bad.
+
+    Saves at each new best may take a `SHARE` of the time. One that comes too soon is held in
+    memory and written when it may be, or before the next save; when the process is killed before
+    that, the run goes on from a step before it, and comes by it again.
+    """
 
     section = "checkpoint"
 
@@ -102,29 +134,59 @@ class Saving:
         self._lenient = store.settings.on_failure == "go_on"
         self._saved_step = run.step if run.step in store.steps else None
         self._begun = self._saved_at = math.nan
-        self._best = math.inf
-        for row in run.history.of((self._settings.best or "/").rpartition("/")[0]):
+        self._held: Snapshot | None = None
+        self._best, self._improved, self._told = math.inf, False, False
+        parts = (self._settings.best or "").split("/")[:-1]
+        sources = itertools.accumulate(parts, "{}/{}".format)
+        for row in itertools.chain.from_iterable(map(run.history.of, sources)):
             self._improves(row)
+        if self._settings.best and self._settings.best.startswith("test/"):
+            store.say(
+                f"the best checkpoint is chosen by {self._settings.best}, which is test data then; "
+                "give an evaluation named 'validation' to choose by"
+            )
 
     def is_due(self, step: int, total: int) -> bool:
         if math.isnan(self._begun):  # So that compiling the first chunk does not count.
             self._begun = self._saved_at = time.perf_counter()
         if self._store.has_settled:
             self._settle()
-        improved = any(self._improves(row) for row in self._measured())
-        return (
-            step == total
-            or improved
-            or bool(self.every and step % self.every == 0)
-            or self._is_late()
-        )
+        measured = self._measured()
+        self._check_ranked(measured)
+        self._improved = any(map(self._improves, measured))
+        held = self._held is not None and self._may_save_a_best()
+        return self._is_planned(step, total) or self._improved or held
 
     def act(self) -> None:
+        planned, improved = self._is_planned(self._run.step, self._total), self._improved
+        if improved:
+            self._held = None  # It is the best no more.
+        if improved and not planned and not self._may_save_a_best():
+            self._held = self._snapshot().on_host()
+            return
         self._check()
         self._settle()
-        step, flags = self._run.step, flags_of(self._run.state)
+        self._write_held()
+        if planned or improved:
+            self._write(self._snapshot())
+
+    def finish(self) -> None:
+        """Saves what was reached and returns when it is on the disk, and found whole there."""
+        self._settle()
+        self._lenient = False
+        if self._saved_step != self._run.step:
+            self._check()
+            self._write_held()
+            self._write(self._snapshot())
+        self._store.wait()
+        self._store.verify(self._run.step)
+        best = self._settings.best
+        if best and math.isinf(self._best) and not self._told and self._run.step >= self._total:
+            self._store.say(f"no value of {best} ever came, so that no checkpoint is the best")
+
+    def _snapshot(self) -> Snapshot:
         meta = checkpoint_meta(
-            step,
+            self._run.step,
             self._identity,
             self._recorder.tail,
             len(self._run.history),
@@ -135,26 +197,36 @@ class Saving:
             for row in self._measured()
             for name, value in values_of(row).items()
         }
+        return Snapshot(self._run.state, meta, metrics)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        step, flags = snapshot.meta["step"], flags_of(snapshot.state)
 
         def check() -> None:
-            self._check()  # again: Orbax makes the folders of a run that was moved away anew
+            self._check()  # again: it may have been taken over or moved away meanwhile
             check_sound(flags, step)
 
         # What a checkpoint says was logged must outlast a power cut as the checkpoint does.
         self._recorder.sync()
         with self._failing():
-            self._store.save(self._run.state, meta, metrics, check)
-            self._saved_step = self._run.step
+            self._store.save(snapshot.state, snapshot.meta, snapshot.metrics, check)
+            self._saved_step = step
         self._saved_at = time.perf_counter()
 
-    def finish(self) -> None:
-        """Saves what was reached and returns when it is on the disk, and found whole there."""
-        self._settle()
-        self._lenient = False
-        if self._saved_step != self._run.step:
-            self.act()
-        self._store.wait()
-        self._store.verify(self._run.step)
+    def _write_held(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and held.meta["step"] < self._run.step:
+            self._write(held)
+
+    def keep_the_best(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Writes what is held when the loop is left, also by a failure, which goes on."""
+        unwritable = kind is not None and issubclass(kind, StorageError | RunInUseError)
+        if self._held is not None and not unwritable:
+            try:
+                self._write(self._held)
+                self._store.wait()
+            except LoopaxError as error:
+                self._store.say(str(error))
 
     def keep_what_was_reached(self, kind: type[BaseException] | None, *_: object) -> None:
         """Saves when the loop ends early: left by its caller, interrupted, or because of an error.
@@ -178,6 +250,15 @@ class Saving:
                 raise
             # What ended the run is what its caller must hear of.
             self._store.say(str(failure))
+
+    def _is_planned(self, step: int, total: int) -> bool:
+        """Whether a save is due whatever was measured."""
+        return step == total or bool(self.every and step % self.every == 0) or self._is_late()
+
+    def _may_save_a_best(self) -> bool:
+        """Whether enough time has passed for one more save to take no more than its share."""
+        waited = time.perf_counter() - self._saved_at
+        return not self._store.is_saving and waited >= self._store.seconds / SHARE
 
     def _is_late(self) -> bool:
         """Saves come after 2, 4, 8 seconds and so on, up to as far apart as they may be."""
@@ -210,13 +291,40 @@ class Saving:
         return [row for row in rows if row["source"] not in ("train", "probe")]
 
     def _improves(self, row: Row) -> bool:
-        source, _, name = (self._settings.best or "/").rpartition("/")
-        value = row.get(name) if row["source"] == source else None
-        if not isinstance(value, float) or not math.isfinite(value):
+        value = self._ranked_value(row)
+        if value is None or not math.isfinite(value):
             return False
         rank = value if self._settings.mode == "min" else -value
         improved, self._best = rank < self._best, min(rank, self._best)
         return improved
+
+    def _ranked_value(self, row: Row) -> float | None:
+        """The value by which a row ranks; None where it has none, or it is no number."""
+        best, source = self._settings.best, row["source"]
+        if best is None or source_of(best, [source]) is None:
+            return None
+        value = row.get(best.removeprefix(f"{source}/"))
+        return float(value) if isinstance(value, int | float) else None
+
+    def _check_ranked(self, measured: Sequence[Row]) -> None:
+        """Says at once what would keep the best from being found.
+
+        Raises:
+            ConfigError: an evaluation has no such metric, or it is an array.
+        """
+        best = self._settings.best
+        for row in measured:
+            value = self._ranked_value(row)
+            if value is not None and not math.isfinite(value) and not self._told:
+                self._told = True
+                self._store.say(f"{best} is {value} at step {row['step']:,}, which ranks nothing")
+            # Each hook has a row of its own, so that another one's tells nothing.
+            if value is None and row["source"] != "hook" and source_of(best or "", [row["source"]]):
+                scalars = [k for k, v in values_of(row).items() if isinstance(v, int | float)]
+                raise ConfigError(
+                    f"checkpoints.best is {best!r}, and the numbers that {row['source']!r} has to "
+                    f"rank by are {', '.join(scalars)}"
+                )
 
 
 def evaluations(

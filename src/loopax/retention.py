@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from loopax.errors import ConfigError
@@ -19,11 +19,14 @@ class Checkpoints:
     Attributes:
         every: save each time this many steps have been made; None leaves it to `seconds`.
         seconds: save when this long has passed since the last save, and a few times sooner after
-            the start; None leaves it to `every`. The end of a run and each evaluation that sets a
-            new best are always saved.
+            the start; None leaves it to `every`. The end of a run is always saved, and each new
+            best: at once, or with the next save where that would take more than a tenth of the
+            time.
         keep: how many of the latest steps to keep.
-        best: the evaluation metric, such as `test/loss`, whose best step is kept too.
-        mode: whether the best is the lowest or the highest.
+        best: the metric whose best step is kept too: `validation/accuracy` of an evaluation, or
+            `hook/fid` of a hook. `auto` is the `loss` of the evaluation named `validation`, or
+            else of the first one; None keeps no best.
+        mode: whether the best is the lowest or the highest: `max` for an accuracy.
         on_failure: `stop` the run when a save fails, or `go_on` and save when it is due again.
             A run whose last save fails has failed in either case.
         self_contained: save frozen parameters too. Otherwise a checkpoint holds their digest, and
@@ -33,7 +36,7 @@ class Checkpoints:
     every: int | None = None
     seconds: float | None = 30.0
     keep: int = 2
-    best: str | None = "test/loss"
+    best: str | None = "auto"
     mode: Literal["min", "max"] = "min"
     on_failure: Literal["stop", "go_on"] = "stop"
     self_contained: bool = True
@@ -49,6 +52,42 @@ class Checkpoints:
                     f"checkpoints.{name} is {getattr(self, name)!r}; it must be "
                     f"{' or '.join(known)}"
                 )
+        if self.best == "auto" and self.mode == "max":
+            raise ConfigError(
+                "checkpoints.mode is 'max', and best is 'auto', which is a loss; "
+                "name the metric to be highest: best='validation/accuracy'"
+            )
+
+
+def ranking(settings: Checkpoints, evaluations: Sequence[str], hooks: bool = False) -> Checkpoints:
+    """`settings` whose `best` names a metric of one of these evaluations, or of a hook, or None.
+
+    Raises:
+        ConfigError: there is no such evaluation.
+    """
+    if settings.best is None:
+        return settings
+    if settings.best == "auto":
+        first = "validation" if "validation" in evaluations else next(iter(evaluations), None)
+        return replace(settings, best=first and f"{first}/loss")
+    sources = [*evaluations, *(["hook"] if hooks else [])]
+    if source_of(settings.best, sources) is None:
+        cure = (
+            f"name one and its metric, such as '{evaluations[0]}/loss'"
+            if evaluations
+            else ("give fit an evaluation, or leave best out")
+        )
+        raise ConfigError(
+            f"checkpoints.best is {settings.best!r}, and the evaluations of this run are "
+            f"{', '.join(evaluations) or 'none'}; {cure}"
+        )
+    return settings
+
+
+def source_of(best: str, sources: Sequence[str]) -> str | None:
+    """The source that `source/metric` names; both may have slashes of their own."""
+    found = [source for source in sources if best.startswith(f"{source}/")]
+    return max(found, key=len, default=None)
 
 
 def best_step(steps: Sequence[int], ranks: Mapping[int, Rank]) -> int | None:

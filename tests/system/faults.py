@@ -259,6 +259,10 @@ def outcome(run_dir):
         found[f"pictures/{picture.name}"] = Image.open(picture).tobytes()
     with loopax.CheckpointStore(run_dir / "checkpoints") as store:
         for which in ("latest", "best"):
+            try:
+                store.step_of(which)
+            except loopax.LoopaxError:
+                continue  # where nothing was ranked
             tree, meta = store.read(which)
             found[f"{which} step"] = str(meta["step"]).encode()
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
