@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -505,3 +506,14 @@ def test_what_cannot_be_split_is_said(refuses):
         split_texts(made([0, 0], [("same",), ("same",)]), 0.5, 0)
     with refuses("fraction is 1.0", "between 0 and 1", error=ConfigError):
         split_texts(made([0, 0]), 1.0, 0)
+
+
+def test_a_table_is_found_as_its_path_is_typed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = written(
+        tmp_path / unicodedata.normalize("NFC", "a caf\u00e9.csv"), "text,label\nx,a\ny,b\n"
+    )
+    apart = unicodedata.normalize("NFD", path.name)
+    for typed in (f"~/{path.name}", path.as_uri(), f"./{apart}", f"~/{apart}"):
+        assert len(read_texts(typed)) == 2

@@ -89,7 +89,7 @@ def blaming(where: str | os.PathLike[str], what: str) -> Iterator[None]:
 
 @contextmanager
 def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """The file at `path`, open for reading.
+    """The file at `path`, which `as_path` finds, open for reading.
 
     Raises:
         DataError: it does not exist, is a folder or a device, or may not be read; or the body
@@ -97,12 +97,13 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     with blaming(path, "cannot be read"):
         # Before opening, because to open a named pipe is to wait for somebody to write.
-        mode = os.stat(path).st_mode
+        found = as_path(path)
+        mode = os.stat(found).st_mode
         if stat.S_ISDIR(mode):
             raise fault(path, "is a folder; it must be a file")
         if not stat.S_ISREG(mode):
             raise fault(path, "is a device or a pipe; it must be a file")
-        with Path(path).open("rb") as file:
+        with found.open("rb") as file:
             yield file
 
 
