@@ -1,15 +1,21 @@
 """Batches are a function of (seed, step), wherever they come from and however they are taken."""
 
 import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopax.data import Batches, Dataset, as_batches
+import loopax
+from loopax.data import Batches, Dataset, IterableBatches, Splits, as_batches
 from loopax.errors import ConfigError, DataError
+from loopax.randomness import Rngs
 
 SEED = (0, 7)
 
@@ -135,8 +141,57 @@ def test_bytes_become_fractions_and_other_columns_stay_as_they_are(resident):
 
 def test_device_and_host_scale_to_the_same_bits():
     data = Dataset({"image": np.arange(256, dtype=np.uint8)})
+    plain = np.arange(256, dtype=np.float32) / 255
     one, two = (data.batches(256, resident=resident).example for resident in (True, False))
     assert one["image"].tobytes() == two["image"].tobytes()
+    assert data.example["image"].tobytes() == plain[:1].tobytes()
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "host"])
+def test_labels_tokens_and_masks_of_bytes_stay_bytes(resident):
+    columns = {
+        "image": np.full((4, 2, 2, 1), 255, np.uint8),
+        "label": np.arange(4, dtype=np.uint8),
+        "ids": np.full((4, 3), 200, np.uint8),
+        "seen": np.ones((4, 2, 2), np.bool_),
+    }
+    batches = Dataset(columns).batches(2, shuffle=False, resident=resident)
+    (batch,) = batches_of(batches.feed(SEED, 0, 1).take(1), batches)
+    assert {name: column.dtype.name for name, column in batch.items()} == {
+        "image": "float32",
+        "label": "uint8",
+        "ids": "uint8",
+        "seen": "bool",
+    }
+    assert batch["label"].tolist() == [0, 1]
+    assert batch["ids"].max() == 200
+
+
+def test_bytes_that_could_be_images_are_scaled_or_kept_as_is_said_and_nothing_is_guessed():
+    data = Dataset({"x": np.full((4, 2, 2), 255, np.uint8)}, name="d")
+    with pytest.raises(
+        ConfigError, match=r"d: the column 'x' is uint8 \(4, 2, 2\).*scale=\('x',\)"
+    ):
+        data.batches(2)
+    assert data.batches(2, scale=("x",)).example["x"].max() == 1.0
+    assert data.batches(2, scale=()).example["x"].max() == 255
+    two, three = (data.batches(2, scale=scale).identity for scale in (("x",), ()))
+    assert two != three
+
+
+WRONG_SCALES = {
+    "a name alone": ("image", r"it must be a tuple of columns: scale=\('image',\)"),
+    "a truth": (True, "it must be a tuple of columns"),
+    "a typo": (("imgae",), "scale names 'imgae'; d has image, label, warm"),
+    "not of bytes": (("warm",), "'warm', which is float32; only uint8 is divided by 255"),
+}
+
+
+@pytest.mark.parametrize(("scale", "message"), WRONG_SCALES.values(), ids=WRONG_SCALES.keys())
+def test_a_scale_that_cannot_be_meant_is_named(scale, message):
+    columns = {"image": np.zeros((2, 4), np.uint8), "label": np.zeros(2), "warm": np.ones(2, "f4")}
+    with pytest.raises(ConfigError, match=message):
+        Dataset(columns, name="d").batches(1, scale=scale)
 
 
 def test_a_transform_sees_the_scaled_batch_and_gives_what_the_loss_sees():
@@ -147,6 +202,66 @@ def test_a_transform_sees_the_scaled_batch_and_gives_what_the_loss_sees():
     example = batches.example
     assert example.keys() == {"pixels", "sum"}
     np.testing.assert_allclose(example["pixels"], 0, atol=1e-6)
+
+
+def keyed(batch, rngs):
+    noise = jax.random.normal(rngs["augment"], batch["x"].shape)
+    return {**batch, "x": batch["x"] + noise, "step": rngs.step}
+
+
+def doubled(batch):
+    batch["x"] = 2 * batch.pop("x")
+    return batch
+
+
+def test_a_transform_with_keys_is_applied_in_training_only_and_one_without_always():
+    data = Dataset({"x": np.ones(6, np.float32)})
+    batches = data.batches(3, transform=[doubled, keyed])
+    item, key = np.arange(3, dtype=np.int32), jax.random.key(0)
+    train = [batches.assemble(batches.resident, item, Rngs(key, step)) for step in (4, 5, 4)]
+    assert [int(batch["step"]) for batch in train] == [4, 5, 4]
+    first, second, again = (np.asarray(batch["x"]).tolist() for batch in train)
+    assert first == again != second
+    evaluated = batches.assemble(batches.resident, item, Rngs(key, 4, training=False))
+    assert {name: column.tolist() for name, column in evaluated.items()} == {"x": [2.0] * 3}
+    assert batches.example.keys() == {"x", "step"}, "the example is one to train on"
+
+
+def test_the_noise_of_a_transform_is_new_in_each_step_and_absent_from_an_evaluation():
+    data = Dataset({"x": np.ones(4, np.float32)}).batches(4, transform=keyed)
+    state = loopax.TrainState.create(params={"w": jnp.zeros(())}, tx=optax.sgd(0.1), seed=1)
+
+    def loss(params, batch, rngs):
+        return params["w"] ** 2 + 0 * batch["x"].mean(), {"x": batch["x"].mean()}
+
+    run = loopax.fit(
+        state, loss, data, steps=3, log_every=1, evaluation=data, progress=False, probe_every=None
+    )
+    seen = [row["x"] for row in run.history if row["source"] == "train"]
+    assert len(set(seen)) == 3
+    assert run.latest("test")["x"] == 1.0
+
+
+def of_numpy(batch):
+    return {"x": batch["x"] + np.random.normal(size=batch["x"].shape).astype(np.float32)}
+
+
+WRONG_TRANSFORMS = {
+    "numpy's randomness": (of_numpy, "the transform draws random numbers.*transform.batch, rngs"),
+    "nothing given back": (lambda batch: None, "the transform returned None"),
+    "a number": (3, "transform is 3; it must be a function"),
+    "another second argument": (lambda batch, key: batch, r"takes \(batch, key\); it must take"),
+    "three arguments": (lambda batch, rngs, scale: batch, "it must take"),
+}
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"), WRONG_TRANSFORMS.values(), ids=WRONG_TRANSFORMS.keys()
+)
+def test_a_transform_that_cannot_work_is_named(transform, message):
+    data = Dataset({"x": np.zeros(4, np.float32)})
+    with pytest.raises(ConfigError, match=message):
+        print(data.batches(2, transform=transform).example)
 
 
 def test_examples_that_were_never_filled_in_are_not_counted():
@@ -161,6 +276,7 @@ WRONG_SIZES = {
     "negative": (-4, "batch_size is -4"),
     "more than there are": (11, "batch_size is 11; numbered has 10 examples.*from 1 to 10"),
     "a fraction": (2.5, "batch_size is 2.5; it must be a whole number"),
+    "not a number": (float("nan"), "batch_size is nan; it must be a whole number"),
     "words": ("four", "batch_size is 'four'; it must be a whole number"),
     "a truth": (True, "batch_size is True; it must be a whole number"),
     "none": (None, "batch_size is None; it must be a whole number"),
@@ -174,8 +290,21 @@ def test_a_batch_size_that_cannot_work_is_named(size, message):
     assert "\n" not in str(caught.value)
 
 
-def test_numpy_integers_are_batch_sizes():
-    assert numbered(10).batches(np.int64(4)).steps_per_epoch == 2
+def test_whole_numbers_of_any_type_are_batch_sizes():
+    sizes = (np.int64(4), 4.0, np.float32(4))
+    assert [numbered(10).batches(size).steps_per_epoch for size in sizes] == [2] * 3
+    assert [type(numbered(10).batches(size).batch_size) for size in sizes] == [int] * 3
+
+
+@pytest.mark.parametrize("name", ["shuffle", "drop_last", "resident"])
+def test_a_switch_that_is_neither_on_nor_off_is_named(name):
+    with pytest.raises(ConfigError, match=f"{name} is 'yes'; it must be True or False"):
+        numbered(10).batches(4, **{name: "yes"})
+
+
+def test_no_examples_are_no_batches():
+    with pytest.raises(DataError, match="numbered has no examples"):
+        numbered(0).batches(1)
 
 
 def test_columns_of_different_lengths_and_no_columns_are_refused():
@@ -183,6 +312,84 @@ def test_columns_of_different_lengths_and_no_columns_are_refused():
         Dataset({"a": np.zeros(2), "b": np.zeros(3)})
     with pytest.raises(DataError, match="at least one column"):
         Dataset({})
+    with pytest.raises(DataError, match=r"columns is ndarray; .*Dataset\(\{'x': x"):
+        Dataset(np.zeros((3, 2)))
+
+
+SOUND_COLUMNS = {
+    "big-endian": np.arange(4, dtype=">i4"),
+    "not contiguous": np.arange(8, dtype=np.float32)[::2],
+    "masked nowhere": np.ma.array([1, 2, 3, 4]),
+    "a list": [1, 2, 3, 4],
+    "of JAX": jnp.arange(4),
+    "bfloat16": np.ones(4, jnp.bfloat16),
+    "float16": np.ones(4, np.float16),
+    "truths": np.array([True, False] * 2),
+    "complex": np.full(4, 1 + 2j),
+    "64 bits that fit": np.full(4, 2**31 - 1),
+    "unsigned": np.full(4, 2**32 - 1, np.uint64),
+    "infinite": np.array([np.inf, -np.inf, np.nan, 0.0]),
+    "empty axis": np.zeros((4, 0), np.float32),
+}
+
+
+@pytest.mark.parametrize("column", SOUND_COLUMNS.values(), ids=SOUND_COLUMNS.keys())
+def test_numbers_of_any_kind_arrive_with_their_values(column):
+    data = Dataset({"x": column})
+    expected = np.asarray(column)[:3].tolist()
+    for resident in (True, False):
+        batches = data.batches(3, shuffle=False, resident=resident)
+        np.testing.assert_array_equal(batches.example["x"].tolist(), expected)
+    assert data.fingerprint
+
+
+WRONG_COLUMNS = {
+    "strings": (["cat", "dog"], "holds strings, such as 'cat', not numbers; .*numpy.unique"),
+    "objects": (np.array([1, None]), "is object, not numbers"),
+    "nothing": (None, "is NoneType, not an array of numbers"),
+    "rows of different lengths": ([[1], [2, 3]], "cannot be read as an array"),
+    "times": (np.array(["2020-01-01"], "M8[D]"), r"is datetime64\[D\], not numbers; times"),
+    "durations": (np.array([1], "m8[s]"), r"is timedelta64\[s\], not numbers; times"),
+    "structured": (np.zeros(2, [("a", "i4"), ("b", "f4")]), "give each field by itself: a, b"),
+    "masked": (np.ma.array([1, 2], mask=[0, 1]), "has masked values; .*filled"),
+    "a single number": (3.0, "is 3.0; its first axis must be examples"),
+    "random keys": (jax.random.split(jax.random.key(0)), "cannot be read as an array"),
+    "an integer too large": ([0, 2**31], "has the value 2147483648, .*int64 as int32, up to"),
+    "an integer too small": ([0, -(2**31) - 1], "has the value -2147483649"),
+    "unsigned and too large": (np.array([2**32], np.uint64), "has the value 4294967296"),
+    "a float too large": ([np.inf, -1e39], r"has the value -1e\+39, .*float64 as float32, up to"),
+}
+
+
+@pytest.mark.parametrize(("column", "message"), WRONG_COLUMNS.values(), ids=WRONG_COLUMNS.keys())
+def test_a_column_that_the_device_cannot_hold_is_named(column, message):
+    with pytest.raises(DataError, match=f"^d: the column 'x' .*{message}") as caught:
+        Dataset({"x": column}, name="d").batches(1)
+    assert "\n" not in str(caught.value)
+
+
+WRONG_LEAVES = {
+    **{name: case for name, case in WRONG_COLUMNS.items() if isinstance(case[0], np.ndarray)},
+    "a string": ("cat", "holds strings, such as 'cat', not numbers; .*numpy.unique"),
+    "an object": (object(), "is object, not an array of numbers"),
+    "an integer too large": (2**31, "has the value 2147483648, .*int64 as int32, up to"),
+    "a float too large": (-1e39, r"has the value -1e\+39, .*float64 as float32, up to"),
+}
+
+
+@pytest.mark.parametrize(("leaf", "message"), WRONG_LEAVES.values(), ids=WRONG_LEAVES.keys())
+def test_a_leaf_of_a_batch_that_the_device_cannot_hold_is_named(leaf, message):
+    feed = as_batches([{"x": 1}, {"x": leaf}]).feed(SEED, 0, 3)
+    with pytest.raises(DataError, match=f"^the batch's 'x' .*{message}") as caught:
+        feed.take(2)
+    assert "\n" not in str(caught.value)
+
+
+def test_with_64_bits_on_the_device_64_bits_are_taken():
+    with jax.enable_x64(True):
+        for column in ([2**40], [1e300]):
+            data = Dataset({"x": column}, name="d").batches(1)
+            assert data.example["x"].tolist() == column
 
 
 def test_the_identity_tells_data_and_order_apart():
@@ -303,3 +510,151 @@ def test_what_is_already_batches_is_taken_as_it_is():
     batches = numbered(4).batches(2)
     assert isinstance(batches, Batches)
     assert as_batches(batches) is batches
+
+
+class Indexed:
+    """Tells its length and gives an item, and no more."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return {"index": np.array([index])}
+
+
+SOURCES = {
+    "a list": listed,
+    "a tuple": lambda count: tuple(listed(count)),
+    "a generator": lambda count: (batch for batch in listed(count)),
+    "an iterator": lambda count: iter(listed(count)),
+    "a map": lambda count: map(dict, listed(count)),
+    "what can be begun again": Stream,
+    "a class with items": Indexed,
+}
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
+def test_to_tell_the_identity_loses_no_batch(source):
+    batches = as_batches(source(4))
+    assert batches.identity == batches.identity
+    assert sequence(batches, 4, takes=(3,)) == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
+def test_the_identity_is_that_of_the_batches_and_not_of_the_class(source):
+    identity = as_batches(source(4)).identity
+    assert identity["batch"] == "index int32[1]"
+    assert {**identity, "batches_per_epoch": 4} == as_batches(listed(4)).identity
+
+
+def test_other_batches_have_another_identity():
+    def identity(batches):
+        return as_batches(batches).identity
+
+    plain = identity([{"x": np.zeros(3)}] * 2)
+    others = [
+        identity([{"x": np.ones(3)}] * 2),
+        identity([{"x": np.zeros(4)}] * 2),
+        identity([{"x": np.zeros(3, np.int32)}] * 2),
+        identity([{"y": np.zeros(3)}] * 2),
+        identity([np.zeros(3)] * 2),
+        identity([{"x": np.zeros(3)}] * 3),
+        identity([{}] * 2),
+        identity([]),
+    ]
+    assert all(other != plain for other in others)
+    assert len({repr(other) for other in others}) == len(others)
+
+
+def test_a_name_stands_for_batches_that_are_never_the_same():
+    shuffled = [IterableBatches([{"x": x}], identity="reviews v2") for x in (1, 2)]
+    assert shuffled[0].identity == shuffled[1].identity == {"data": "reviews v2"}
+    with pytest.raises(ConfigError, match="identity is 3; it must be a name"):
+        IterableBatches([], identity=3)
+
+
+def test_workers_are_started_once_for_the_identity_and_the_first_epoch():
+    class Counted(Stream):
+        begun = 0
+
+        def __iter__(self):
+            self.begun += 1
+            return super().__iter__()
+
+    source = Counted(3)
+    batches = as_batches(source)
+    assert batches.identity
+    assert sequence(batches, 3) == [[0], [1], [2]]
+    assert source.begun == 1
+    assert sequence(batches, 4) == [[0], [1], [2], [0]]
+    assert source.begun == 3
+
+
+def test_what_can_be_read_once_is_not_begun_a_second_time_somewhere_in_its_middle():
+    """As a run would that goes back to a checkpoint."""
+    batches = as_batches(batch for batch in listed(9))
+    assert sequence(batches, 4) == [[0], [1], [2], [3]]
+    with pytest.raises(DataError, match="generator can be read only once, and cannot be begun"):
+        batches.feed(SEED, 2, 2).take(1)
+
+
+def test_an_empty_source_says_that_it_is_empty():
+    for empty in ([], iter(()), Indexed(0)):
+        with pytest.raises(DataError, match="there is no batch to train on"):
+            as_batches(empty).feed(SEED, 0, 2).take(1)
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
+ODD_BATCHES = {
+    "empty": {},
+    "nothing beside something": {"x": np.ones(2, np.float32), "mask": None},
+    "a number": 3.0,
+    "a named tuple": Pair(np.ones(2, np.float32), np.int32(4)),
+    "bytes": {"tokens": np.arange(4, dtype=np.uint8)},
+}
+
+
+@pytest.mark.parametrize("batch", ODD_BATCHES.values(), ids=ODD_BATCHES.keys())
+def test_a_batch_is_any_tree_of_numbers(batch):
+    def loss(params, seen, rngs):
+        assert jax.tree.structure(seen) == jax.tree.structure(batch)
+        return params["w"] ** 2 + sum(0.0 * leaf.sum() for leaf in jax.tree.leaves(seen))
+
+    state = loopax.TrainState.create(params={"w": jnp.ones(())}, tx=optax.sgd(0.25))
+    run = loopax.fit(state, loss, [batch] * 2, steps=3, progress=False)
+    assert run.state.params["w"] == 0.125
+
+
+MISTAKEN = {
+    "splits": (Splits(numbered(2), None, numbered(2)), r"a Splits; .*data.train.batches\(16\)"),
+    "a dataset": (numbered(2), r"a Dataset; say how large a batch is: data.batches\(16\)"),
+    "columns": ({"x": np.zeros(4)}, r"a dict with x; .*\[batch\].*Dataset\(columns\).batches"),
+    "a path": ("images/", r"'images/'; if this is a path, say loopax.data.load\(path\)"),
+    "a path object": (Path("images"), ".*if this is a path"),
+    "an array": (np.zeros((4, 2)), r"an array float64 \(4, 2\); .*Dataset\(\{'x': data\}\)"),
+    "an array of JAX": (jnp.zeros(4), r"an array float32 \(4,\)"),
+    "a pair of arrays": ((np.zeros((4, 2)), np.zeros(4)), "a tuple of 2 arrays; one batch is"),
+    "a named tuple": (Pair(np.zeros(4), np.zeros(4)), "a Pair of 2 arrays; one batch is"),
+    "nothing": (None, r"None; a loss that needs no data is given \[\{\}\]"),
+    "a function": (listed, r"the function listed; if it makes batches, call it: listed\(\)"),
+    "a class": (Stream, "the class Stream; give one of its objects"),
+    "a number": (3, "int; it must be dataset.batches"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), MISTAKEN.values(), ids=MISTAKEN.keys())
+def test_what_is_no_source_of_batches_is_named_with_what_would_be(data, message):
+    with pytest.raises(ConfigError, match=f"^data is {message}"):
+        as_batches(data)
+
+
+def test_a_batch_that_is_none_does_not_end_the_data():
+    with pytest.raises(DataError, match="a batch is None"):
+        as_batches([{"x": 1}, None, {"x": 2}]).feed(SEED, 0, 3).take(3)

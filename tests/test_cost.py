@@ -146,7 +146,7 @@ def test_an_iterator_is_not_used_up():
 
 
 def test_data_without_a_batch_is_refused():
-    with pytest.raises(DataError, match="ended after 0 batches"):
+    with pytest.raises(DataError, match="there is no batch to train on"):
         estimate(state_of(), loss, [])
 
 

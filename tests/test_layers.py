@@ -15,6 +15,7 @@ LAYERS = [
     {"errors"},
     {
         "paths",
+        "purity",
         "randomness",
         "history",
         "rows",
@@ -46,7 +47,10 @@ LAYERS = [
     {"__main__"},
 ]
 FLOORS = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
-NARROWER = {"data": {"errors", "paths", "data"}, "models": {"errors", "models"}}
+NARROWER = {
+    "data": {"errors", "paths", "purity", "randomness", "data"},
+    "models": {"errors", "models"},
+}
 """What may be imported where being lower is not enough."""
 PUBLIC_WITH_UNDERSCORE = {"_asdict", "_replace", "_fields", "__name__", "__file__", "__version__"}
 """Of named tuples and modules."""

@@ -1111,9 +1111,14 @@ WRONG_DATA = {
         ConfigError,
         "epochs needs data whose length is known",
     ),
-    "no batches": (lambda _: [], {"steps": 1}, DataError, "ended after 0 batches"),
+    "no batches": (lambda _: [], {"steps": 1}, DataError, "there is no batch to train on"),
     "epochs of nothing": (lambda _: [], {"epochs": 1}, (ConfigError, DataError), "batch"),
-    "text": (lambda _: [{"text": np.array(["a"])}], {"steps": 1}, DataError, "'text' is <U1"),
+    "text": (
+        lambda _: [{"text": np.array(["a"])}],
+        {"steps": 1},
+        DataError,
+        "'text' holds strings, such as 'a'",
+    ),
     "objects": (lambda _: [{"x": np.array([None])}], {"steps": 1}, DataError, "is object"),
 }
 

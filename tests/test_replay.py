@@ -342,7 +342,7 @@ def test_what_does_not_fit_the_past_is_refused_and_nothing_is_left(
     cases = [
         ("new", state, dataset.batches(4), CheckpointError, "batch_size was 2 and would be 4"),
         ("new", state, dataset.batches(2, shuffle=False), CheckpointError, "shuffle was True"),
-        ("new", state, ready_batches(dataset), CheckpointError, "data was .* would be iterable"),
+        ("new", state, ready_batches(dataset), CheckpointError, "data was .* would be an iterable"),
         ("new", sgd, data, CheckpointError, "opt_state/0/mu.* there and absent here"),
         ("new", new_state(), data, CheckpointError, "ema/.* there and absent here"),
         ("new", new_state(seed=1, ema_decay=0.9), data, CheckpointError, "seed was"),

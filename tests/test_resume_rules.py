@@ -65,7 +65,8 @@ WRONG = {
     "an iterable": (
         lambda dataset, state: {"data": [dataset.batches(2).example]},
         CheckpointError,
-        "made with data [0-9a-f]+, and now it is iterable list",
+        "made with data [0-9a-f]+, and now it is an iterable whose first batch is [0-9a-f]+; "
+        "made with batch_size 2, and now it is absent; ",
     ),
     "seed": (
         lambda dataset, state: {"state": state(seed=7)},

@@ -714,12 +714,17 @@ def _check_same(session: _Session, meta: dict[str, Any]) -> None:
     expected = _root_key(session.initial, meta["rollbacks"])
     there = {**meta["data"], "seed": key_words(run.state.key)}
     here = {**session.batches.identity, "seed": key_words(expected)}
-    for name in [*there, *here]:
-        if there.get(name) != here.get(name):
-            raise CheckpointError(
-                f"{store.directory}: made with {name} {there.get(name)}, and now it is "
-                f"{here.get(name)}; give the same to continue, or name another run directory"
-            )
+    wrong = [
+        f"{name} {there.get(name, 'absent')}, and now it is {here.get(name, 'absent')}"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if wrong:
+        advice = session.batches.advice if there.get("data") != here.get("data") else ""
+        raise CheckpointError(
+            f"{store.directory}: made with {'; made with '.join(wrong)}; give the same to "
+            f"continue, or name another run directory{advice}"
+        )
     if changed := changes(meta["numerics"], numerics()):
         session.shown.say(
             f"{_name(run)}: {'; '.join(changed)}; from here on, results may differ in the last "

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import loopax
 from loopax.data.buckets import BucketedBatches, bucket_lengths
-from loopax.errors import ConfigError
+from loopax.errors import ConfigError, LoopaxError
 
 
 def sequences(lengths):
@@ -113,3 +113,28 @@ def test_buckets_double():
     assert bucket_lengths(10) == (32,)
     assert bucket_lengths(128) == (32, 64, 128)
     assert bucket_lengths(129) == (32, 64, 128, 256)
+
+
+WRONG = {
+    "no such column": (["idz"], {}, "cut names 'idz', which is no column of padded.*are: ids"),
+    "no axis to cut": (["length"], {}, "cut names 'length'"),
+    "a name alone": ("ids", {}, r"it must be a list of columns: cut=\['ids'\]"),
+    "longer than the columns": (["ids"], {"length": np.array([3, 9])}, "'length' has the value 9"),
+    "no lengths": (["ids"], {"length": np.ones(2)}, "need a column 'length' of integers"),
+}
+
+
+@pytest.mark.parametrize(("cut", "columns", "message"), WRONG.values(), ids=WRONG.keys())
+def test_sequences_that_cannot_be_cut_are_named(cut, columns, message):
+    columns = {"ids": np.ones((2, 5), np.int32), "length": np.array([3, 5]), **columns}
+    with pytest.raises(LoopaxError, match=message):
+        BucketedBatches(loopax.data.Dataset(columns), 1, cut=cut)
+
+
+def test_tokens_of_bytes_stay_bytes_and_images_are_scaled_here_too():
+    lengths = np.array([3, 5])
+    columns = {"ids": np.full((2, 5), 7, np.uint8), "image": np.full((2, 4), 255, np.uint8)}
+    data = loopax.data.Dataset({**columns, "length": lengths})
+    batches = BucketedBatches(data, 2, cut=["ids"])
+    (batch,) = walked(batches, batches.feed([0], 0, 2), 1)
+    assert (batch["ids"].max(), batch["image"].max()) == (7, 1.0)

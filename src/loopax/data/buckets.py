@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from loopax.data.batches import LEAST_CAPACITY, Batches, Feed, Items
-from loopax.data.dataset import Dataset, checked_batch_size
+from loopax.data.dataset import Dataset, checked_batch_size, scaled, scaled_columns
+from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
 
 SHORTEST = 32
@@ -36,9 +37,13 @@ class BucketedBatches(Batches):
         batch_size: examples in a batch.
         cut: the columns that are cut to the length of the bucket; the others are left whole.
         fingerprint: the identity of the data, where its columns were computed from others.
+        scale: the `uint8` columns that become `float32` in [0, 1], as in `DatasetBatches`.
 
     Raises:
-        ConfigError: the batch size is not between 1 and the number of examples.
+        ConfigError: the batch size is not between 1 and the number of examples, `cut` names what
+            is not there, or another argument cannot work.
+        DataError: there are no examples, the lengths are not those of sequences, or a value is
+            beyond what the device can hold.
     """
 
     steps_per_epoch: int
@@ -50,10 +55,12 @@ class BucketedBatches(Batches):
         *,
         cut: Sequence[str],
         fingerprint: str | None = None,
+        scale: Sequence[str] | None = None,
     ) -> None:
-        self.dataset, self.cut = dataset, tuple(cut)
+        self.dataset, self.cut = dataset, _checked_cut(dataset, cut)
         self.batch_size = checked_batch_size(batch_size, dataset)
-        self.lengths = dataset.columns["length"]
+        self.scale = scaled_columns(dataset, scale)
+        self.lengths = _checked_lengths(dataset, self.cut)
         self.buckets = bucket_lengths(int(self.lengths.max()))
         self.steps_per_epoch = len(dataset) // self.batch_size
         self.fingerprint = fingerprint or dataset.fingerprint
@@ -65,6 +72,7 @@ class BucketedBatches(Batches):
             "data": self.fingerprint,
             "batch_size": self.batch_size,
             "buckets": list(self.buckets),
+            "scale": list(self.scale),
         }
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
@@ -90,6 +98,10 @@ class BucketedBatches(Batches):
             name: column[rows, :span] if name in self.cut else column[rows]
             for name, column in resident.items()
         }
+
+    def prepare(self, examples: PyTree, rngs: Any) -> PyTree:
+        del rngs
+        return scaled(examples, self.scale)
 
     def bucket_of(self, rows: Rows) -> int:
         """The length of the bucket that these examples need."""
@@ -153,6 +165,37 @@ def bucket_lengths(longest: int) -> tuple[int, ...]:
     while bounds[-1] < longest:
         bounds.append(2 * bounds[-1])
     return tuple(bounds)
+
+
+def _checked_cut(dataset: Dataset, cut: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(cut, str):
+        raise ConfigError(f"cut is {cut!r}; it must be a list of columns: cut=[{cut!r}]")
+    for name in cut:
+        column = dataset.columns.get(name)
+        if column is None or column.ndim < 2:
+            padded = [each for each, column in dataset.columns.items() if column.ndim > 1]
+            raise ConfigError(
+                f"cut names {name!r}, which is no column of padded sequences of {dataset.name}; "
+                f"there are: {', '.join(padded) or 'none'}"
+            )
+    return tuple(cut)
+
+
+def _checked_lengths(dataset: Dataset, cut: Sequence[str]) -> np.ndarray:
+    """The column `length`: without it, or where it lies, what is cut off would be lost."""
+    lengths = dataset.columns.get("length")
+    if lengths is None or lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise DataError(
+            f"{dataset.name}: batches by length need a column 'length' of integers, one for each "
+            f"example; there are {', '.join(dataset.columns)}"
+        )
+    longest = min((dataset.columns[name].shape[1] for name in cut), default=lengths.max())
+    if (wrong := lengths[(lengths < 0) | (lengths > longest)]).size:
+        raise DataError(
+            f"{dataset.name}: the column 'length' has the value {wrong[0]}; sequences that were "
+            f"padded to {longest} have lengths from 0 to {longest}"
+        )
+    return lengths
 
 
 def _alike(bounds: Sequence[int], first: int, limit: int) -> int:

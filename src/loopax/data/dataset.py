@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,9 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
+from loopax.data.arrays import as_held, as_numbers
 from loopax.data.batches import LEAST_CAPACITY, Batches, Feed, Items, affordable
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
+from loopax.purity import calling_purely
+from loopax.randomness import Rngs
+
+Transform = Callable[..., PyTree]
 
 RESIDENT_LIMIT_BYTES = 2 * 2**30
 
@@ -25,11 +32,11 @@ class Dataset:
     """Named columns whose first axis counts the examples.
 
     Images are stored as `uint8` with shape `(examples, height, width, channels)` in the column
-    `image`; integer classes in `label`. They become `float32` in [0, 1] inside the compiled step.
-    A label of -1 means that the class is not known.
+    `image`, and become `float32` in [0, 1] inside the compiled step; integer classes in `label`,
+    where -1 means that the class is not known. No other column is changed.
 
     Attributes:
-        columns: the arrays by name.
+        columns: the arrays by name; lists and arrays of other libraries become NumPy's.
         name: what it is called in messages.
         class_names: the name of each class, in the order of the labels.
         source: what it was read from, in words.
@@ -37,7 +44,7 @@ class Dataset:
             the parts were given.
 
     Raises:
-        DataError: there are no columns, or their lengths differ.
+        DataError: there are no columns, their lengths differ, or one is not made of numbers.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -47,9 +54,25 @@ class Dataset:
     held_out: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.columns, Mapping) or not all(
+            isinstance(name, str) for name in self.columns
+        ):
+            raise DataError(
+                f"{self.name}: columns is {type(self.columns).__name__}; it must be a dict of "
+                "arrays by name: Dataset({'x': x, 'label': label})"
+            )
         if not self.columns:
             raise DataError(f"{self.name}: a dataset needs at least one column")
-        lengths = {key: len(column) for key, column in self.columns.items()}
+        columns = {
+            name: as_numbers(self._called(name), column) for name, column in self.columns.items()
+        }
+        object.__setattr__(self, "columns", columns)
+        for name, column in columns.items():
+            if not column.ndim:
+                raise DataError(
+                    f"{self._called(name)} is {column}; its first axis must be examples"
+                )
+        lengths = {key: len(column) for key, column in columns.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"{self.name}: columns differ in length: {lengths}")
 
@@ -59,6 +82,27 @@ class Dataset:
     def batches(self, batch_size: int, **options: Any) -> DatasetBatches:
         """Batches to train on or to evaluate with; the options are those of `DatasetBatches`."""
         return DatasetBatches(self, batch_size, **options)
+
+    def _called(self, name: str) -> str:
+        return f"{self.name}: the column {name!r}"
+
+    @cached_property
+    def _extremes(self) -> Mapping[str, np.ndarray]:
+        """The least and the greatest value of each column of 64 bits."""
+        return {
+            name: _ends(column)
+            for name, column in self.columns.items()
+            if column.dtype.itemsize > 4 and column.size
+        }
+
+    def check_fits(self) -> None:
+        """Whether the device can hold every value.
+
+        Raises:
+            DataError: a value is beyond the 32 bits in which JAX holds it without x64.
+        """
+        for name, ends in self._extremes.items():
+            as_held(self._called(name), ends)
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +125,7 @@ class Dataset:
         digest = hashlib.sha256()
         for key, column in sorted(self.columns.items()):
             digest.update(f"{key}:{column.dtype.str}:{column.shape};".encode())
-            digest.update(np.ascontiguousarray(column).data)
+            digest.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
 
@@ -95,11 +139,16 @@ class DatasetBatches(Batches):
         drop_last: leave out the last batch of an epoch when it is not full.
         resident: keep the columns on the device; by default when they take at most 2 GiB.
             Otherwise batches are gathered on the host; the result is the same bit for bit.
-        transform: a pure function of a batch, traced into the step after `uint8` columns have
-            become `float32` in [0, 1].
+        scale: the `uint8` columns that become `float32` in [0, 1] in the compiled step; by
+            default the column `image`. Labels, masks and tokens stay as they are.
+        transform: a pure function `batch -> batch`, or several in a row, traced into the step
+            after scaling. One that takes `(batch, rngs)` is applied in training only, with the
+            keys of the step: `jax.random.uniform(rngs["augment"], ...)`.
 
     Raises:
-        ConfigError: the batch size is not between 1 and the number of examples.
+        ConfigError: the batch size is not between 1 and the number of examples, or another
+            argument cannot work.
+        DataError: there are no examples, or a value is beyond what the device can hold.
     """
 
     steps_per_epoch: int
@@ -112,15 +161,18 @@ class DatasetBatches(Batches):
         shuffle: bool = True,
         drop_last: bool = True,
         resident: bool | None = None,
-        transform: Callable[[PyTree], PyTree] | None = None,
+        scale: Sequence[str] | None = None,
+        transform: Transform | Sequence[Transform] | None = None,
     ) -> None:
-        if resident is None:
-            resident = dataset.nbytes <= RESIDENT_LIMIT_BYTES
         self.dataset = dataset
         self.batch_size = checked_batch_size(batch_size, dataset)
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.transform = transform
+        self.shuffle = _checked_flag("shuffle", shuffle)
+        self.drop_last = _checked_flag("drop_last", drop_last)
+        self.scale = scaled_columns(dataset, scale)
+        self.transforms = _checked_transforms(transform)
+        if resident is None:
+            resident = dataset.nbytes <= RESIDENT_LIMIT_BYTES
+        _checked_flag("resident", resident)
         self.steps_per_epoch = _batch_count(len(dataset), self.batch_size, drop_last)
         self.resident = dataset.on_device if resident else None
 
@@ -131,15 +183,18 @@ class DatasetBatches(Batches):
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
+            "scale": list(self.scale),
         }
 
     @property
     def example(self) -> PyTree:
-        """One batch, as the loss will see it."""
+        """One batch, as the loss sees it in training."""
         item = self._item(np.arange(self.batch_size, dtype=np.int32))
-        return jax.jit(lambda resident, item: self.assemble(resident, item, None))(
-            self.resident, item
-        )
+
+        def batch(resident: PyTree, item: PyTree) -> PyTree:
+            return self.assemble(resident, item, Rngs(jax.random.key(0), 0))
+
+        return jax.jit(batch)(self.resident, item)
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         return _DatasetFeed(self, seed, start, capacity)
@@ -158,9 +213,10 @@ class DatasetBatches(Batches):
         return item if resident is None else {k: column[item] for k, column in resident.items()}
 
     def prepare(self, examples: PyTree, rngs: Any) -> PyTree:
-        del rngs
-        batch = {k: _scaled(column) for k, column in examples.items()}
-        return batch if self.transform is None else self.transform(batch)
+        batch = scaled(examples, self.scale)
+        for transform in self.transforms:
+            batch = _transformed(transform, batch, rngs)
+        return batch
 
     def affordable(self, capacity: int) -> int:
         """How many batches are stacked at once: what is gathered on the host stays small."""
@@ -222,12 +278,17 @@ def checked_batch_size(batch_size: Any, dataset: Dataset) -> int:
 
     Raises:
         ConfigError: it is not a whole number between 1 and the number of examples.
+        DataError: there are no examples, or a value is beyond what the device can hold.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+    number = isinstance(batch_size, int | float | np.number) and not isinstance(batch_size, bool)
+    if not number or not math.isfinite(batch_size) or batch_size != int(batch_size):
         raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number")
+    if not len(dataset):
+        raise DataError(f"{dataset.name} has no examples")
+    dataset.check_fits()
     if not 1 <= batch_size <= len(dataset):
         raise ConfigError(
-            f"batch_size is {batch_size}; {dataset.name} has {len(dataset)} examples, so it "
+            f"batch_size is {int(batch_size)}; {dataset.name} has {len(dataset)} examples, so it "
             f"must be from 1 to {len(dataset)}"
         )
     return int(batch_size)
@@ -237,5 +298,94 @@ def _batch_count(examples: int, batch_size: int, drop_last: bool) -> int:
     return examples // batch_size if drop_last else -(-examples // batch_size)
 
 
-def _scaled(column: jax.Array) -> jax.Array:
-    return column.astype(jnp.float32) / 255 if column.dtype == jnp.uint8 else column
+def scaled_columns(dataset: Dataset, scale: Sequence[str] | None) -> tuple[str, ...]:
+    """The columns to scale, of which None means the one called `image`, where it is of bytes.
+
+    Raises:
+        ConfigError: a name is not that of a `uint8` column, or nothing says whether a column of
+            bytes that could be images is to be scaled.
+    """
+    kinds = {name: column.dtype for name, column in dataset.columns.items()}
+    if scale is None:
+        for name, column in dataset.columns.items():
+            if name != "image" and column.dtype == np.uint8 and column.ndim > 2:
+                raise ConfigError(
+                    f"{dataset.name}: the column {name!r} is uint8 {column.shape}; say "
+                    f"scale=({name!r},) where these are images, to become float32 in [0, 1], or "
+                    "scale=() to keep bytes"
+                )
+        return tuple(name for name in kinds if name == "image" and kinds[name] == np.uint8)
+    if isinstance(scale, str) or not isinstance(scale, Sequence):
+        raise ConfigError(f"scale is {scale!r}; it must be a tuple of columns: scale=('image',)")
+    for name in scale:
+        if name not in kinds:
+            raise ConfigError(f"scale names {name!r}; {dataset.name} has {', '.join(kinds)}")
+        if kinds[name] != np.uint8:
+            raise ConfigError(
+                f"scale names {name!r}, which is {kinds[name]}; only uint8 is divided by 255, "
+                "anything else can be brought to scale by a transform"
+            )
+    return tuple(scale)
+
+
+def scaled(examples: PyTree, names: Sequence[str]) -> dict[str, jax.Array]:
+    """The examples with the columns of these names as `float32` in [0, 1]; traced."""
+    return {
+        name: column.astype(jnp.float32) / 255 if name in names else column
+        for name, column in examples.items()
+    }
+
+
+def _transformed(transform: Transform, batch: PyTree, rngs: Any) -> PyTree:
+    """What a transform makes of a batch: with keys in training only, without them always."""
+    takes_rngs = len(_required(transform)) == 2
+    if takes_rngs and not rngs.training:
+        return batch
+    cure = "take the step's keys, transform(batch, rngs), and draw with jax.random"
+    args = (batch, rngs) if takes_rngs else (batch,)
+    result = calling_purely("the transform", cure, transform, *args, traces=2)
+    if result is None:
+        raise ConfigError("the transform returned None; it must return the batch")
+    return result
+
+
+def _checked_transforms(transform: Any) -> tuple[Transform, ...]:
+    given = tuple(transform) if isinstance(transform, list | tuple) else (transform,)
+    transforms = tuple(one for one in given if one is not None)
+    for one in transforms:
+        if not callable(one):
+            raise ConfigError(f"transform is {one!r}; it must be a function of a batch")
+        if not 1 <= len(names := _required(one)) <= 2 or names[1:] not in ([], ["rngs"]):
+            raise ConfigError(
+                f"transform takes ({', '.join(names)}); it must take (batch) or (batch, rngs)"
+            )
+    return transforms
+
+
+def _required(function: Transform) -> list[str]:
+    """The arguments that a call by position must give, and `rngs` where it may be given."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ["batch"]
+    return [
+        each.name
+        for each in parameters
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        and (each.default is each.empty or each.name == "rngs")
+    ] or ["batch"]
+
+
+def _checked_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_ | int) or value not in (True, False):
+        raise ConfigError(f"{name} is {value!r}; it must be True or False")
+    return bool(value)
+
+
+def _ends(column: np.ndarray) -> np.ndarray:
+    """The least and the greatest of the values that are finite."""
+    if column.dtype.kind in "iu":
+        return np.array([column.min(), column.max()])
+    finite = column[np.isfinite(column)]
+    sizes = np.abs(finite)
+    return finite[[sizes.argmax()]] if finite.size else finite
