@@ -40,7 +40,7 @@ def trained_vae(directory, shape, classes, names=None, **settings):
     settings = {"widths": (8,), "latent": 3, "batch_size": 10, **settings}
     problem = Problem.of(VAEConfig(data=str(directory / "images.npz"), **settings))
     if names:
-        splits = (dataclasses.replace(each, class_names=names) for each in problem.data)
+        splits = (each and dataclasses.replace(each, class_names=names) for each in problem.data)
         problem = dataclasses.replace(problem, data=type(problem.data)(*splits))
     return TrainedVAE(problem, problem.state().params, loopax.RunDir(directory), 0)
 
@@ -297,23 +297,23 @@ def serving(ready):
             thread.join()
 
 
-def test_the_server_answers_over_one_connection_and_at_once(colour):
+def test_the_server_answers_over_one_connection_and_in_one_piece(colour):
+    """The second of two pieces would wait 40 ms for an acknowledgement of the first."""
+    question = json.dumps({"latent": ZEROS, "labels": [0, 1, 2]}).encode()
     with serving(colour) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENCE_S)
-        question = json.dumps({"latent": ZEROS, "labels": [0, 1, 2]})
-        took_s = []
-        for _ in range(20):
-            begin = time.perf_counter()
-            connection.request("POST", "/decode", question, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            assert len(answer.read()) == 3 * 60
-            took_s.append(time.perf_counter() - begin)
-        assert sorted(took_s)[10] < 0.04
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert answer.headers["Content-Security-Policy"] == "default-src 'none'"
-        assert answer.headers["Cache-Control"] == "no-store"
-        assert "Python" not in answer.headers["Server"]
-        connection.close()
+        place = "127.0.0.1", server.server_port
+        head = "POST /decode HTTP/1.1\r\nHost: {}:{}\r\n".format(*place)
+        head += f"Content-Type: application/json\r\nContent-Length: {len(question)}\r\n\r\n"
+        with socket.create_connection(place, timeout=PATIENCE_S) as connection:
+            for _ in range(20):
+                connection.sendall(head.encode() + question)
+                answered, _, body = connection.recv(1 << 16).partition(b"\r\n\r\n")
+                assert len(body) == 3 * 60
+    headers = answered.decode().split("\r\n")[1:]
+    assert "X-Content-Type-Options: nosniff" in headers
+    assert "Content-Security-Policy: default-src 'none'" in headers
+    assert "Cache-Control: no-store" in headers
+    assert not any("Python" in header for header in headers)
 
 
 def spoken(port, text):
