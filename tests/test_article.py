@@ -732,7 +732,7 @@ def test_a22_asynchronous(tmp_path, monkeypatch):
     go_on, in_time, rename = threading.Event(), [], os.rename
 
     def held_up(*args, **kwargs):
-        in_time.append(go_on.wait(timeout=20))
+        in_time.append(go_on.wait(timeout=60))
         return rename(*args, **kwargs)
 
     monkeypatch.setattr(os, "rename", held_up)

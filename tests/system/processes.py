@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds after which something that should have happened never will; no test waits for it."""
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(
