@@ -56,7 +56,7 @@ from loopax.freezing import warn_of_frozen_gradients
 from loopax.history import Extent, History
 from loopax.lock import RunLock
 from loopax.moments import Hook, HookError, Moment, Saving, as_hooks, calling, evaluations
-from loopax.program import TrainProgram, probe_program
+from loopax.program import TrainProgram, guarding_transfers, probe_program
 from loopax.progress import Display, Silent, display, tell
 from loopax.randomness import key_words, stream
 from loopax.recorder import Recorder
@@ -580,7 +580,7 @@ def _turns(
                     warn_of_frozen_gradients(
                         session.loss_fn, state, session.train.batch(state, items)
                     )
-            with account.section("compute"), jax.transfer_guard("disallow"):
+            with account.section("compute"), guarding_transfers():
                 due = session.probe_every is not None and step % session.probe_every == 0
                 norms = session.probe(state, items) if due else None
                 state, rows = session.train(state, items)
@@ -590,7 +590,8 @@ def _turns(
             if second:
                 _tell_of_the_horizon(session, first, second)
             second = rows if start == first and first else None
-            recorder.add(start, count, rows, norms)
+            examples = functools.partial(session.train.examples, items)
+            recorder.add(start, count, rows, norms, examples)
             # What others are shown is a tree of its own, so that no change to it reaches the loop.
             run.step, run.state = step, jax.tree.map(lambda leaf: leaf, state)
             if step == total:
@@ -618,8 +619,9 @@ def _explain(session: _Session, error: NonFiniteError) -> None:
         return
     session.shown.say(f"{error}; looking for where it came from")
     try:
-        replay = Replay(run.dir, session.initial, session.loss_fn, session.batches)
-        report = replay.step(replay.culprit(error.step)).report
+        with jax.debug_nans(False), jax.debug_infs(False):
+            replay = Replay(run.dir, session.initial, session.loss_fn, session.batches)
+            report = replay.step(replay.culprit(error.step)).report
         run.dir.write_json("autopsy.json", report.to_json())
     except Exception as failure:
         session.shown.say(f"that could not be found out: {failure}")

@@ -10,8 +10,10 @@ on where the data lies.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -21,7 +23,7 @@ from jaxtyping import Array, Int32
 from loopax.account import Account
 from loopax.convolution import with_ordered_convolutions
 from loopax.data.batches import Batches, Items
-from loopax.errors import ConfigError
+from loopax.errors import ConfigError, NonFiniteError
 from loopax.paths import PyTree, leaf_path
 from loopax.rows import Rows, Sums, no_sums, with_arrays
 from loopax.state import TrainState
@@ -34,6 +36,20 @@ from loopax.step import (
     skipping_step,
     train_step,
 )
+
+
+def is_debugging() -> bool:
+    """Whether one of JAX's switches is on that execute a program again, by its operations.
+
+    Then its arguments must be there still, and its constants be transferred.
+    """
+    switches = ("jax_debug_nans", "jax_debug_infs", "jax_disable_jit")
+    return any(getattr(jax.config, switch) for switch in switches)
+
+
+def guarding_transfers() -> AbstractContextManager[Any]:
+    """Nothing is transferred by accident inside, unless somebody debugs."""
+    return nullcontext() if is_debugging() else jax.transfer_guard("disallow")
 
 
 class Program:
@@ -50,7 +66,7 @@ class Program:
             self._signatures.append(_signature(dict(zip(self._arguments, args, strict=True))))
             return function(*args)
 
-        self._jitted = jax.jit(traced, donate_argnums=donate)
+        self._jitted = jax.jit(traced, donate_argnums=() if is_debugging() else donate)
 
     def __call__(self, *args: Any) -> Any:
         seen, start = len(self._signatures), time.perf_counter()
@@ -88,12 +104,29 @@ class TrainProgram:
         """The state after `items.length` steps, and their metrics, a row a step.
 
         After a step with a non-finite loss the rest of the chunk is not run.
+
+        Raises:
+            NonFiniteError: `jax_debug_nans` or `jax_debug_infs` is on and found such a number.
         """
-        return self._program(state, self._batches.resident, items.stacked, items.length)
+        arguments = (state, self._batches.resident, items.stacked, items.length)
+        try:
+            return self._program(*arguments)
+        except FloatingPointError as error:
+            with jax.debug_nans(False), jax.debug_infs(False):
+                after, rows = self._program(*arguments)
+            raise _located(
+                int(state.step), rows.steps(int(after.step - state.step)), error
+            ) from error
 
     def compiled(self, state: TrainState, items: Items) -> jax.stages.Compiled:
         """The chunk that a call with these arguments runs, to ask what it needs."""
         return self._program.compiled(state, self._batches.resident, items.stacked, items.length)
+
+    def examples(self, items: Items, index: int) -> PyTree:
+        """The examples of one of these items, as they are stored."""
+        with jax.transfer_guard("allow"):
+            item = jax.tree.map(lambda leaf: jax.device_get(leaf)[index], items.stacked)
+            return jax.jit(self._batches.gather)(self._batches.resident, item)
 
     @property
     def is_compiled(self) -> bool:
@@ -192,6 +225,19 @@ def probe_program(loss_fn: LossFn, batches: Batches, account: Account) -> Callab
 
 def _item(stacked: PyTree, index: Int32[Array, ""]) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], stacked)
+
+
+def _located(start: int, rows: list[dict[str, float]], error: FloatingPointError) -> NonFiniteError:
+    """What JAX's own check found in a chunk that begins with `start`, with the step if it shows."""
+    for step, row in enumerate(rows, start):
+        for name, value in row.items():
+            if not math.isfinite(value):
+                return NonFiniteError(
+                    f"{error}: {name} is {value} at step {step}", step=step, metric=name
+                )
+    last = start + len(rows) - 1
+    where = f"at step {start}" if last <= start else f"in one of the steps {start} to {last}"
+    return NonFiniteError(f"{error}, {where}; the loss is finite there", step=last, metric="state")
 
 
 def _capacity(stacked: PyTree) -> int:

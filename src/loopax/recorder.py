@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from loopax.account import Account
 from loopax.errors import NonFiniteError
 from loopax.history import History
+from loopax.paths import PyTree, leaf_path
 from loopax.progress import Display, tell
 from loopax.rows import SKIPPED, Rows, means
 from loopax.writers import Row, Writer
@@ -24,12 +26,16 @@ SKIP_LIMIT = 100
 
 @dataclass(frozen=True)
 class Pending:
-    """A chunk that was dispatched and not yet read; `norms` were probed before its first step."""
+    """A chunk that was dispatched and not yet read.
+
+    `norms` were probed before its first step; `examples` gives the batch of one of its steps.
+    """
 
     start: int
     count: int
     rows: Rows
     norms: Mapping[str, Array] | None
+    examples: Callable[[int], PyTree]
     dispatched: float
 
 
@@ -83,9 +89,16 @@ class Recorder:
         """How many steps take about `seconds`, as far as is known."""
         return max(1, int(self._limit * seconds))
 
-    def add(self, start: int, count: int, rows: Rows, norms: Mapping[str, Array] | None) -> None:
+    def add(
+        self,
+        start: int,
+        count: int,
+        rows: Rows,
+        norms: Mapping[str, Array] | None,
+        examples: Callable[[int], PyTree],
+    ) -> None:
         """Takes over the rows of a chunk that was just dispatched."""
-        self._pending = Pending(start, count, rows, norms, time.perf_counter())
+        self._pending = Pending(start, count, rows, norms, examples, time.perf_counter())
         self.step = start + count
 
     def settle(self) -> None:
@@ -169,7 +182,7 @@ class Recorder:
             if self._skipped > SKIP_LIMIT:
                 raise NonFiniteError(
                     f"all of the last {SKIP_LIMIT} steps up to {step} were skipped because the "
-                    "loss or the gradient was not finite; try a lower learning rate or clipping",
+                    f"loss or the gradient was not finite; {_advice(chunk, step - chunk.start)}",
                     step=step,
                     metric="loss",
                 )
@@ -194,8 +207,29 @@ def _check_finite(
     last = "" if earlier is None else f"; the step before had {earlier:.6g}"
     shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
     raise NonFiniteError(
-        f"the loss became {values['loss']} at step {step} ({shown}){last}; "
-        "try a lower learning rate or clipping, and look for division by zero or log of zero",
+        f"the loss became {values['loss']} at step {step} ({shown}){last}; {_advice(chunk, first)}",
         step=step,
         metric=metric,
     )
+
+
+def _advice(chunk: Pending, index: int) -> str:
+    """What to look at when a step of a chunk went bad: its batch first, and then the rest."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(chunk.examples(index)))
+    batch = {leaf_path(path) or "batch": np.asarray(leaf) for path, leaf in leaves}
+    numbers = {
+        name: leaf for name, leaf in batch.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    if bad := [repr(name) for name, leaf in numbers.items() if np.isnan(leaf).any()]:
+        return f"the batch's {' and '.join(bad)} holds NaN: look at the data"
+    advice = "try a lower learning rate or clipping, and look for division by zero or log of zero"
+    if bad := [repr(name) for name, leaf in numbers.items() if np.isinf(leaf).any()]:
+        advice += f"; the batch's {' and '.join(bad)} holds infinities"
+    ranges = [
+        f"{name!r} goes from {leaf.min()} to {leaf.max()}"
+        for name, leaf in batch.items()
+        if leaf.size and jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.dtype != np.uint8
+    ]
+    if ranges:
+        advice += f"; the batch's {', '.join(ranges)}: is a label or an index out of range?"
+    return advice
