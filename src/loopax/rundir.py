@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loopax import digests
 from loopax.configuration import as_mapping, differences
 from loopax.durable import storing, write_text
 from loopax.environment import numerics, provenance
@@ -82,6 +83,16 @@ class RunDir:
         if not run.config_file.is_file():
             raise RunDirError(f"{run.path}: is not a run directory (it has no config.json)")
         return run
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run lies here, whatever has been damaged of it.
+
+        Other programs have a `config.json` too. Only a run has its starts in `run.json`, or
+        checkpoints with their digests.
+        """
+        sealed = self.checkpoints.glob(f"[0-9]*/{digests.NAME}")
+        return self.config_file.is_file() and bool(self.starts or any(sealed))
 
     @property
     def config_file(self) -> Path:

@@ -167,26 +167,11 @@ def runs(words: list[str]) -> int:
     command = parse(Runs, words, "loopax runs")
     if not command.directory.is_dir():
         raise ConfigError(f"{command.directory}: is not a directory")
-    from loopax.rundir import RunDir
+    from loopax.cli.listing import listing
 
-    listed = table("run", "recipe", "step", "loss", "measured on")
-    for config in sorted(command.directory.rglob("config.json")):
-        run = RunDir(config.parent)
-        try:
-            rows, recipe = run.metrics, str(run.config.get("recipe", "-"))
-        except LoopaxError as error:
-            print(f"loopax: {error}", file=sys.stderr)
-            continue
-        others = "train", "probe", "hook"
-        measured = [row for row in rows if row["source"] not in others and "loss" in row]
-        latest = measured[-1] if measured else None
-        listed.add_row(
-            str(run.path),
-            recipe,
-            f"{rows[-1]['step']:,}" if rows else "0",
-            "-" if latest is None else f"{latest['loss']:.4g}",
-            "-" if latest is None else latest["source"],
-        )
+    listed = table("run", "recipe", "step", "measured", "value")
+    for row in listing(command.directory):
+        listed.add_row(*row)
     show(listed)
     return 0
 
