@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend import core
 
 from loopax.account import Account
+from loopax.arguments import check_state
 from loopax.data.batches import Feed, Items, as_batches
 from loopax.errors import ConfigError, DeviceMemoryError
 from loopax.paths import PyTree
@@ -103,6 +104,7 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
         DataError: there is no batch.
         DeviceMemoryError: the step does not fit.
     """
+    check_state(state, loss_fn, data)
     if isinstance(data, Iterator):
         raise ConfigError(
             f"data is a {type(data).__name__}, and the batches that estimate reads would be gone; "
