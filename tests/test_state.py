@@ -1,17 +1,23 @@
 """One tree is the run: how it begins, what trains of it, what is averaged, what is random."""
 
+import copy
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
 import loopax
+from loopax.autopsy import examine
 from loopax.data import Dataset
 from loopax.errors import ConfigError
+from loopax.optimizer import Optimizer
 from loopax.paths import leaf_paths, map_with_path, matches, merge, partition, path_mask
 from loopax.randomness import Rngs
 from loopax.step import train_step
@@ -110,10 +116,76 @@ class Hungry(nn.Module):
         return nn.Dense(2)(image * mask)
 
 
+class Somebodys:
+    """A model of another library."""
+
+
+PARAMS = {"layer": {"kernel": jnp.ones(2)}}
 WRONG = {
     "nothing": ({}, "tx is missing"),
     "no model": ({"tx": optax.sgd(1)}, "model is NoneType, not a Flax module.*params="),
     "a function": ({"model": print, "tx": optax.sgd(1)}, "not a Flax module"),
+    "parameters as a model": (
+        {"model": PARAMS, "tx": optax.sgd(1)},
+        "model is dict, not a Flax module; if these are parameters, pass them as params=",
+    ),
+    "a class as a model": (
+        {"model": Compact, "example": IMAGE, "tx": optax.sgd(1)},
+        r"model is the class Compact, not a Flax module; make one: Compact\(...\)",
+    ),
+    "a model as parameters": (
+        {"params": Compact(), "tx": optax.sgd(1)},
+        "params is the Flax module Compact itself; give it first",
+    ),
+    "a foreign model": ({"model": Somebodys(), "tx": optax.sgd(1)}, "pass its parameters as par"),
+    "an NNX module": (
+        {"model": nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "tx": optax.sgd(1)},
+        r"not a Flax module; .* nnx.split\(model\)",
+    ),
+    "swapped": (
+        {"model": Compact(), "example": optax.sgd(1), "tx": IMAGE},
+        "example is an optimiser; these two are swapped",
+    ),
+    "a swapped description": (
+        {"model": Compact(), "example": Optimizer()},
+        r"example is an optimiser: create\(model, example, tx\)",
+    ),
+    "a schedule": (
+        {"params": PARAMS, "tx": optax.cosine_decay_schedule(1.0, 5)},
+        r"a schedule is the learning rate of an optimiser: optax.adamw\(schedule\)",
+    ),
+    "an optimiser that was not called": (
+        {"params": PARAMS, "tx": optax.adam},
+        r"tx is the function adam, .*; call it: optax.adam\(...\)",
+    ),
+    "a description's class": (
+        {"params": PARAMS, "tx": Optimizer},
+        r"tx is the class Optimizer, .*; make one",
+    ),
+    "a rate": ({"params": PARAMS, "tx": 0.1}, "tx is float, not an Optax transformation"),
+    "a text as an example": (
+        {"model": Compact(), "example": "image", "tx": optax.sgd(1)},
+        "example is the text 'image'; it must be a dataset",
+    ),
+    "a text among parameters": (
+        {"params": {**PARAMS, "name": "x"}, "tx": optax.sgd(1)},
+        "params: name is the text 'x'; parameters are arrays and numbers",
+    ),
+    "a function among parameters": (
+        {"params": {"layer": {"activation": nn.relu}}, "tx": optax.sgd(1)},
+        "params: layer/activation is the function relu; parameters are arrays",
+    ),
+    "nothing to train": ({"params": {}, "tx": optax.sgd(1)}, "no parameters are left.*are none"),
+    "everything frozen": (
+        {"params": PARAMS, "tx": optax.sgd(1), "frozen": ("layer",)},
+        r"no parameters are left to train: frozen=\('layer',\) matches every one",
+    ),
+    "a seed that would wrap": (
+        {"params": PARAMS, "tx": optax.sgd(1), "seed": 2**32},
+        "seed is 4294967296; it must be a whole number from 0",
+    ),
+    "a negative seed": ({"params": PARAMS, "tx": optax.sgd(1), "seed": -1}, "seed is -1"),
+    "half a seed": ({"params": PARAMS, "tx": optax.sgd(1), "seed": 0.5}, "seed is 0.5"),
     "no example": ({"model": Compact(), "tx": optax.sgd(1)}, "Compact needs an example"),
     "a missing argument": (
         {"model": Hungry(), "example": {"image": IMAGE, "label": LABEL}, "tx": optax.sgd(1)},
@@ -140,6 +212,82 @@ def test_what_cannot_become_a_state_is_named(arguments, message):
     with pytest.raises(ConfigError, match=message) as caught:
         loopax.TrainState.create(**arguments)
     assert "\n" not in str(caught.value)
+
+
+LOSSES = {
+    "a missing column": (
+        lambda params, batch, rngs: batch["images"].sum(),
+        "the loss looked for 'images': the batch has image, label, the parameters bias, weights",
+    ),
+    "two arguments": (
+        lambda params, batch: 0.0,
+        r"the loss takes \(params, batch\), and is called with \(params, batch, rngs\)",
+    ),
+    "no return": (lambda params, batch, rngs: None, "returned nothing; did you forget `return`"),
+    "a list of metrics": (
+        lambda params, batch, rngs: (params["bias"].sum(), [1.0]),
+        "the loss must return loss or .* metrics a dict; it gave 2 values: array, list",
+    ),
+    "no collections": (
+        lambda params, batch, rngs: (
+            nn.BatchNorm(use_running_average=False).apply({}, batch["image"]).sum()
+        ),
+        "the model wants a collection .* fourth argument `mutable`",
+    ),
+    "an argument that nobody gives": (
+        lambda params, batch, rngs, scale: 0.0,
+        r"takes \(params, batch, rngs, scale\), .*missing a required argument: 'scale'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "message"), LOSSES.values(), ids=LOSSES.keys())
+def test_mistakes_in_a_loss_are_named(dataset, line_state, loss, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        loopax.fit(line_state(), loss, dataset.batches(2), steps=1, **PLAIN)
+    assert "\n" not in str(caught.value)
+
+
+def with_collections(params, batch, rngs, *, scale=1.0, mutable):
+    return scale * params["x"].sum(), {}, {"seen": mutable["seen"] + 1}
+
+
+def with_a_flag(params, batch, rngs, mutable=False):
+    return params["x"].sum(), {"flag": float(mutable)}
+
+
+@pytest.mark.parametrize(
+    ("loss", "seen"),
+    [
+        (with_collections, 2),
+        (functools.partial(with_collections, scale=2.0), 2),
+        (functools.partial(with_a_flag, mutable=True), 0),
+    ],
+    ids=["by keyword", "partly bound", "bound"],
+)
+def test_collections_are_given_by_name_to_a_loss_that_asks_for_them(loss, seen):
+    mutable = {"seen": jnp.zeros(1)}
+    params = {"x": jnp.zeros(2)}
+    state = loopax.TrainState.create(params=params, tx=optax.sgd(0.1), mutable=mutable)
+    run = loopax.fit(state, loss, [np.zeros(1)], steps=2, log_every=1, **PLAIN)
+    assert run.state.mutable["seen"].tolist() == [seen]
+    assert run.history[-1].get("flag", 1.0) == 1.0
+
+
+def test_given_collections_take_the_place_of_the_models():
+    stats = {"BatchNorm_0": {"mean": jnp.full(2, 5.0), "var": jnp.full(2, 6.0)}}
+    x, tx = np.ones((1, 3), np.float32), optax.sgd(0.1)
+    given = {"batch_stats": stats, "more": jnp.ones(1)}
+    state = loopax.TrainState.create(Normed(), (x, True), tx, mutable=given)
+    assert state.mutable["batch_stats"]["BatchNorm_0"]["mean"].tolist() == [5, 5]
+    assert state.mutable["more"].tolist() == [1]
+    with pytest.raises(ConfigError, match="'batch_stats' is not of the form that the model has"):
+        loopax.TrainState.create(Normed(), (x, True), tx, mutable={"batch_stats": {}})
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, np.int64(7), np.uint32(7)])
+def test_every_seed_of_32_bits_is_a_seed(seed, line_state):
+    assert words(line_state(seed=seed).key) == words(jax.random.key(int(seed)))
 
 
 def test_a_dataset_without_what_a_module_takes_is_named(dataset):
@@ -390,6 +538,153 @@ def test_parts_that_accumulate_over_different_numbers_of_steps_can_be_averaged()
     assert run.state.params["x"].tolist() == [-3]
     assert run.state.params["y"].tolist() == [-2]
     assert jax.tree.structure(run.state.ema) == jax.tree.structure(params)
+
+
+# --- What is no number, or another kind of number ---------------------------------
+
+
+def table_loss(params, batch, rngs):
+    rows = params["table"][params["rows"]] * jnp.where(params["on"], 1.0, 0.0)
+    noise = 0.0 * jax.random.uniform(params["key"])
+    return jnp.square(rows - batch["to"]).mean() + noise
+
+
+def test_what_cannot_be_differentiated_stays_as_it_is_and_is_said(tmp_path, bits):
+    fixed = {"rows": jnp.arange(3), "on": jnp.array([True, False, True]), "key": jax.random.key(5)}
+
+    def create(**options):
+        params = {"table": jnp.ones(4), **fixed}
+        return loopax.TrainState.create(params=params, tx=optax.adam(0.1), ema_decay=0.9, **options)
+
+    with pytest.warns(UserWarning, match=r"key \(.*, on \(bool\[3\]\), rows \(int32\[3\]\)"):
+        state = create()
+    named = create(frozen=tuple(fixed))  # and says nothing
+    assert bits(named.opt_state) == bits(state.opt_state)
+    assert [leaf.shape for leaf in jax.tree.leaves(state.ema)] == [(4,)]
+    data = [{"to": np.float32(3.0)}]
+    run = loopax.fit(state, table_loss, data, steps=10, run_dir=tmp_path, progress=False)
+    run = loopax.fit(state, table_loss, data, steps=20, run_dir=tmp_path, progress=False)
+    left = {name: leaf for name, leaf in run.state.eval_params.items() if name in fixed}
+    assert bits(left) == bits(fixed)
+    assert run.state.params["table"][0] > 2
+    assert run.state.params["table"][3] == 1
+
+
+def test_complex_parameters_go_downhill():
+    """JAX's gradient of them is the conjugate of the direction of ascent."""
+
+    def loss(params, batch, rngs):
+        return jnp.square(jnp.abs(params["z"] - (1 + 2j))).sum()
+
+    params = {"z": jnp.zeros(2, jnp.complex64)}
+    state = loopax.TrainState.create(params=params, tx=optax.sgd(0.1), ema_decay=0.5)
+    run = loopax.fit(state, loss, [np.zeros(1)], steps=50, progress=False, probe_every=10)
+    np.testing.assert_allclose(run.state.params["z"], 1 + 2j, rtol=1e-3)
+    np.testing.assert_allclose(run.state.eval_params["z"], 1 + 2j, rtol=1e-2)
+
+
+ODD = {
+    "scalar": jnp.float32(1.0),
+    "empty": jnp.zeros((0, 3)),
+    "half": jnp.ones(2, jnp.float16),
+    "brain": jnp.ones(2, jnp.bfloat16),
+    "none": None,
+}
+
+
+def test_parameters_of_odd_shapes_and_types_train(tmp_path, bits):
+    def loss(params, batch, rngs):
+        return sum(jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(params))
+
+    key = jax.random.key(0, impl="rbg")
+    state = loopax.TrainState.create(params=ODD, tx=optax.adam(0.1), ema_decay=0.9)
+    state = state.replace(key=key)
+    once = loopax.fit(state, loss, [np.zeros(1)], steps=6, progress=False)
+    for steps in (3, 6):
+        run = loopax.fit(state, loss, [np.zeros(1)], steps=steps, run_dir=tmp_path, progress=False)
+    assert bits(run.state) == bits(once.state)
+    assert bits(copy.deepcopy(run.state.params)) == bits(run.state.params)
+    kinds = [leaf.dtype.name for leaf in jax.tree.leaves(run.state.eval_params)]
+    assert kinds == ["bfloat16", "float32", "float16", "float32"]
+
+
+# --- Optimisers that want more than the gradient ----------------------------------
+
+
+def plateau():
+    return optax.contrib.reduce_on_plateau(patience=2, factor=0.5, accumulation_size=1)
+
+
+def accumulated(tx):
+    return optax.MultiSteps(tx, 2).gradient_transformation()
+
+
+ADVERSARY = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+HESSIAN = optax.contrib.hutchinson_estimator_diag_hessian(jax.random.key(0))
+WANTING = {
+    "plateau": optax.chain(optax.adam(0.3), plateau()),
+    "plateau, accumulated": accumulated(optax.chain(optax.adam(0.3), plateau())),
+    "polyak": optax.polyak_sgd(),
+    "polyak of a part": optax.multi_transform(
+        {"a": optax.polyak_sgd(), "b": optax.sgd(0.1)}, {"x": "a", "y": "b"}
+    ),
+    "lbfgs": optax.lbfgs(),
+    "backtracking": optax.chain(
+        optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
+    ),
+    "opaque sam": optax.contrib.sam(optax.sgd(0.1), ADVERSARY, opaque_mode=True),
+    "sophia": optax.contrib.sophia(0.1, hessian_diagonal_fn=HESSIAN),
+    "momo": optax.contrib.momo(0.3),
+}
+
+
+@pytest.mark.parametrize("tx", WANTING.values(), ids=WANTING.keys())
+def test_an_optimiser_that_wants_the_loss_is_given_it(tx, tmp_path):
+    """In the step and in the probe, and in a state that is saved."""
+    state = loopax.TrainState.create(params=TWO, tx=tx)
+    data = [{"to": np.float32(3.0)}]
+    run = loopax.fit(
+        state, quadratic, data, steps=60, run_dir=tmp_path, progress=False, probe_every=20
+    )
+    assert quadratic(run.state.eval_params, data[0], None) < 5.0  # from 25
+    report = examine(quadratic, run.state, data[0])
+    assert report.origin is None
+
+
+def test_a_line_search_sees_the_loss_of_its_own_batch_and_keys():
+    """Driven by hand with the same batch and the same noise, the parameters are the same."""
+
+    def noisy(params, batch, rngs):
+        noise = jax.random.normal(rngs["noise"], (2,))
+        return jnp.square(params["x"] - batch["to"] - 0.1 * noise).sum()
+
+    tx, params = optax.lbfgs(), {"x": jnp.zeros(2)}
+    start = loopax.TrainState.create(params=params, tx=tx)
+    data = [{"to": np.float32(value)} for value in (3.0, 4.0, 5.0)]
+    run = loopax.fit(start, noisy, data, steps=3, **PLAIN)
+    opt_state = tx.init(params)
+    for step, batch in enumerate(data):
+        rngs = start.replace(step=step).rngs
+        value, grad = jax.value_and_grad(noisy)(params, batch, rngs)
+        updates, opt_state = tx.update(
+            grad,
+            opt_state,
+            params,
+            value=value,
+            grad=grad,
+            value_fn=lambda params, batch=batch, rngs=rngs: noisy(params, batch, rngs),
+        )
+        params = optax.apply_updates(params, updates)
+    close(run.state.params, params)
+
+
+def test_what_is_not_handed_on_is_named():
+    tx = optax.chain(optax.clip(1.0), accumulated(optax.chain(optax.adam(0.1), plateau())))
+    state = loopax.TrainState.create(params=TWO, tx=tx)
+    with pytest.raises(
+        ConfigError, match=r"wants value, .* optax.MultiSteps is one: put it around"
+    ):
+        loopax.fit(state, quadratic, [{"to": np.float32(3.0)}], steps=4, **PLAIN)
 
 
 # --- Optimisers that mean other parameters than those they train ------------------

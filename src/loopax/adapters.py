@@ -118,7 +118,7 @@ def _name(value: Any) -> str:
     """A value as a message can hold it: `the function f`, `a dict`, `the class M`."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if inspect.isroutine(value):
+    if inspect.isroutine(value) or (callable(value) and hasattr(value, "__name__")):
         return f"the function {getattr(value, '__name__', '')}"
     if isinstance(value, str):
         return f"the text {value[:40]!r}"
@@ -137,7 +137,8 @@ def _advice(model: Any) -> str:
     """What to do with something that is no Flax module."""
     if isinstance(model, type) and issubclass(model, nn.Module):
         return f"make one: {model.__name__}(...)"
-    if jax.tree.leaves(model) and all(map(_is_array, jax.tree.leaves(model))):
+    arrays = jax.tree.leaves(model)
+    if not _hint(model) and arrays and all(map(_is_array, arrays)):
         return "if these are parameters, pass them as params="
     return "for anything else pass its parameters as params=" + _hint(model)
 

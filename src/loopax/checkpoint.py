@@ -30,7 +30,7 @@ from loopax import digests
 from loopax.durable import OpenFolder, remove, storing, sync
 from loopax.environment import numerics
 from loopax.errors import CheckpointError, LoopaxError, StorageError
-from loopax.paths import PyTree, differing, form_of, forms, leaf_path
+from loopax.paths import PyTree, differing, form_of, forms, leaf_path, merge, partition
 from loopax.retention import Checkpoints, Rank, best_step, checked_rank, ranking
 from loopax.state import TrainState
 from loopax.updates import eval_params, typed
@@ -267,12 +267,13 @@ class CheckpointStore:
         """
         step = self.step_of(which)
         frozen = self._frozen_of(step)
-        target = state.without_frozen() if frozen else state
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+        stored, empty = _parted(state.without_frozen() if frozen else state)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, stored)
         self._check_fits(step, target)
         if frozen:
             self._check_frozen(step, frozen, state)
         restored, meta = self._restore(step, ocp.args.StandardRestore(target))
+        restored = merge(restored, empty)
         if frozen:
             restored = restored.with_frozen(state.frozen_params)
         return restored, meta
@@ -453,10 +454,16 @@ def _saving(path: Path, state: TrainState, meta: Mapping[str, Any]) -> ocp.Async
         meta=ocp.JsonCheckpointHandler(),
     )
     orbax = ocp.AsyncCheckpointer(handler, async_options=_ASYNC)
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    stored, _ = _parted(state)
+    args = ocp.args.Composite(state=ocp.args.StandardSave(stored), meta=ocp.args.JsonSave(meta))
     with _ORBAX:
         orbax.save(path, args=args)
     return orbax
+
+
+def _parted(state: TrainState) -> tuple[Any, Any]:
+    """A state without arrays of no elements, which Orbax cannot store, and these."""
+    return partition(state, jax.tree.map(lambda leaf: leaf.size > 0, state))
 
 
 def _meta_of(path: Path) -> dict[str, Any]:

@@ -6,10 +6,12 @@ ever formed, so nothing chained in front of the optimiser can make the step pay 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -177,22 +179,17 @@ def call_loss(
     loss_fn: LossFn, params: PyTree, batch: Batch, rngs: Rngs, mutable: PyTree
 ) -> tuple[Metrics, PyTree]:
     """Calls the user's loss and checks what comes back: all metrics, the loss among them."""
-    takes_mutable = "mutable" in inspect.signature(loss_fn).parameters
-    try:
-        result = loss_fn(params, batch, rngs, *([mutable] if takes_mutable else []))
-    except Exception as error:
-        module = _unbound_module(error)
-        if module is None:
-            raise
-        raise ConfigError(
-            f"the loss called the Flax module {module} itself; a module holds no parameters: "
-            "call model.apply(params, ...), or model.bind(params) first"
-        ) from error
+    takes_mutable = _takes_mutable(loss_fn)
+    result = _result(loss_fn, (params, batch, rngs), {"mutable": mutable} if takes_mutable else {})
     parts = result if isinstance(result, tuple) else (result,)
     wanted = (3,) if takes_mutable else (1, 2)
     if len(parts) not in wanted or (len(parts) > 1 and not isinstance(parts[1], Mapping)):
         form = "(loss, metrics, mutable)" if takes_mutable else "loss or (loss, metrics)"
-        raise ConfigError(f"the loss must return {form} with metrics a dict; it gave {result!r}")
+        kinds = ("array" if hasattr(part, "shape") else type(part).__name__ for part in parts)
+        raise ConfigError(
+            f"the loss must return {form} with metrics a dict; it gave {len(parts)} "
+            f"value{'s' if len(parts) > 1 else ''}: {', '.join(kinds)}"
+        )
     metrics = {"loss": parts[0], **(parts[1] if len(parts) > 1 else {})}
     if len(parts) > 1:
         check_names(parts[1], "the loss")
@@ -201,6 +198,85 @@ def call_loss(
         {name: _measured(name, value, training) for name, value in metrics.items()},
         parts[2] if takes_mutable else mutable,
     )
+
+
+def _takes_mutable(loss_fn: LossFn) -> bool:
+    """Whether a loss asks for the collections: by the name of an argument that is not yet given."""
+    try:
+        parameters = inspect.signature(loss_fn).parameters
+    except (TypeError, ValueError):
+        return False
+    given = loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
+    return "mutable" in parameters and "mutable" not in given
+
+
+def _result(loss_fn: LossFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the user's loss returns; what goes wrong in it is explained where it can be.
+
+    Raises:
+        ConfigError: it cannot be called so, it returns nothing, or it looks for what is not there.
+    """
+    if not callable(loss_fn):
+        raise ConfigError(f"the loss is {type(loss_fn).__name__}; it must be a function")
+    try:
+        signature = inspect.signature(loss_fn)
+    except (TypeError, ValueError):
+        signature = None
+    try:
+        if signature is not None:
+            signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ConfigError(
+            f"the loss takes ({', '.join(signature.parameters if signature else ())}), and is "
+            f"called with ({', '.join(['params', 'batch', 'rngs', *kwargs])}): {error}"
+        ) from error
+    try:
+        result = loss_fn(*args, **kwargs)
+    except Exception as error:
+        reason = _explained(error, *args[:2])
+        if reason is None:
+            raise
+        raise ConfigError(reason) from error
+    if result is None:
+        raise ConfigError("the loss returned nothing; did you forget `return`?")
+    return result
+
+
+def _explained(error: Exception, params: PyTree, batch: Batch) -> str | None:
+    """The cure of a mistake in a loss, for those that are made again and again."""
+    module = _unbound_module(error)
+    if module is not None:
+        return (
+            f"the loss called the Flax module {module} itself; a module holds no parameters: "
+            "call model.apply(params, ...), or model.bind(params) first"
+        )
+    if type(error) is KeyError and isinstance(batch, Mapping):
+        others = f", the parameters {_keys(params)}" if isinstance(params, Mapping) else ""
+        return f"the loss looked for {error.args[0]!r}: the batch has {_keys(batch)}{others}"
+    if isinstance(error, TypeError) and "indices must be integers" in str(error):
+        return (
+            f"the loss looked into a {type(batch).__name__} of {len(batch)} by a name; a batch has "
+            "names when its source gives dictionaries"
+            if isinstance(batch, (tuple, list))
+            else None
+        )
+    collections = (
+        flax.errors.ScopeCollectionNotFound,
+        flax.errors.ModifyScopeVariableError,
+        flax.errors.ScopeVariableNotFoundError,
+    )
+    if isinstance(error, collections):
+        return (
+            f"the model wants a collection beside its parameters ({str(error).split(' (')[0]}); a "
+            "loss with a fourth argument `mutable` is given the collections of the state and "
+            "returns (loss, metrics, mutable)"
+        )
+    return None
+
+
+def _keys(tree: Mapping[str, Any]) -> str:
+    shown = ", ".join(map(str, list(tree)[:8]))
+    return f"{shown}, ..." if len(tree) > 8 else shown or "nothing"
 
 
 def _measured(name: str, value: Any, training: bool) -> Num[Array, ...]:
