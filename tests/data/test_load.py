@@ -503,9 +503,9 @@ def test_what_is_none_of_these_is_refused(tmp_path, refuses):
         load(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan"), 10])
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan"), 10, "0.1", None])
 def test_a_fraction_that_is_none_is_refused(tmp_path, refuses, fraction):
-    with refuses(f"test_fraction is {fraction}", "between 0 and 1", error=ConfigError):
+    with refuses(f"test_fraction is {fraction!r}", "between 0 and 1", error=ConfigError):
         load(tmp_path, test_fraction=fraction)
 
 
@@ -741,6 +741,40 @@ def test_what_other_programs_leave_is_no_class_and_no_image(tmp_path, left, wher
     assert splits.train.class_names == ("cat", "dog")
     assert "passed over" not in splits.description
     assert len(splits.train) == 4
+
+
+def test_what_could_be_meant_is_not_passed_over_in_silence(tmp_path, refuses):
+    write_images(tmp_path / "a" / "cat", 9)
+    (tmp_path / "a" / "cat" / "from-a-phone.heic").write_bytes(b"not read")
+    (tmp_path / "a" / "README.md").write_text("about")
+    assert "(folder of images, 2 other files passed over)" in load(tmp_path / "a").description
+    (tmp_path / "a" / "dog").symlink_to(tmp_path / "unplugged")
+    with refuses("dog", "No such file"):
+        load(tmp_path / "a")
+    for part in ("Train", "train", "test"):
+        write_images(tmp_path / "b" / part / "cat")
+    with refuses("b:", "'Train' and 'train'"):
+        load(tmp_path / "b")
+    for part in ("val", "test"):
+        write_images(tmp_path / "c" / part, 3)
+    with refuses("c:", "'test' and 'val'", "no 'train'"):
+        load(tmp_path / "c")
+
+
+@pytest.mark.parametrize("path", ["", b"", None, 3])
+def test_what_is_no_path_is_refused(path, refuses, tmp_path, monkeypatch):
+    """An empty one, as of a variable that was not set, would be the folder one is in."""
+    write_images(tmp_path / "cat", 9)
+    monkeypatch.chdir(tmp_path)
+    with refuses(f"the path is {path!r}", error=ConfigError):
+        load(path)
+
+
+def test_an_empty_label_is_an_unknown_class(tmp_path):
+    names = np.array(["dog", "", "cat", "cat", "dog"] * 4)
+    splits = load(npz(tmp_path / "d.npz", x=IMAGES, y=names))
+    assert splits.train.class_names == ("cat", "dog")
+    assert splits.description.endswith(", 4 without a label")
 
 
 def test_numbers_are_classes_in_the_order_of_numbers(tmp_path):

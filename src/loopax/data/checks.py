@@ -128,17 +128,19 @@ def as_named_labels(
 def numbered(
     stored: Sequence[tuple[str, int, str | None]], known: tuple[str, ...] | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Names of classes as numbers, -1 for None, and the classes; each comes with where it was.
+    """Names of classes as numbers, and the classes; each name comes with where it was.
+
+    None and what is empty are unknown, -1.
 
     Raises:
         DataError: a name is none of those known, or there are too many.
     """
-    found = {name for *_, name in stored if name is not None}
+    found = {name for *_, name in stored if name}
     names = tuple(sorted(found, key=class_order(found))) if known is None else known
     if len(names) > MAX_CLASSES:
         where = stored[0][0]
         raise fault(where, f"holds {len(names):,} different labels; at most {MAX_CLASSES:,} can be")
-    numbers = {None: -1} | {name: number for number, name in enumerate(names)}
+    numbers = {None: -1, "": -1} | {name: number for number, name in enumerate(names)}
     for where, row, name in stored:
         if name not in numbers:
             shown = name if name is None or len(name) <= 60 else f"{name[:57]}..."

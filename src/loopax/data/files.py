@@ -20,7 +20,7 @@ from loopax.data.npz import read_npz
 from loopax.data.parquet import read_parquet
 from loopax.data.reading import as_path, fault, open_file, shown
 from loopax.data.shards import find_shards
-from loopax.data.splits import PART_NAMES, VALIDATION_NAMES, Splits, hold_out
+from loopax.data.splits import PART_NAMES, VALIDATION_NAMES, Splits, check_fraction, hold_out
 from loopax.errors import ConfigError
 
 Layout = Literal["idx", "npz", "folder", "parquet"]
@@ -87,8 +87,7 @@ def load(
         ConfigError: an argument has a value that cannot work.
         DataError: the files are none of the above, are damaged, or do not fit together.
     """
-    if not 0 < test_fraction < 1:
-        raise ConfigError(f"test_fraction is {test_fraction}; it must be between 0 and 1")
+    check_fraction("test_fraction", test_fraction)
     if layout not in (None, *get_args(Layout)):
         raise ConfigError(f"layout is {layout!r}; it must be one of {', '.join(get_args(Layout))}")
     path, form = as_path(path), Form(size, channels).checked()
@@ -189,7 +188,16 @@ def _from_parquet(
 
 def _from_images(folder: Path, form: Form) -> Parts:
     below = listing(folder).folders
-    named = {each.name.lower(): each for each in below if each.name.lower() in PART_NAMES}
+    named: dict[str, Path] = {}
+    for each in below:
+        part = each.name.lower()
+        if part in named:
+            raise fault(folder, f"holds {named[part].name!r} and {each.name!r}; make them one")
+        if part in PART_NAMES:
+            named[part] = each
+    if 1 < len(below) == len(named) and "train" not in named:
+        first, second = (each.name for each in below[:2])
+        raise fault(folder, f"holds {first!r} and {second!r}, but no 'train' beside them")
     if "train" not in named or (len(named) == 1 and len(below) > 1):
         return {"": read_folder(folder, **form._asdict())}
     parts = {part: read_folder(each, **form._asdict()) for part, each in named.items()}

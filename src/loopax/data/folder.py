@@ -14,7 +14,7 @@ from loopax.data.dataset import Dataset
 from loopax.data.images import EncodedImage, Form, decode_images
 from loopax.data.reading import as_path, blaming, fault, is_foreign, open_file
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 def read_folder(
@@ -49,7 +49,7 @@ def read_folder(
             ones, or is a decompression bomb; or images differ in size and no `size` is given.
     """
     form, path = Form(size, channels).checked(), as_path(path)
-    classes = _classes(path)
+    classes, others = _classes(path)
     files = [file for members in classes.values() for file in members]
     counts = [len(members) for members in classes.values()]
     images = decode_images(
@@ -60,7 +60,7 @@ def read_folder(
         {"image": images, "label": labels},
         name=path.resolve().name,
         class_names=tuple(classes),
-        source="folder of images",
+        source="folder of images" + (f", {others:,} other files passed over" if others else ""),
     )
 
 
@@ -80,14 +80,19 @@ def listing(folder: Path) -> Listing:
     """
     with blaming(folder, "cannot be read as a folder"):
         entries = sorted(each for each in folder.iterdir() if not is_foreign(each.name))
-        folders = [each for each in entries if each.is_dir()]
-        files = [each for each in entries if not each.is_dir()]
+        # A link that leads nowhere is not passed over: it was the folder of a class.
+        folders = [
+            each
+            for each in entries
+            if each.is_dir() or (not each.suffix and each.is_symlink() and not each.exists())
+        ]
+        files = sorted({*entries} - {*folders})
     images = [each for each in files if each.suffix.lower() in SUFFIXES]
     return Listing(folders, images, len(files) - len(images))
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """The image files of each class, by its name."""
+def _classes(folder: Path) -> tuple[dict[str, list[Path]], int]:
+    """The image files of each class, by its name; how many other files there are."""
     found = listing(folder)
     if found.images and found.folders:
         raise fault(
@@ -96,12 +101,17 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
             f"{found.folders[0].name!r}; it must hold either images or one folder per class",
         )
     if found.folders:
-        return _by_name(folder, found.folders)
-    return {folder.resolve().name: _images_of_class(folder)}
+        classes = _by_name(folder, found.folders)
+    else:
+        classes = {folder.resolve().name: _images_of_class(folder)}
+    return (
+        {name: listing.images for name, listing in classes.items()},
+        (found.others if found.folders else 0) + sum(each.others for each in classes.values()),
+    )
 
 
-def _by_name(folder: Path, classes: list[Path]) -> dict[str, list[Path]]:
-    """The images of each class; its name is the same however Unicode writes its letters."""
+def _by_name(folder: Path, classes: list[Path]) -> dict[str, Listing]:
+    """What is in the folder of each class; its name is the same in either form of Unicode."""
     named: dict[str, Path] = {}
     for each in classes:
         name = unicodedata.normalize("NFC", each.name)
@@ -111,7 +121,7 @@ def _by_name(folder: Path, classes: list[Path]) -> dict[str, list[Path]]:
     return {name: _images_of_class(named[name]) for name in sorted(named, key=class_order(named))}
 
 
-def _images_of_class(folder: Path) -> list[Path]:
+def _images_of_class(folder: Path) -> Listing:
     found = listing(folder)
     if found.folders:
         raise fault(
@@ -125,4 +135,4 @@ def _images_of_class(folder: Path) -> list[Path]:
             f"holds no image, only {found.others} files of other kinds; images end in "
             f"{', '.join(SUFFIXES)}",
         )
-    return found.images
+    return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from loopax.errors import DataError
+from loopax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -41,8 +41,13 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
     What exists as it is written is meant; otherwise the home folder, the URL or the other way in
     which Unicode writes the same letters (NFC, NFD) is tried.
+
+    Raises:
+        ConfigError: it is empty, which would be the folder one happens to be in, or no path.
     """
-    text = os.fspath(path)
+    if not isinstance(path, str | bytes | os.PathLike) or not os.fspath(path):
+        raise ConfigError(f"the path is {path!r}; it must be that of a file or a folder")
+    text = os.fsdecode(path)
     found = Path(text)
     if os.path.lexists(found):
         return found
@@ -79,7 +84,7 @@ def blaming(where: str | os.PathLike[str], what: str) -> Iterator[None]:
     """
     try:
         yield
-    except DataError:
+    except (DataError, ConfigError):
         raise
     except Exception as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,8 +53,7 @@ class Splits(NamedTuple):
             ConfigError: `fraction` is not between 0 and 1.
             DataError: no class has two examples.
         """
-        if not 0 < fraction < 1:
-            raise ConfigError(f"fraction is {fraction}; it must be between 0 and 1")
+        check_fraction("fraction", fraction)
         if self.validation is not None:
             return self
         train, validation = hold_out(self.train, fraction)
@@ -67,6 +67,12 @@ class Splits(NamedTuple):
         source = f" ({train.source})" if train.source else ""
         name = _brief(train.name.removesuffix(" train"))
         return f"{name}{source}: {', '.join(_facts(self))}"
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raises a ConfigError unless a value is a number between 0 and 1."""
+    if not isinstance(value, Real) or not 0 < float(value) < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a number between 0 and 1")
 
 
 def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
