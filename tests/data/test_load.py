@@ -460,7 +460,7 @@ def test_a_layout_is_taken_at_its_word(tmp_path, refuses):
     for layout, source in [
         (None, "IDX"),
         ("idx", "IDX"),
-        ("folder", "folder of images"),
+        ("folder", "folder of images, 5 other files passed over"),
         ("parquet", "Parquet, images in 'image', labels in 'label'"),
     ]:
         assert load(tmp_path / "d", layout=layout).train.source == source
