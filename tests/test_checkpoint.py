@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import loopax
-from loopax import checkpoint, durable, moments, progress
+from loopax import checkpoint, digests, durable, moments, progress
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError
 from loopax.retention import ranking
@@ -641,3 +642,105 @@ def test_a_path_may_be_a_string(tmp_path, monkeypatch):
     for path in (str(tmp_path / "run" / "checkpoints"), "~/run/checkpoints"):
         with loopax.CheckpointStore(path) as store:
             assert store.step_of("latest") == 10
+
+
+# --- Leaves of every kind -------------------------------------------------------
+
+LEAVES = {
+    "arrays without an element": {"x": jnp.zeros((0, 3)), "y": jnp.ones(2)},
+    "short floats": {"x": jnp.arange(3, dtype=jnp.bfloat16), "y": jnp.ones(3, jnp.float8_e5m2)},
+    "no axes and None": {"x": jnp.float32(1.5), "y": None, "z": {}},
+    "the names of fields": {"step": jnp.ones(3), "params": {"params": jnp.ones(1)}},
+    "numbers as names": {0: jnp.ones(1), 10: jnp.zeros(2), 2: [jnp.ones(3)]},
+    "names with all sorts of things": {"a/b": jnp.ones(1), "größe 日.": jnp.ones(2), "..": None},
+    "a long name": {"x" * 300: jnp.ones(1)},
+}
+
+
+@pytest.mark.parametrize("params", LEAVES.values(), ids=LEAVES.keys())
+def test_leaves_of_every_kind_come_back_bit_for_bit(tmp_path, bits, params):
+    state = loopax.TrainState.create(params=params, tx=optax.adam(0.1))
+    with loopax.CheckpointStore(tmp_path, loopax.Checkpoints()) as store:
+        store.save(state, {"step": 0}, {})
+    restored, _ = loopax.CheckpointStore(tmp_path).restore(state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert bits(restored) == bits(state)
+
+
+@pytest.mark.parametrize("name", ["a.b", "a/b"])
+def test_names_that_would_be_stored_as_one_are_refused_before_training(tmp_path, name):
+    """Orbax would write the one over the other."""
+    params = {name: jnp.ones(1), "a": {"b": jnp.zeros(1)}}
+    with pytest.raises(ConfigError, match=f"would both be stored as 'params.{name}'; rename"):
+        loopax.fit(
+            loopax.TrainState.create(params=params, tx=optax.sgd(1.0)),
+            lambda params, batch, rngs: params[name].sum() + params["a"]["b"].sum(),
+            [np.zeros(1)],
+            steps=3,
+            run_dir=tmp_path,
+            **PLAIN,
+        )
+    assert opened(tmp_path).steps == []
+
+
+# --- Others in the folder -------------------------------------------------------
+
+
+def test_a_step_that_a_trainer_deletes_while_it_is_read_is_no_damage(tmp_path, monkeypatch, capsys):
+    walk(tmp_path, lambda n: n)
+    damage = digests.damage
+
+    def pruned(directory):
+        if directory.name == "60":
+            shutil.rmtree(directory)
+        return damage(directory)
+
+    monkeypatch.setattr(digests, "damage", pruned)
+    assert opened(tmp_path).step_of("latest") == 50
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("what", ["deleted", "damaged"])
+def test_what_happens_to_a_checkpoint_while_the_run_goes_on_is_said_once(
+    tmp_path, monkeypatch, what
+):
+    said = []
+    monkeypatch.setattr(progress.Silent, "say", lambda self, message: said.append(message))
+
+    def disturb(run):
+        step = tmp_path / "checkpoints" / "10"
+        if run.step == 35:
+            shutil.rmtree(step) if what == "deleted" else (step / "SHA256SUMS").write_text("")
+
+    loopax.fit(
+        walker(),
+        slope,
+        [np.zeros(1)],
+        steps=60,
+        run_dir=tmp_path,
+        hooks=[loopax.Hook(disturb, every=35)],
+        checkpoints=loopax.Checkpoints(every=10, seconds=None, keep=9),
+        **PLAIN,
+    )
+    expected = "step 10 was deleted or moved" if what == "deleted" else "kept as damaged-10"
+    assert sum(expected in line for line in said) == 1
+    assert opened(tmp_path).steps == [20, 30, 40, 50, 60]
+
+
+def test_what_others_leave_among_checkpoints_is_neither_in_the_way_nor_deleted(tmp_path):
+    walk(tmp_path, lambda n: n, steps=20)
+    folder = tmp_path / "checkpoints"
+    (folder / ".DS_Store").write_bytes(b"mac")
+    (folder / "30.tmp").write_bytes(b"sync")
+    (folder / "007").mkdir()
+    (folder / "damaged-notes.txt").write_text("mine")
+    (folder / "30").mkdir()
+    (folder / "30" / "mine").write_text("not a checkpoint")
+    (folder / "40").symlink_to(folder / "10")
+    before = {path.name for path in folder.iterdir()} - {"10", "20", "30", "40"}
+    walk(tmp_path, lambda n: n, keep=9)
+    assert opened(tmp_path).steps == [10, 20, 30, 40, 50, 60]
+    assert before <= {path.name for path in folder.iterdir()}
+    assert (folder / "damaged-30" / "mine").read_text() == "not a checkpoint"
+    assert (folder / "damaged-40").is_symlink()
+    assert opened(tmp_path).damaged == ["damaged-30", "damaged-40"]

@@ -20,20 +20,23 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from loopax import digests
 from loopax.durable import OpenFolder, remove, storing, sync
 from loopax.environment import numerics
-from loopax.errors import CheckpointError, LoopaxError, StorageError
+from loopax.errors import CheckpointError, ConfigError, LoopaxError, StorageError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path, merge, partition
 from loopax.retention import Checkpoints, Rank, best_step, checked_rank, ranking
 from loopax.state import TrainState
 from loopax.updates import eval_params, typed
+
+T = TypeVar("T")
 
 FORMAT = 3
 OLDER = {
@@ -112,8 +115,9 @@ class CheckpointStore:
         """`settings` None opens the checkpoints for reading only; `say` is told what was wrong."""
         self.directory = Path(directory).expanduser().absolute()
         self.settings, self.say = settings, say
-        # A step with a rank, which may be empty, is known to be whole.
+        # A step with a rank, which may be empty, is known to be whole, as long as its stamp holds.
         self._ranks: dict[int, Rank] = {}
+        self._stamps: dict[int, Any] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="loopax-checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
         self._frozen = ""
@@ -148,7 +152,8 @@ class CheckpointStore:
     @property
     def damaged(self) -> list[str]:
         """The names of the steps that were set aside."""
-        return sorted(path.name for path in self.directory.glob(f"{DAMAGED}-*"))
+        names = (path.name for path in self.directory.glob(f"{DAMAGED}-*"))
+        return sorted(name for name in names if re.fullmatch(rf"{DAMAGED}-\d+(-\d+)?", name))
 
     def step_of(self, which: str | int = "latest") -> int:
         """The step that `latest`, `best` or a number names, known to be whole.
@@ -202,8 +207,13 @@ class CheckpointStore:
             meta: what belongs to this step and is not in the state, `step` at least.
             metrics: by these the best is found.
             check: called in the background; what it raises, `wait` raises, and nothing is saved.
+
+        Raises:
+            ConfigError: two leaves would be stored under the same name.
+            StorageError: it could not be saved, or the one before.
         """
         assert self.settings is not None, "opened for reading"
+        check_leaves(state)
         self.wait()
         step, best = int(meta["step"]), self.settings.best
         if best == "auto":
@@ -265,7 +275,36 @@ class CheckpointStore:
         What a checkpoint does not contain, frozen parameters that it only refers to, is taken from
         `state`, if it is what the checkpoint was made with.
         """
-        step = self.step_of(which)
+        return self._at(which, lambda step: self._restored(state, step))
+
+    def read(self, which: str | int = "latest") -> tuple[dict[str, Any], Any]:
+        """A checkpoint as a plain tree of dictionaries, and its meta: no state is needed."""
+        return self._at(which, lambda step: self._restore(step, ocp.args.StandardRestore()))
+
+    def weights(self, which: str | int = "latest") -> dict[str, np.ndarray]:
+        """The parameters to use a step with, by their paths: those it is evaluated with.
+
+        Of a checkpoint that only refers to its frozen parameters, those that train.
+        """
+        tree, _ = self.read(which)
+        params = eval_params(tree["params"], tree.get("ema"), typed(tree["opt_state"]))
+        named = {leaf_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+        for name, leaf in named.items():
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                raise ConfigError(f"{name} is a random key, and weights are numbers")
+        return {name: np.asarray(leaf) for name, leaf in named.items()}
+
+    def _at(self, which: str | int, read: Callable[[int], T]) -> T:
+        """What is read of a step; of the next one that is meant where it was deleted meanwhile."""
+        while True:
+            step = self.step_of(which)
+            try:
+                return read(step)
+            except (CheckpointError, OSError):
+                if which not in ("latest", "best") or (self.directory / str(step)).exists():
+                    raise
+
+    def _restored(self, state: TrainState, step: int) -> tuple[TrainState, Any]:
         frozen = self._frozen_of(step)
         stored, empty = _parted(state.without_frozen() if frozen else state)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, stored)
@@ -277,20 +316,6 @@ class CheckpointStore:
         if frozen:
             restored = restored.with_frozen(state.frozen_params)
         return restored, meta
-
-    def read(self, which: str | int = "latest") -> tuple[dict[str, Any], Any]:
-        """A checkpoint as a plain tree of dictionaries, and its meta: no state is needed."""
-        return self._restore(self.step_of(which), ocp.args.StandardRestore())
-
-    def weights(self, which: str | int = "latest") -> dict[str, np.ndarray]:
-        """The parameters to use a step with, by their paths: those it is evaluated with.
-
-        Of a checkpoint that only refers to its frozen parameters, those that train.
-        """
-        tree, _ = self.read(which)
-        params = eval_params(tree["params"], tree.get("ema"), typed(tree["opt_state"]))
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        return {leaf_path(path): np.asarray(leaf) for path, leaf in leaves}
 
     def _frozen_of(self, step: int) -> str:
         """The digest of the frozen parameters that a step refers to; empty if it has its own."""
@@ -312,16 +337,19 @@ class CheckpointStore:
     def _is_whole(self, step: int) -> bool:
         """Whether a step is as it was saved; if not, it is said why and set aside."""
         wrong = self._damage(step)
-        if wrong:
+        if wrong and not os.path.lexists(self.directory / str(step)):
+            self._ranks.pop(step, None)  # A trainer has deleted it meanwhile: that is no damage.
+        elif wrong:
             kept = "passed over" if self.settings is None else f"kept as {self._aside(step)}"
             self.say(f"{self.directory / str(step)}: {wrong}; {kept}")
         return not wrong
 
     def _damage(self, step: int) -> str:
         """What is wrong with a step, in one line that names its first file; empty if nothing."""
-        if step in self._ranks:
-            return ""
         path = self.directory / str(step)
+        stamp = digests.stamp(path)
+        if step in self._ranks and self._stamps.get(step) == stamp:
+            return ""
         if wrong := digests.damage(path):
             return wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else "")
         try:
@@ -335,7 +363,7 @@ class CheckpointStore:
             if meta["step"] != step:
                 return f"it is the checkpoint of step {meta['step']}"
             _check_form(meta)
-            self._ranks[step] = checked_rank(meta["rank"])
+            self._ranks[step], self._stamps[step] = checked_rank(meta["rank"]), stamp
         except CheckpointError:
             raise
         except Exception as error:
@@ -344,6 +372,7 @@ class CheckpointStore:
 
     def _aside(self, step: int) -> str:
         """Moves a step out of the way, where it is neither used nor deleted."""
+        self._ranks.pop(step, None)
         names = (f"{DAMAGED}-{step}{end}" for end in ("", *(f"-{n}" for n in range(2, 1000))))
         name = next(name for name in names if not (self.directory / name).exists())
         (self.directory / str(step)).rename(self.directory / name)
@@ -372,7 +401,7 @@ class CheckpointStore:
             folder.remove(failed=True)
             raise
         folder.remove(failed=False)
-        self._ranks[step] = rank
+        self._ranks[step], self._stamps[step] = rank, digests.stamp(target)
         try:
             self._prune()
         except OSError as error:
@@ -381,6 +410,13 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         assert self.settings is not None
+        if gone := sorted(self._ranks.keys() - set(self.steps)):
+            self.say(
+                f"{self.directory}: the checkpoint of step {', '.join(map(str, gone))} was deleted "
+                "or moved by another program"
+            )
+            for step in gone:
+                del self._ranks[step]
         steps = list(filter(self._is_whole, self.steps))
         kept = {*steps[-self.settings.keep :], best_step(steps, self._ranks)}
         for step in steps:
@@ -390,6 +426,7 @@ class CheckpointStore:
                 doomed.parent.mkdir(exist_ok=True)
                 remove(doomed)
                 (self.directory / str(step)).rename(doomed)
+                del self._ranks[step]
         remove(self.directory / DELETING)
 
     def _failure(self, step: int, error: BaseException) -> StorageError:
@@ -464,6 +501,24 @@ def _saving(path: Path, state: TrainState, meta: Mapping[str, Any]) -> ocp.Async
 def _parted(state: TrainState) -> tuple[Any, Any]:
     """A state without arrays of no elements, which Orbax cannot store, and these."""
     return partition(state, jax.tree.map(lambda leaf: leaf.size > 0, state))
+
+
+def check_leaves(state: TrainState) -> None:
+    """Makes sure that each leaf of a state has a name of its own, in files and in patterns.
+
+    Raises:
+        ConfigError: two have the same; Orbax would write the one over the other.
+    """
+    for separator in "./":
+        names: dict[str, str] = {}
+        for path, _ in jax.tree_util.tree_leaves_with_path(state):
+            name = jax.tree_util.keystr(path, simple=True, separator=separator)
+            other = names.setdefault(name, jax.tree_util.keystr(path))
+            if other != jax.tree_util.keystr(path):
+                raise ConfigError(
+                    f"the state's {other} and {jax.tree_util.keystr(path)} would both be stored as "
+                    f"{name!r}; rename one of them"
+                )
 
 
 def _meta_of(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from loopax.durable import sync_tree
@@ -44,6 +45,16 @@ def damage(directory: Path) -> list[str]:
             None, (_difference(directory / n, n, sealed[n]) for n in sorted(found & sealed.keys()))
         ),
     ]
+
+
+def stamp(directory: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file below a directory: alike as long as nobody wrote there."""
+    found = {}
+    for name in [*_files(directory), NAME]:
+        with suppress(OSError):
+            status = (directory / name).lstat()
+            found[name] = status.st_size, status.st_mtime_ns
+    return found
 
 
 def _difference(path: Path, name: str, digest: str) -> str | None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from loopax.account import Account
 from loopax.arguments import kind_of, whole
-from loopax.checkpoint import CheckpointStore, checkpoint_meta
+from loopax.checkpoint import CheckpointStore, check_leaves, checkpoint_meta
 from loopax.data.batches import Batches
 from loopax.errors import (
     ConfigError,
@@ -127,6 +127,7 @@ class Saving:
     ) -> None:
         """`check` is called before each save; it raises when the directory is another's by now."""
         assert store.settings is not None, "opened for reading"
+        check_leaves(run.state)  # before anything is trained that could not be saved
         self.every = store.settings.every
         self._run, self._store, self._recorder = run, store, recorder
         self._identity, self._settings = dict(batches.identity), store.settings

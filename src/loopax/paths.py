@@ -41,9 +41,13 @@ def form_of(leaf: Any) -> str:
 
 
 def forms(tree: PyTree) -> dict[str, str]:
-    """The form of every array of a tree by its path."""
+    """The form of every array of a tree by its whole path: `params/params/Dense_0/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {leaf_path(path): form_of(leaf) for path, leaf in leaves if hasattr(leaf, "shape")}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): form_of(leaf)
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
 
 
 def differing(there: Mapping[str, str], here: Mapping[str, str]) -> str:
