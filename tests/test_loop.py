@@ -1143,7 +1143,7 @@ WRONG_LOSSES = {
         lambda loss: (loss, {"each": jnp.stack([loss, loss])}),
         r"'each' has shape \(2,\)",
     ),
-    "nothing": (lambda loss: None, "None"),
+    "nothing": (lambda loss: None, "returned nothing"),
     "a metric in words": (lambda loss: (loss, {"note": "low"}), "note"),
 }
 
