@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import loopax
-from loopax.errors import ConfigError
+from loopax.errors import ConfigError, DataError
 from loopax.rows import RESERVED, Rows, means
 
 QUIET = {"progress": False, "probe_every": None}
@@ -145,6 +145,14 @@ def test_what_weighs_nothing_counts_nothing_even_where_it_is_no_number():
     rows = [{"loss": 1.0, "a": np.nan, "weight": 0}, {"loss": 4.0, "a": 2.0, "weight": 3}]
     assert means(rows) == {"loss": 4.0, "a": 2.0}
     assert np.isnan(means(rows[:1])["a"])
+
+
+def test_an_evaluation_in_which_nothing_weighs_anything_is_refused():
+    def loss(params, batch, rngs):
+        return params["w"] ** 2, {"weight": 0}
+
+    with pytest.raises(DataError, match="all batches weigh 0"):
+        loopax.evaluate(new_state(), loss, numbers(2, 2))
 
 
 @pytest.mark.parametrize("weight", [-1, np.nan, np.inf])

@@ -101,7 +101,7 @@ def evaluate(state: TrainState, loss_fn: LossFn, data: Any) -> Measures:
 
     Raises:
         ConfigError: the arguments are of other kinds, or how much a batch weighs is not known.
-        DataError: there is no batch.
+        DataError: there is no batch, or all of them weigh nothing.
     """
     check_state(state, loss_fn, data)
     return evaluator(loss_fn, _batches("data", data), Account(), _warn)(state)
@@ -156,21 +156,22 @@ def evaluator(
             raise DataError("there is no batch to evaluate; the data is empty or used up")
         account.reads += 1
         guessed = all(examples is not None for _, _, examples in chunks)
-        measures: Measures = means(
-            [
-                row if examples is None or not guessed else {WEIGHT: examples, **row}
-                for rows, count, examples in chunks
-                for row in rows.steps(count)
-            ]
-        )
+        values = [
+            row if examples is None or not guessed else {WEIGHT: examples, **row}
+            for rows, count, examples in chunks
+            for row in rows.steps(count)
+        ]
+        if not any(row.get(WEIGHT, 1) for row in values):
+            raise DataError("all batches weigh 0, so there is nothing to take a mean over")
+        measures: Measures = means(values)
         return measures | totals(sums)
 
     return measure
 
 
 DROPOUT = (
-    "the loss still draws from the stream 'dropout' while it is evaluated, so the numbers are "
-    "those of a thinned network; use deterministic=not rngs.training in the loss"
+    "the loss still draws from the stream 'dropout' while it is evaluated, so it is measured with "
+    "units left out; use deterministic=not rngs.training in the loss"
 )
 
 

@@ -233,7 +233,9 @@ def fit(
         state: where to begin; it is copied and stays usable.
         loss_fn: `(params, batch, rngs) -> loss` or `-> (loss, metrics)`, a pure function; with
             a fourth argument `mutable` it is also given the state's collections and returns
-            them as a third value. `rngs` holds the keys of this step by stream name.
+            them as a third value. `rngs` holds the keys of this step by stream name, and
+            `rngs.training` is False in an evaluation. A metric `weight` says how many things the
+            loss and the metrics of a batch are means over, and weighs them in what is logged.
         data: `dataset.batches(n)`, or any iterable of batches.
         steps: train until this many steps have been made in all, those of a resumed run
             included.
@@ -244,8 +246,8 @@ def fit(
         hooks: functions to call between chunks.
         checkpoints: when to save and what to keep, in `run_dir`.
         log_every: steps between logged rows; a row holds the means over these steps.
-        probe_every: steps between measurements of `grad_norm` and `update_norm`, each of
-            which costs about two more steps. None leaves them out.
+        probe_every: steps between measurements of `grad_norm` and `update_norm`, in rows of
+            source `probe`, each of which costs about two more steps. None leaves them out.
         nonfinite: what to do when the loss, or the state after an update, is not finite:
             `stop` with the step and an account of where the first such value came from;
             `skip` the update, count it, and go on with the next batch (the loop then checks
