@@ -86,8 +86,8 @@ def test_no_other_variable_is_ever_recorded(monkeypatch):
 
 def test_each_start_of_a_run_holds_the_record(tmp_path):
     run = loopax.RunDir.create(tmp_path / "run")
-    run.note_start(0, key=[0, 1], data={"name": "tiny"})
-    run.note_start(7, key=[0, 1], data={"name": "tiny"})
+    run.note_start(0, print, key=[0, 1], data={"name": "tiny"})
+    run.note_start(7, print, key=[0, 1], data={"name": "tiny"})
     first, second = run.read_json("run.json")["starts"]
     assert (first["step"], second["step"], second["data"]) == (0, 7, {"name": "tiny"})
     assert second["pid"] == os.getpid()

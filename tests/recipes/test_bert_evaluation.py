@@ -277,7 +277,7 @@ def trained(tmp_path):
     run = loopax.RunDir.create(tmp_path / "run")
     config = FineTuneConfig(data="reviews.csv", batch_size=16)
     run.claim(config.to_json())
-    run.note_start(0, data={"data": "f00d" * 16})
+    run.note_start(0, print, data={"data": "f00d" * 16})
     rows = [
         {"step": step, "source": source, "loss": 1 / step, "accuracy": 1 - 1 / step}
         for step in (1, 2)

@@ -70,7 +70,7 @@ def pictures(trained):
 def recorded(trained, starts=1):
     for index in range(starts):
         trained.dir.note_start(
-            10 * index, data={"data": "f00d" * 16}, git={"revision": "c0de", "changed": True}
+            10 * index, print, data={"data": "f00d" * 16}, git={"revision": "c0de", "changed": True}
         )
     trained.dir.write_json(
         "account.json",
