@@ -8,8 +8,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import loopax
 from loopax.errors import ConfigError
 from loopax.purity import calling_purely
 
@@ -78,6 +80,7 @@ DRAWING = {
     "something jitted inside": with_a_jitted_part,
     "a default": default,
     "a partial": functools.partial(lambda rng, x: x * rng.integers(0, 2), OWN),
+    "what a partial calls": functools.partial(coin_of_a_generator),
     "a closure": (lambda rng: lambda x: x * rng.integers(0, 2))(np.random.default_rng(1)),
     "an object": Augmenter(),
     "a method": Augmenter().apply,
@@ -88,6 +91,16 @@ DRAWING = {
 def test_what_is_drawn_from_a_generator_of_the_host_while_tracing_is_refused(function):
     with pytest.raises(ConfigError, match=r"^the loss draws random numbers.*; use keys"):
         jax.eval_shape(lambda x: calling_purely("the loss", "use keys", function, x), X)
+
+
+def test_a_loss_that_draws_from_numpy_is_refused_before_the_first_step():
+    def loss(params, batch, rngs):
+        kept = np.random.rand(3) < 0.5
+        return (params["w"] * batch["x"] * kept).sum()
+
+    state = loopax.TrainState.create(params={"w": jnp.ones(3)}, tx=optax.sgd(0.1))
+    with pytest.raises(ConfigError, match=r"the loss draws random.*jax.random from the keys"):
+        loopax.fit(state, loss, [{"x": np.ones(3, np.float32)}], steps=1, progress=False)
 
 
 def test_a_clock_is_seen_where_traces_are_compared():

@@ -36,14 +36,14 @@ def calling_purely(
         what: the function in words, for the message.
         cure: what its author should do instead.
         function: what is called; it is traced again to compare where a generator has moved.
-        args: PyTrees of arrays or tracers; the function gets trees of its own.
+        args: PyTrees of arrays or tracers; traces that are compared get trees of their own.
         traces: how many traces to compare in any case.
 
     Raises:
         ConfigError: it is another program each time it is traced.
     """
     before = _drawn_so_far(function)
-    result = function(*_copied(args))
+    result = function(*(_copied(args) if traces else args))
     if _drawn_so_far(function) != before:
         traces = TRACES
     programs = (_program(function, args, number) for number in range(traces))
@@ -100,7 +100,10 @@ def _drawn_so_far(function: Callable[..., Any]) -> bytes:
 
 def _generators(function: Callable[..., Any]) -> Iterator[Any]:
     """Those in its closure, globals, defaults and object, and in what it uses of its own module."""
-    home = getattr(function, "__module__", None)
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    home = getattr(inner, "__module__", None)
     waiting: list[Any] = [function]
     seen: set[int] = set()
     while waiting:

@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, Int32, Num
 
 from loopax.errors import ConfigError
 from loopax.paths import PyTree
+from loopax.purity import calling_purely
 from loopax.randomness import Rngs, stream
 from loopax.rows import LEARNING_RATE, SKIPPED, WEIGHT, check_names
 from loopax.soundness import is_sound
@@ -231,7 +232,9 @@ def _result(loss_fn: LossFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
             f"called with ({', '.join(['params', 'batch', 'rngs', *kwargs])}): {error}"
         ) from error
     try:
-        result = loss_fn(*args, **kwargs)
+        cure = "draw with jax.random from the keys it is given: rngs['noise']"
+        function = functools.partial(loss_fn, **kwargs) if kwargs else loss_fn
+        result = calling_purely("the loss", cure, function, *args)
     except Exception as error:
         reason = _explained(error, *args[:2])
         if reason is None:

@@ -2,39 +2,93 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextvars
+import threading
+import warnings
+from concurrent.futures import Future
+from contextlib import ExitStack
+from queue import SimpleQueue
+from typing import Any
 
 import jax
 import numpy as np
 
 from loopax.data.batches import Feed, Items
 
+PATIENCE_SECONDS = 10.0
+"""How long the end of a run waits for a source that is just being read."""
+_OF_A_THREAD = {
+    "jax_default_device": jax.default_device,
+    "jax_enable_x64": jax.enable_x64,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_default_prng_impl": jax.default_prng_impl,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+    "jax_debug_nans": jax.debug_nans,
+    "jax_debug_infs": jax.debug_infs,
+}
+"""What `with jax.enable_x64(True):` and the like set for the caller's thread alone."""
+
 
 class Loader:
     """Takes items from a feed in the background and puts them on the device.
 
-    Ask with `request`, fetch with `take`; whatever the source raises comes out of `take`.
+    Ask with `request`, fetch with `take`; whatever the source raises comes out of `take`. The
+    source is read as if by the caller: with its context variables and its settings of JAX.
     """
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="loopax-data")
+        self._asked: SimpleQueue[tuple[int, Future[tuple[Items, int]]] | None] = SimpleQueue()
         self._next: Future[tuple[Items, int]] | None = None
+        settings = {name: getattr(jax.config, name) for name in _OF_A_THREAD}
+        # A source may block for ever, and the process must end nevertheless.
+        self._worker = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(self._work, settings),
+            name="loopax-data",
+            daemon=True,
+        )
+        self._worker.start()
 
     def __enter__(self) -> Loader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        """Waits for the source, which whoever reads it next must have alone."""
+        if self._next is not None:
+            self._next.cancel()
+        self._asked.put(None)
+        self._worker.join(PATIENCE_SECONDS)
+        if self._worker.is_alive():
+            warnings.warn(
+                f"the data gave no batch for {PATIENCE_SECONDS:g} s after the end of the run; its "
+                "source is still being read",
+                stacklevel=2,
+            )
 
     def request(self, n: int) -> None:
         """Begins to load the items of up to `n` next steps; nothing when `n` is 0."""
-        self._next = self._worker.submit(self._load, n) if n else None
+        self._next = Future() if n else None
+        if self._next is not None:
+            self._asked.put((n, self._next))
 
     def take(self) -> tuple[Items, int]:
         """The items that were asked for, on the device, and how many steps they are."""
         assert self._next is not None
         return self._next.result()
+
+    def _work(self, settings: dict[str, Any]) -> None:
+        with ExitStack() as stack:
+            for name, value in settings.items():
+                stack.enter_context(_OF_A_THREAD[name](value))
+            while (asked := self._asked.get()) is not None:
+                n, future = asked
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(self._load(n))
+                    except BaseException as error:
+                        future.set_exception(error)
 
     def _load(self, n: int) -> tuple[Items, int]:
         items = self._feed.take(n)
