@@ -303,3 +303,35 @@ def test_the_weights_of_a_run_are_its_averages_and_what_is_frozen(
     jax.tree.map(np.testing.assert_array_equal, begun.eval_params, run.state.eval_params)
     jax.tree.map(np.testing.assert_array_equal, begun.opt_state, state.opt_state)
     assert begun.step == 0
+
+
+def numbers(*values):
+    return [{"x": np.full(2, value, np.float32)} for value in values]
+
+
+ANOTHER_SOURCE = {
+    "other values": (numbers(20, 20, 20), "first batch is [0-9a-f]+, and now it is an iterable"),
+    "another batch size": (
+        [{"x": np.full(4, 10.0, np.float32)}] * 3,
+        r"batch x float32\[2\], and now it is x float32\[4\]",
+    ),
+    "another order": (numbers(12, 11, 10), "and now it is an iterable whose first batch is"),
+    "another number": (numbers(10, 11), "batches_per_epoch 3, and now it is 2"),
+    "an iterator that was drawn from": (iter(numbers(11, 12)), "made with data an iterable"),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), ANOTHER_SOURCE.values(), ids=ANOTHER_SOURCE.keys())
+def test_other_batches_under_an_old_run_are_refused_with_both(tmp_path, source, message):
+    def loss(params, batch, rngs):
+        return (params["w"] ** 2 + 0 * batch["x"]).mean()
+
+    def fit(source, steps):
+        state = loopax.TrainState.create(params={"w": jnp.ones(())}, tx=optax.sgd(0.1))
+        return loopax.fit(state, loss, source, steps=steps, run_dir=tmp_path / "run", **QUIET)
+
+    fit(numbers(10, 11, 12), 2)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        fit(source, 4)
+    assert "\n" not in str(caught.value)
+    assert fit(tuple(numbers(10, 11, 12)), 4).step == 4
