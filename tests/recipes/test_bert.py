@@ -304,3 +304,18 @@ def test_settings_that_cannot_work_are_refused(full, changes, said):
 def test_a_batch_of_more_texts_than_there_are_is_refused(full):
     with pytest.raises(ConfigError, match="batch_size is 500, and 114 texts are left"):
         problems.Problem.of(dataclasses.replace(full, batch_size=500))
+
+
+def test_a_run_that_was_not_measured_yet_is_loaded_at_its_latest_and_says_so(
+    full, tmp_path, capsys
+):
+    with pytest.warns(UserWarning, match="max_seconds"):
+        bert.train(full, tmp_path / "run", max_seconds=0.01, progress=False)
+    capsys.readouterr()
+    loaded = bert.load(tmp_path / "run")
+    assert loaded.step == bert.load(tmp_path / "run", "latest").step == 1
+    assert f"{tmp_path / 'run'}: no checkpoint was measured yet; this is the latest, of step 1" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7"):
+        bert.load(tmp_path / "run", 7)
