@@ -400,6 +400,42 @@ def test_errors_and_runs_travel_between_processes(tmp_path, dataset, line_loss, 
     ):
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+    options = {"run_dir": tmp_path, "evaluation": dataset.batches(120), **PLAIN}
+    for steps in (120, 130):  # with rows of an earlier start
+        run = loopax.fit(line_state(), line_loss, dataset.batches(2), steps=steps, **options)
+    error = ConfigError("no")
+    error.run = run
+    for again in (pickle.loads(pickle.dumps(run)), pickle.loads(pickle.dumps(error)).run):
+        assert (again.step, again.history, again.dir.path) == (130, run.history, tmp_path)
+        assert again.latest("test") == run.latest("test")
+        for one, other in zip(
+            jax.tree.leaves(again.state.params), jax.tree.leaves(run.state.params), strict=True
+        ):
+            assert isinstance(one, np.ndarray)
+            np.testing.assert_array_equal(one, other)
+    assert str(again).splitlines() == str(run).splitlines()
+
+
+def test_a_run_prints_as_five_lines(tmp_path, dataset, line_loss, line_state):
+    options = {"steps": 12, "evaluation": dataset.batches(120), **PLAIN}
+    run = loopax.fit(line_state(), line_loss, dataset.batches(2), run_dir=tmp_path, **options)
+    lines = repr(run).splitlines()
+    assert len(lines) == 5
+    for line, part in zip(
+        lines,
+        (
+            "12 steps",
+            str(tmp_path)[:60],
+            "17 in 2 arrays",
+            "train at step 12: loss",
+            "test at step 12",
+        ),
+        strict=True,
+    ):
+        assert part in line
+    in_memory = loopax.fit(line_state(), line_loss, dataset.batches(2), steps=2, **PLAIN)
+    assert "only in memory" in repr(in_memory)
+    assert "measured    nothing" in repr(in_memory)
 
 
 def test_an_interrupt_from_the_keyboard_costs_no_step(

@@ -144,6 +144,16 @@ class History(Sequence[Row]):
     def __repr__(self) -> str:
         return f"<{len(self):,} rows>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return History.of_rows, (list(self),)
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Row]) -> History:
+        """A history of these rows, in memory."""
+        history = cls()
+        history._new.extend(rows)
+        return history
+
     def _earlier(self, source: str = "") -> Iterator[Row]:
         return iter(self._kept) if self._kept is not None else self._read(source)
 

@@ -91,7 +91,7 @@ class Chunk:
         read: gives `metrics`.
     """
 
-    run: Run
+    run: Run = field(repr=False)
     start: int
     stop: int
     read: Callable[[], dict[str, Num[np.ndarray, " steps"]]] = field(repr=False)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from dataclasses import dataclass, field
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from loopax.history import History
 from loopax.rundir import RunDir
 from loopax.state import TrainState
-from loopax.writers import Row
+from loopax.writers import Row, values_of
+
+SHOWN_ROWS = 1000
+WIDTH = 100
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
-    """A run as far as it has come.
+    """A run as far as it has come. Printed, it is five lines.
+
+    It can be pickled: the arrays of the state are numpy's then, and its functions (the optimiser's,
+    the model's) are left out, as pickle cannot carry them; the keys are the numbers they are made
+    of.
 
     Attributes:
         state: the state after `step` steps. While the run goes on it belongs to the loop, which
@@ -36,3 +49,50 @@ class Run:
     def latest(self, source: str) -> Row:
         """The newest row of a source (`train`, `hook`, or the name of evaluation data), or {}."""
         return self.history.latest(source)
+
+    def __repr__(self) -> str:
+        params = jax.tree.leaves(self.state.params)
+        count = sum(leaf.size for leaf in params if hasattr(leaf, "size"))
+        train, measured = self.latest("train"), ""
+        others = (row["source"] for row in reversed(self.history[-SHOWN_ROWS:]))
+        for source in dict.fromkeys(others):
+            if source not in ("train", "probe", "hook"):
+                measured = _line(self.latest(source))
+                break
+        lines = (
+            f"Run after {self.step:,} steps",
+            f"  directory   {self.dir.path if self.dir is not None else 'none, only in memory'}",
+            f"  parameters  {count:,} in {len(params)} arrays",
+            f"  trained     {_line(train) if train else 'no row yet'}",
+            f"  measured    {measured or 'nothing'}",
+        )
+        return "\n".join(line[:WIDTH] for line in lines)
+
+    def __copy__(self) -> Run:
+        return dataclasses.replace(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"state": _without_functions(self.state)}
+
+
+def _line(row: Row) -> str:
+    values = ", ".join(
+        f"{name} {value:.4g}" for name, value in values_of(row).items() if isinstance(value, float)
+    )
+    return f"{row['source']} at step {row['step']:,}: {values}"
+
+
+def _without_functions(state: TrainState) -> Any:
+    """A state in numpy's arrays that pickle can carry."""
+
+    def as_numpy(leaf: Any) -> Any:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    bare = jax.tree.map(as_numpy, state.replace(tx=None, apply_fn=None))
+    try:
+        pickle.dumps(bare)
+    except Exception:  # The optimiser's state may be of a class that has no place in a module.
+        return bare.replace(opt_state=None)
+    return bare
