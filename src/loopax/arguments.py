@@ -52,9 +52,16 @@ def directory(name: str, value: Any) -> Path:
     if not text or "\0" in text:
         raise ConfigError(f"{name} is {text!r}; it must be a path, such as 'runs/first'")
     try:
-        return Path(text).expanduser().absolute()
+        path = Path(text).expanduser().absolute()
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name} is {text!a}, which the {error.encoding} of this system cannot write; set "
+            "LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        ) from error
     except (RuntimeError, FileNotFoundError) as error:
         raise ConfigError(f"{name} is {text!r}, which leads nowhere: {error}") from error
+    return path
 
 
 def kind_of(value: Any) -> str:

@@ -13,11 +13,14 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from loopax.errors import ConfigError
 
 PACKAGES = ("loopax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 VARIABLES = ("NPROC", "XLA_FLAGS")
@@ -81,6 +84,26 @@ def changes(before: Any, now: Mapping[str, Any]) -> list[str]:
         for name in names
         if name not in before or name not in now or before[name] != now[name]
     ]
+
+
+def check_fork() -> None:
+    """Makes sure that JAX works in this process.
+
+    Raises:
+        ConfigError: it was forked from one in which JAX had started; a step would wait for ever
+            for threads that the fork did not copy.
+    """
+    alone = False
+    with suppress(Exception):  # Only Linux tells, and JAX by what is its own.
+        from jax._src import xla_bridge
+
+        threads = len(os.listdir("/proc/self/task"))
+        alone = threads == 1 and xla_bridge.backends_are_initialized()
+    if alone:
+        raise ConfigError(
+            "this process was forked from one in which JAX had started, and JAX does not work "
+            "here; start processes by multiprocessing.get_context('spawn')"
+        )
 
 
 def cache_dir() -> Path:

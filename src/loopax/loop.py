@@ -40,7 +40,7 @@ from loopax.configuration import as_mapping
 from loopax.cost import explaining_memory
 from loopax.data.batches import Batches, as_batches
 from loopax.data.loader import Loader
-from loopax.environment import changes, numerics
+from loopax.environment import changes, check_fork, numerics
 from loopax.errors import (
     CheckpointError,
     ConfigError,
@@ -317,6 +317,7 @@ def begin(arguments: dict[str, Any]) -> Chunks:
         ConfigError: one of them cannot work.
         DataError: there is no data.
     """
+    check_fork()
     given = dict(arguments)
     check_state(given["state"], given["loss_fn"], given["data"])
     began, seconds = time.monotonic(), given["max_seconds"]

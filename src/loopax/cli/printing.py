@@ -23,8 +23,12 @@ def show(content: Any) -> None:
     """Prints it to standard output."""
     from rich.console import Console
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # which is no failure of ours, and rich would end with 1
+
     # Names of classes are the user's own: `[red]` in them is no colour.
-    console = Console(markup=False, emoji=False)
+    console = Output(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = max(console.width, PIPED_WIDTH)
     console.print(content)
