@@ -21,6 +21,7 @@ from PIL import Image
 import loopax
 from loopax.data import Dataset
 from loopax.models.vae import VAE, FeedForward
+from loopax.randomness import Rngs
 from loopax.recipes import vae
 from loopax.step import train_step
 
@@ -247,11 +248,11 @@ def test_a07_loss(article_vae, mnist):
     """Half the squared error and the KL divergence, each summed, then averaged over the batch."""
     model, params = article_vae
     params = jax.tree.map(lambda leaf: leaf + 0.01, params)
-    batch, key = mnist.train.batches(16).example, jax.random.key(3)
-    loss, parts = vae.Objective(model, vae.PRESETS["article"]).loss(params, batch, {"noise": key})
+    batch, rngs = mnist.train.batches(16).example, Rngs(jax.random.key(3), 0)
+    loss, parts = vae.Objective(model, vae.PRESETS["article"]).loss(params, batch, rngs)
     label = batch["label"]
     mean, logvar = model.apply(params, batch["image"], label, method="encode")
-    latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(rngs["noise"], mean.shape)
     image = model.apply(params, latent, label, method="decode")
     image, mean, logvar = (np.asarray(each, np.float64) for each in (image, mean, logvar))
     squares = (image - np.asarray(batch["image"], np.float64)) ** 2
