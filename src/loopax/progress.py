@@ -33,7 +33,8 @@ class Display(Protocol):
 
 def display(total: int, console: Terminal | None = None) -> Display:
     """The display that suits where standard error goes."""
-    console = console or Terminal(stderr=True)
+    # A notebook gets plain lines too: rich would make an HTML output of each.
+    console = console or Terminal(stderr=True, force_jupyter=False)
     return Live(total, console) if console.is_terminal else Lines(total, console)
 
 

@@ -28,11 +28,11 @@ def listing(directory: Path) -> Iterator[tuple[str, str, str, str, str]]:
         run = RunDir(path)
         try:
             recipe = str(run.config.get("recipe", "-"))
-            step, measured, value = _reached(run)
+            step, latest, best = _reached(run)
         except (LoopaxError, OSError) as error:
             print(f"loopax: {error}", file=sys.stderr)
             continue
-        yield str(path), recipe, f"{step:,}", measured, value
+        yield str(path), recipe, f"{step:,}", latest, best
 
 
 def _runs_below(directory: Path) -> Iterator[Path]:
@@ -52,26 +52,18 @@ def _runs_below(directory: Path) -> Iterator[Path]:
 
 
 def _reached(run: RunDir) -> tuple[int, str, str]:
-    """The step a run has come to, and the value of what ranks its checkpoints.
-
-    Where nothing ranks them it is the loss of the latest evaluation.
-    """
+    """The step a run has come to, its latest evaluation, and the best by what ranks checkpoints."""
     ranks = _ranks(run.checkpoints)
-    step, measured = max(ranks, default=0), ("-", "-")
+    step, measured = max(ranks, default=0), "-"
     if run.metrics_file.is_file():
-        rows = itertools.islice(rows_backwards(run.metrics_file), LOOK_BACK)
-        latest = next(rows, None)
-        if latest is not None:
-            step = max(step, latest["step"])
-            others = ("train", "probe", "hook")
-            for row in itertools.chain([latest], rows):
-                if row["source"] not in others and "loss" in row:
-                    measured = f"{row['source']}/loss", f"{row['loss']:.4g}"
-                    break
+        for row in itertools.islice(rows_backwards(run.metrics_file), LOOK_BACK):
+            step = max(step, row["step"])
+            if row["source"] not in ("train", "probe", "hook") and "loss" in row:
+                measured = f"{row['source']}/loss {row['loss']:.4g}"
+                break
     best = best_step(sorted(ranks), ranks)
-    if best is not None:
-        measured = f"best {ranks[best]['metric']}", f"{ranks[best]['value']:.4g}"
-    return step, *measured
+    ranked = "-" if best is None else f"{ranks[best]['metric']} {ranks[best]['value']:.4g}"
+    return step, measured, ranked
 
 
 def _ranks(checkpoints: Path) -> dict[int, Rank]:

@@ -169,7 +169,7 @@ def runs(words: list[str]) -> int:
         raise ConfigError(f"{command.directory}: is not a directory")
     from loopax.cli.listing import listing
 
-    listed = table("run", "recipe", "step", "measured", "value")
+    listed = table("run", "recipe", "step", "latest", "best")
     for row in listing(command.directory):
         listed.add_row(*row)
     show(listed)
