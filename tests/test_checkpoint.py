@@ -487,7 +487,8 @@ def test_what_is_kept_with_the_state_is_plain_json(tmp_path):
     walk(tmp_path, lambda n: n, steps=15)
     meta = json.loads((tmp_path / "checkpoints" / "15" / "meta" / "metadata").read_text())
     assert meta["step"] == 15
-    assert meta["data"] == {"data": "iterable list"}
+    assert meta["data"]["batch"] == "array float32[1]"
+    assert meta["data"]["batches_per_epoch"] == 1
 
 
 # --- Frozen parameters that a checkpoint refers to -----------------------------

@@ -108,10 +108,13 @@ def test_a_program_with_all_that_a_state_can_hold_is_exact(write, tmp_path):
         verify(command, directory=kept)
 
 
-def test_a_random_call_in_the_loss_is_found(write):
+def test_a_random_number_in_the_loss_is_found(write):
+    """Drawn while the program starts: drawn inside of the loss, `fit` refuses it."""
     program = write("""
+        noise = random.random()
+
         def noisy(params, batch, rngs):
-            return loss_fn(params, batch, rngs) + random.random() * params["slope"].sum()
+            return loss_fn(params, batch, rngs) + noise * params["slope"].sum()
 
         batches = [{"x": each} for each in x]
         loopax.fit(state, noisy, batches, steps=9, log_every=4)

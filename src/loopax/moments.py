@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from loopax.account import Account
 from loopax.arguments import kind_of, whole
@@ -94,16 +95,18 @@ class Snapshot:
 
     def on_host(self) -> Snapshot:
         """The same with a state of its own: a chunk reuses the memory of the run's."""
-        state = _copied(self.state)
+        leaves, structure = jax.tree.flatten(self.state)
+        state = jax.tree.unflatten(structure, _copies(leaves))
         if jax.default_backend() != "cpu":
             with suppress(RuntimeError):  # where JAX was told to use no CPU
                 state = jax.device_put(state, jax.local_devices(backend="cpu")[0])
         return dataclasses.replace(self, state=state)
 
 
+# Of the arrays and not of the state, whose optimiser is another object in each run of a process.
 @jax.jit
-def _copied(state: TrainState) -> TrainState:
-    return jax.tree.map(jnp.copy, state)
+def _copies(leaves: list[Array]) -> list[Array]:
+    return list(map(jnp.copy, leaves))
 
 
 class Saving:
