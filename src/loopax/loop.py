@@ -128,6 +128,7 @@ class Chunks(Iterator[Chunk]):
         self.run = run
         self._chunks, self._process, self._thread = chunks, os.getpid(), threading.get_ident()
         self._superseded = False
+        _close_all_at_exit()
         _open.add(self)
 
     def __next__(self) -> Chunk:
@@ -204,8 +205,10 @@ def _close_all() -> None:
             chunks.close()
 
 
-# Before `atexit`: then no thread can be started any more, and what saves needs some.
-threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+@functools.cache
+def _close_all_at_exit() -> None:
+    # Before `atexit`: then no thread can be started any more, and what saves needs some.
+    threading._register_atexit(_close_all)  # type: ignore[attr-defined]
 
 
 def fit(
