@@ -94,10 +94,10 @@ def runs(tmp_path_factory, dataset, loss_fn, trapped_loss, new_state, line_state
 
 STEPS = {
     "device": (0, 19, 20, 59),
-    "host": (21,),
-    "iterable": (21,),
-    "resumed": (35, 42),
-    "rolled back": (19, 35),
+    "host": (20,),
+    "iterable": (20,),
+    "resumed": (34, 41),
+    "rolled back": (19, 34),
     "skipped": (27, 28),
 }
 
@@ -120,7 +120,7 @@ def test_a_step_again_has_the_numbers_that_were_logged(runs, name):
         metrics = {n: value for n, value in again.metrics.items() if n != "skipped"}
         assert len(metrics) == 2
         assert metrics == {n: row[n] for n in metrics}
-        if step % 7 == 0:
+        if step in probed:
             assert again.norms == {n: probed[step][n] for n in ("grad_norm", "update_norm")}
         # Outside of the loop it is the same mathematics, if not the same bits.
         assert again.report.metrics["loss"] == pytest.approx(row["loss"], rel=1e-4)

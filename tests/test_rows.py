@@ -265,7 +265,7 @@ def test_a_probe_has_the_norms_and_the_rate_of_one_update_in_a_row_of_its_own():
         pytest.approx(
             {"step": step, "grad_norm": 3, "update_norm": 3 * rate, "learning_rate": rate}
         )
-        for step, rate in ((1, 1.0), (3, 0.01))
+        for step, rate in ((2, 0.1), (4, 0.001))
     ]
     assert values(run.latest("train")).keys() == {"loss", "learning_rate"}
     assert run.latest("train")["learning_rate"] == pytest.approx(0.001)

@@ -65,7 +65,7 @@ def test_rows_after_a_line_that_is_none_are_not_lost(train, tmp_path, capsys):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:2], GARBAGE + b"\n", *lines[2:]]))
     run = train(steps=28, progress=True)
-    assert f"{file}: 1 lines are no rows; passed over" in capsys.readouterr().err
+    assert f"{file}: passed over what is no row (lines: 1)" in capsys.readouterr().err
     assert [row["step"] for row in run.history] == [4, 8, 12, 16, 20, 24, 28]
     assert run.dir.metrics == list(run.history)
 

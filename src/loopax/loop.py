@@ -556,16 +556,18 @@ def _turns(
 ) -> Generator[Chunk, None, None]:
     """The loop itself: chunk after chunk, and between them what is due."""
     run, batches, total, account = session.run, session.batches, session.total, session.account
-    marks = [session.log_every, session.probe_every, *(moment.every for moment in moments)]
-    shortest = min(mark for mark in marks if mark)
-    capacity = session.chunk_steps or min(shortest, CHUNK_STEPS_LIMIT)
+    marks = [session.log_every, *(moment.every for moment in moments if moment.every)]
+    shortest = min([*marks, session.probe_every or math.inf, CHUNK_STEPS_LIMIT])
+    capacity = session.chunk_steps or int(shortest)
     first = step = run.step
     state, items, slowest, second = run.state, None, 0.0, None
 
     def plan() -> int:
         if step == first and session.max_seconds < math.inf:
             return 1  # One step is made however short the time is.
-        ends = [total, *((step // mark + 1) * mark for mark in marks if mark)]
+        ends = [total, *((step // mark + 1) * mark for mark in marks)]
+        if session.probe_every:  # A probe measures the first step of a chunk.
+            ends.append(((step + 1) // session.probe_every + 1) * session.probe_every - 1)
         seconds = max(0.0, min(CHUNK_SECONDS, session.seconds_left() / 2))
         limit = session.chunk_steps or min(capacity, recorder.chunk_limit(seconds))
         return min(*(end - step for end in ends), limit)
@@ -587,7 +589,7 @@ def _turns(
                         session.loss_fn, state, session.train.batch(state, items)
                     )
             with account.section("compute"), guarding_transfers():
-                due = session.probe_every is not None and step % session.probe_every == 0
+                due = session.probe_every is not None and (step + 1) % session.probe_every == 0
                 norms = session.probe(state, items) if due else None
                 state, rows = session.train(state, items)
             start, step = step, step + count
@@ -706,7 +708,7 @@ def _resume(session: _Session) -> dict[str, Any]:
     if run.dir is not None:
         run.history = History(extent := Extent.of(run.dir.metrics_file, run.step))
         if extent.other:
-            session.shown.say(f"{extent.path}: {extent.other} lines are no rows; passed over")
+            session.shown.say(f"{extent.path}: passed over what is no row (lines: {extent.other})")
         if len(run.history) < meta.get("rows", 0):
             session.shown.say(
                 f"{run.dir.metrics_file}: has {len(run.history)} of the {meta['rows']} rows "

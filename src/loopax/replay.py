@@ -93,7 +93,6 @@ class _Start:
     data: dict[str, Any]
     nonfinite: str
     log_every: int
-    probe_every: int | None
     rollbacks: int
 
 
