@@ -107,7 +107,10 @@ def make_room(run_dir, step):
 
 def remove_all(run_dir, step):
     wait_for_the_save_before(run_dir, step)
-    shutil.rmtree(run_dir)
+    # At once, for the run: it looks after its checkpoints while they are deleted one by one.
+    gone = run_dir.with_name("gone")
+    run_dir.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def fill_disk(run_dir, step):
