@@ -20,10 +20,9 @@ from loopax.program import EvalProgram
 from loopax.rows import WEIGHT, Sums, means, totals
 from loopax.state import TrainState
 from loopax.step import Batch, LossFn, call_loss, evaluation_rngs
+from loopax.writers import OWN_SOURCES
 
 EVAL_CAPACITY = 64
-RESERVED_SOURCES = ("train", "probe", "hook", "time")
-"""Whose rows are in the log already."""
 
 Measures = dict[str, Any]
 """Means as floats and, where metrics are arrays, sums as NumPy arrays, by name."""
@@ -121,10 +120,10 @@ def _batches(name: str, data: Any) -> Batches:
 
 
 def _check_source(name: Any) -> None:
-    if not isinstance(name, str) or not name or "/" in name or name in RESERVED_SOURCES:
+    if not isinstance(name, str) or not name or "/" in name or name in OWN_SOURCES:
         raise ConfigError(
             f"an evaluation is named {name!r}; its name must be a word without a slash, and none "
-            f"of {', '.join(RESERVED_SOURCES)}, whose rows are in the log already"
+            f"of {', '.join(OWN_SOURCES)}, whose rows are in the log already"
         )
 
 

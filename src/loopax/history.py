@@ -139,6 +139,7 @@ class History(Sequence[Row]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
+    # It grows, so it can be no key. Mypy wants a method here, where Python wants None.
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:

@@ -207,7 +207,8 @@ def _close_all() -> None:
 
 @functools.cache
 def _close_all_at_exit() -> None:
-    # Before `atexit`: then no thread can be started any more, and what saves needs some.
+    # Before `atexit`: then no thread can be started any more, and what saves needs some. Python
+    # has no public name for it; concurrent.futures registers by this one too.
     threading._register_atexit(_close_all)  # type: ignore[attr-defined]
 
 
@@ -430,6 +431,7 @@ def _attempts(session: _Session) -> Generator[Chunk, None, None]:
 def _carry(error: BaseException, run: Run) -> None:
     """Lets an error bring what was trained with it, the innermost run where several are open."""
     if getattr(error, "run", None) is None:
+        # No exception declares this attribute, and some cannot be given one.
         with suppress(Exception):
             error.run = run  # type: ignore[attr-defined]
 

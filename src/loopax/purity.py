@@ -137,6 +137,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _is_filled(cell: Any) -> bool:
+    # Only reading an empty cell tells that it is empty.
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:

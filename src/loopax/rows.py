@@ -92,6 +92,7 @@ class Rows:
 
     def is_ready(self) -> bool:
         """Whether reading would not have to wait."""
+        # A method of jax.Array that jaxtyping's Array, which is checked here, does not declare.
         return all(buffer.is_ready() for buffer in self.buffers)  # type: ignore[attr-defined]
 
 

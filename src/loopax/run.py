@@ -14,7 +14,7 @@ import numpy as np
 from loopax.history import History
 from loopax.rundir import RunDir
 from loopax.state import TrainState
-from loopax.writers import Row, values_of
+from loopax.writers import OWN_SOURCES, Row, values_of
 
 SHOWN_ROWS = 1000
 WIDTH = 100
@@ -56,7 +56,7 @@ class Run:
         train, measured = self.latest("train"), ""
         others = (row["source"] for row in reversed(self.history[-SHOWN_ROWS:]))
         for source in dict.fromkeys(others):
-            if source not in ("train", "probe", "hook"):
+            if source not in OWN_SOURCES:
                 measured = _line(self.latest(source))
                 break
         lines = (

@@ -19,6 +19,10 @@ Row = dict[str, Any]
 """`{"step": 100, "source": "train", "loss": 49.4, ...}`."""
 
 
+OWN_SOURCES = ("train", "probe", "hook", "time")
+"""The sources of rows that the loop names itself; all others are evaluations."""
+
+
 class Writer(Protocol):
     """Anything that rows can be given to; `sync` returns when they are on the disk itself.
 

@@ -15,6 +15,7 @@ from loopax.errors import LoopaxError
 from loopax.history import rows_backwards
 from loopax.retention import Rank, best_step, checked_rank
 from loopax.rundir import RunDir
+from loopax.writers import OWN_SOURCES
 
 INSIDE = {"checkpoints", "tensorboard", "pictures"}
 """Of a run, where no other run lies."""
@@ -58,7 +59,7 @@ def _reached(run: RunDir) -> tuple[int, str, str]:
     if run.metrics_file.is_file():
         for row in itertools.islice(rows_backwards(run.metrics_file), LOOK_BACK):
             step = max(step, row["step"])
-            if row["source"] not in ("train", "probe", "hook") and "loss" in row:
+            if row["source"] not in OWN_SOURCES and "loss" in row:
                 measured = f"{row['source']}/loss {row['loss']:.4g}"
                 break
     best = best_step(sorted(ranks), ranks)
