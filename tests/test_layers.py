@@ -21,6 +21,7 @@ LAYERS = [
         "rows",
         "writers",
         "durable",
+        "deadline",
         "digests",
         "lock",
         "signals",

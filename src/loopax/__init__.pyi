@@ -6,12 +6,16 @@ from . import models as models
 from . import recipes as recipes
 from .checkpoint import CheckpointStore as CheckpointStore
 from .cost import estimate as estimate
+from .deadline import check_time as check_time
+from .deadline import seconds_left as seconds_left
+from .deadline import time_limit as time_limit
 from .drawing import legible as legible
 from .drawing import save_curves as save_curves
 from .drawing import save_figure as save_figure
 from .durable import replacing as replacing
 from .durable import storing as storing
 from .environment import cache_dir as cache_dir
+from .environment import cache_folder as cache_folder
 from .errors import LoopaxError as LoopaxError
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate

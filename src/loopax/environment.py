@@ -11,6 +11,7 @@ import reprlib
 import socket
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -107,9 +108,42 @@ def check_fork() -> None:
 
 
 def cache_dir() -> Path:
-    """Where what can be made again is kept: `$LOOPAX_CACHE`, or `loopax` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LOOPAX_CACHE") or Path(home) / "loopax")
+    """Where what can be made again is kept: `$LOOPAX_CACHE`, or `loopax` in the user's cache.
+
+    Raises:
+        ConfigError: neither is known: there is no home.
+    """
+    if chosen := os.environ.get("LOOPAX_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopax"
+    except RuntimeError as error:
+        raise ConfigError(
+            f"there is no home directory to keep files in ({error}); let LOOPAX_CACHE name one"
+        ) from error
+
+
+def cache_folder(name: str) -> Path | None:
+    """The folder `name` in the cache, made if it is not there; None where it cannot be written.
+
+    A cache is a convenience: its user does without, and a line on stderr says how to have one.
+    """
+    try:
+        folder = cache_dir() / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, ConfigError) as error:
+        _without_cache(str(error))
+        return None
+
+
+@functools.cache
+def _without_cache(reason: str) -> None:
+    """Says it once in a process."""
+    line = f"loopax: nothing is kept for the next time ({reason}); let LOOPAX_CACHE name a folder"
+    with suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 def keep_compiled() -> None:
@@ -122,10 +156,8 @@ def keep_compiled() -> None:
     if config.jax_compilation_cache_dir is not None:
         return
     kind = hashlib.sha256(repr((_cpu(), _visible_cores())).encode()).hexdigest()[:12]
-    folder = cache_dir() / "compiled" / kind
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    folder = cache_folder(f"compiled/{kind}")
+    if folder is None:
         return
     config.update("jax_compilation_cache_dir", str(folder))
     config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

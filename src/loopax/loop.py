@@ -274,9 +274,9 @@ def fit(
         RunDirError: the directory is not a run's.
         RunInUseError: another process trains in it.
         StorageError: something could not be written; older checkpoints are intact.
-        Stopped: SIGINT or SIGTERM came; the chunk was finished and everything is saved. It is
-            a `SystemExit`, so a program ends with status 130 or 143. A second signal ends it
-            at once.
+        Stopped: SIGINT, SIGTERM or SIGHUP came; the chunk was finished and everything is saved. It
+            is a `SystemExit`, so a program ends with status 130, 143 or 129. A second signal ends
+            it at once.
     """
     return begin(locals()).drain()
 

@@ -103,7 +103,7 @@ class Live:
         self._bar.reset(self._task, completed=step, rate="compiling", values="")
 
     def update(self, step: int, steps_per_s: float) -> None:
-        self._bar.update(self._task, completed=step, rate=f"{steps_per_s:,.0f} steps/s")
+        self._bar.update(self._task, completed=step, rate=_speed(steps_per_s))
 
     def row(self, row: Row) -> None:
         if row["source"] == "train":
@@ -140,7 +140,7 @@ class Lines:
             if now - self._last < PLAIN_SECONDS:
                 return
             self._last = now
-        rate = f"  {self._rate:,.0f} steps/s" if row["source"] == "train" and self._rate else ""
+        rate = f"  {_speed(self._rate)}" if row["source"] == "train" and self._rate else ""
         self.say(f"{_line(row, self._total)}{rate}")
 
     def say(self, message: str) -> None:
@@ -153,6 +153,13 @@ class Lines:
 def _line(row: Row, total: int | None = None) -> str:
     step = f"{row['step']:,}" + (f"/{total:,}" if total else "")
     return f"{row['source']:>5} step {step}  {_short(row)}"
+
+
+def _speed(steps_per_s: float) -> str:
+    """Steps a second in three digits; of slow ones the seconds of a step."""
+    if 0 < steps_per_s < 1:
+        return f"{1 / steps_per_s:.3g} s/step"
+    return f"{steps_per_s:,.0f} steps/s" if steps_per_s >= 100 else f"{steps_per_s:.3g} steps/s"
 
 
 def _short(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""A first SIGINT or SIGTERM asks the loop to end; a second one ends the process at once."""
+"""A first SIGINT, SIGTERM or SIGHUP asks the loop to end; a second one ends the process at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import FrameType
+
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Asked from a keyboard, by a scheduler, and by a terminal that is closed."""
 
 
 class PoliteStop:
@@ -79,7 +82,7 @@ def _listen() -> ExitStack:
         watcher.start()
         undo.callback(_end, watcher, outbox, os.getpid())
         undo.callback(signal.set_wakeup_fd, previous)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in POLITE:
             handler = signal.getsignal(number)
             if handler not in (signal.SIG_IGN, None):
                 handled.append(number)

@@ -164,7 +164,7 @@ PLACES = {"a hook": 60, "an evaluation": 50, "compiling": 0}
 
 @pytest.mark.parametrize(
     ("where", "number"),
-    [("a hook", signal.SIGTERM), ("an evaluation", signal.SIGINT), ("compiling", signal.SIGTERM)],
+    [("a hook", signal.SIGTERM), ("an evaluation", signal.SIGINT), ("compiling", signal.SIGHUP)],
     ids=PLACES,
 )
 def test_what_is_going_on_is_finished_and_saved(where, number, start, alone, gate, tmp_path):

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
 
 from loopax import __version__
 from loopax.cli import data, exploring, past, predicting, results, training
@@ -80,9 +82,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script() -> None:
-    """The program `loopax`: also what it does outside of a training loop ends politely."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """The program `loopax`: a signal ends it at once, unless a training answers it."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, _end)
     sys.exit(main())
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """Ends the process; files are replaced whole, so nothing is lost and the next one goes on.
+
+    Not by an exception: Python drops those that a signal raises inside of a finaliser or of a
+    callback of the garbage collection, and the program would go on.
+    """
+    name = signal.Signals(number).name
+    with suppress(OSError):
+        os.write(2, f"loopax: stopped by {name}; the same command goes on from here\n".encode())
+    with suppress(Exception):  # It may have come in the middle of printing.
+        sys.stdout.flush()
+    os._exit(128 + number)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 PIPED_WIDTH = 200
 """Columns of a file or a pipe, which has no edge to break lines at."""
+
+
+@contextmanager
+def output_optional() -> Iterator[None]:
+    """In it, what is printed when its reader has left is dropped: the work is not done for it."""
+    whole, sys.stdout = sys.stdout, cast(TextIO, _Optional(sys.stdout))
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        sys.stdout = whole
+
+
+class _Optional:
+    """A stream whose reader may leave."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def table(*columns: str) -> Any:

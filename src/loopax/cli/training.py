@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from loopax import Checkpoints
 from loopax.cli.parsing import RECIPES, parse, recipe_of, seconds, unknown, value_of
-from loopax.cli.printing import show_tables
+from loopax.cli.printing import output_optional, show_tables
 from loopax.errors import ConfigError
 from loopax.recipes.vae import VAEConfig
 
@@ -132,14 +132,17 @@ def _trained(
 
     budget = seconds("--max-time", max_time)
     keep_compiled()
-    trained = recipe.train(
-        config,
-        run_dir,
-        checkpoints=checkpoints,
-        # What is left of it; where nothing is, one step is made and it is said.
-        max_seconds=None if budget is None else max(1e-3, budget - (time.monotonic() - STARTED)),
-    )
-    if trained.results_file.exists():
-        show_tables(recipe.tables(trained.dir.read_json("results.json")))
-        print(f"\n{run_dir}: report.html, pictures/, results.json, metrics.jsonl, checkpoints/")
+    with output_optional():
+        trained = recipe.train(
+            config,
+            run_dir,
+            checkpoints=checkpoints,
+            # What is left of it; where nothing is, one step is made and it is said.
+            max_seconds=None
+            if budget is None
+            else max(1e-3, budget - (time.monotonic() - STARTED)),
+        )
+        if trained.results_file.exists():
+            show_tables(recipe.tables(trained.dir.read_json("results.json")))
+            print(f"\n{run_dir}: report.html, pictures/, results.json, metrics.jsonl, checkpoints/")
     return 0

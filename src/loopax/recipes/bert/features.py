@@ -27,21 +27,17 @@ def features_of(
     model: BertForSequenceClassification,
     params: Any,
     longest: int,
-    file: Path,
+    file: Path | None,
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """The features `[texts, hidden]` of tokens: from `file`, or computed now and kept there.
-
-    Raises:
-        StorageError: they cannot be kept.
-    """
-    if not file.exists():
-        say(f"computing the features of {len(tokens['length']):,} texts, once: {file}")
-        with loopax.storing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        computed = in_batches(functools.partial(_features, model, params), tokens, longest)
+    """The features `[texts, hidden]` of tokens: from `file`, or computed now and kept there."""
+    if file is not None and file.exists():
+        return loopax.read_weights(file)["features"]
+    say(f"computing the features of {len(tokens['length']):,} texts, once: {file or 'not kept'}")
+    computed = in_batches(functools.partial(_features, model, params), tokens, longest)
+    if file is not None:
         loopax.save_weights(file, {"features": computed})
-    return loopax.read_weights(file)["features"]
+    return computed
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -49,7 +45,8 @@ def _features(model: BertForSequenceClassification, params: Any, batch: Any) -> 
     return model.apply(params, *model_inputs(batch), method=model.features)
 
 
-def file_for(*parts: str) -> Path:
-    """Where features are kept, in the user's cache, by all that they depend on."""
+def file_for(*parts: str) -> Path | None:
+    """Where features are kept, in the user's cache, by all that they depend on; None without."""
     name = hashlib.sha256(repr((FORMAT, *parts)).encode()).hexdigest()[:16]
-    return loopax.cache_dir() / "features" / f"{name}.safetensors"
+    folder = loopax.cache_folder("features")
+    return None if folder is None else folder / f"{name}.safetensors"
