@@ -99,6 +99,8 @@ def test_every_kind_of_block_is_shown_and_indexed(picture, tmp_path):
     assert page.texts("tr") == ["train\nof", "loss\n1.5 ± 0.1\na", "kl\n2\nb"]
     numbers = [attributes.get("class") == "number" for attributes in page.attributes("td")]
     assert numbers == [True, False, True, False], "numbers are aligned, words are not"
+    heads = [attributes["data-head"] for attributes in page.attributes("td")]
+    assert heads == ["train", "of"] * 2, "where rows become blocks, each cell says what it is"
     ids = [attributes["id"] for attributes in page.attributes("section")]
     assert [attributes["href"] for attributes in page.attributes("a")] == [f"#{id}" for id in ids]
     (image,) = page.attributes("img")

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -160,6 +161,22 @@ def test_an_unknown_class_is_the_one_of_the_least_cost(colour):
         costs.append(0.5 * np.square(error).sum() + vae.config.kl_weight * kl)
     found = colour.encode({"pixels": in_base64(image), "label": None})
     assert found["label"] == colour.guess(image) == int(np.argmin(costs))
+
+
+def test_a_class_is_guessed_by_the_prior_where_only_that_knows_it(tmp_path):
+    """The decoder and the encoder see no class, so that any other cost is the same for all."""
+    settings = {"likelihood": "bernoulli", "kl_weight": 1.0, "prior": "class"}
+    vae = trained_vae(tmp_path, (5, 4, 1), 3, conditioning="none", **settings)
+    image = vae.data.test.columns["image"][0]
+    mean, _ = vae.encode(image[None], np.array([0]))
+    params = jax.tree.map(np.array, vae.params)
+    for kernel in jax.tree.leaves(params["params"]["prior_of_class"]):
+        kernel[...] = 0
+        if kernel.shape == (3, 6):
+            kernel[:, :3] = mean + np.array([[3.0], [-2.0], [0.5]])
+    explorer = Explorer(dataclasses.replace(vae, params=params))
+    assert explorer.facts["conditional"]
+    assert explorer.guess(image) == 2
 
 
 @pytest.mark.parametrize("classes", [1, 40])

@@ -341,6 +341,11 @@ class TestClassScores:
         assert math.isnan(scores.per_class[3])
         assert scores.worst == (1, 0.5)
 
+    def test_a_rare_class_counts_as_much_as_any(self):
+        scores = class_scores(PROBABILITIES[:3], LABELS[:3], 4)
+        assert scores.accuracy == 1 / 2
+        assert scores.confident == 1 / 4
+
     def test_a_probability_of_exactly_nine_tenths_is_not_confident(self):
         assert class_scores(np.array([[0.9, 0.1]]), np.array([0]), 2).confident == 0
 

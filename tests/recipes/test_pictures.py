@@ -86,6 +86,11 @@ def close(found, images):
     np.testing.assert_allclose(found, images, atol=0.51)
 
 
+def of_class(labels, label):
+    """The images of a class in the order in which pictures take them."""
+    return pictures._groups(labels)[label]
+
+
 def test_all_are_drawn_and_said(trained, drawn):
     files = {path.name for path in trained.dir.pictures.iterdir()}
     assert files == set(drawn) == {*GRIDS, "samples-prior.png", "latents.png", "curves.png"}
@@ -115,7 +120,7 @@ def test_reconstructions_are_right_of_their_images(trained):
     test = trained.data.test.columns
     found = cells_of(trained, "reconstructions.png")
     for label, row in enumerate(found):
-        own = test["image"][test["label"] == label]
+        own = test["image"][of_class(test["label"], label)]
         own = own[np.arange(5) % min(5, len(own))]
         close(row[::2], own)
         close(row[1::2], trained.reconstruct(own, np.full(5, label)))
@@ -124,7 +129,7 @@ def test_reconstructions_are_right_of_their_images(trained):
 
 def test_ways_lead_from_image_to_image_and_change_class_in_the_middle(trained, drawn):
     test = trained.data.test.columns
-    where = [np.flatnonzero(test["label"] == label) for label in range(3)]
+    where = [of_class(test["label"], label) for label in range(3)]
     within = [own[:2] for own in where] + [own[2:4] for own in where[:2]]
     ends = [*within, (where[0][0], where[1][0]), (where[1][0], where[2][0])]
     found = cells_of(trained, "interpolation.png")
@@ -229,6 +234,19 @@ def test_the_map_is_of_the_principal_components(trained, monkeypatch, tmp_path):
     np.testing.assert_allclose(colours, wanted)
 
 
+def test_images_that_lie_class_by_class_are_all_on_the_map(trained, monkeypatch):
+    order = np.argsort(trained.data.test.columns["label"], kind="stable")
+    columns = {name: column[order] for name, column in trained.data.test.columns.items()}
+    test = replace(trained.data.test, columns=columns)
+    problem = replace(trained.problem, data=trained.data._replace(test=test))
+    monkeypatch.setattr(pictures, "ENCODED_LIMIT", 9)
+    _, labels = pictures._encoded(replace(trained, problem=problem))
+    assert set(labels) == {0, 1, 2}
+    # As frames in a row are: those of a class that are shown are not its first ones either.
+    shown = of_class(np.repeat([0, 1], 1000), 1)[:5] - 1000
+    assert shown.max() - shown.min() > 100
+
+
 @pytest.mark.parametrize(
     ("options", "rows"),
     [
@@ -256,7 +274,7 @@ def test_images_without_a_label_come_last(tmp_path):
     caption = pictures.save_reconstructions(trained, tmp_path / "r.png", each=2)
     assert caption.endswith("kind 0, kind 1, kind 2, unknown class.")
     test = trained.data.test.columns
-    unknown = test["image"][test["label"] < 0]
+    unknown = test["image"][of_class(test["label"], -1)]
     found = cells(tmp_path / "r.png", trained.model.image_shape)
     assert found.shape[:2] == (4, 4)
     close(found[-1, ::2], np.resize(unknown[:2], (2, *unknown.shape[1:])))

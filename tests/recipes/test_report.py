@@ -34,7 +34,12 @@ FLOOR = {**SCORES, "class_accuracy": 0.996, "frechet_distance": 0.575}
 RESULTS = {
     "step": 30,
     "objective": {"train": OBJECTIVE, "test": OBJECTIVE},
-    "samples": {"mixture": SCORES, "prior": {**SCORES, "class_accuracy": 0.5}, "floor": FLOOR},
+    "samples": {
+        "mixture": SCORES,
+        "prior": {**SCORES, "class_accuracy": 0.5},
+        "baseline": {**SCORES, "frechet_distance": 3.0},
+        "floor": FLOOR,
+    },
     "judge": {"digest": "0123456789ab", "test_accuracy": 0.995},
 }
 UNJUDGED = {
@@ -95,11 +100,13 @@ def test_the_main_figures_stand_beside_their_floor(trained, pictures):
     labels, values = page.texts("dt"), page.texts("dd")
     assert dict(zip(labels, zip(values[::2], values[1::2], strict=True), strict=True)) == {
         "samples in their class": ("99.3%", "real images: 99.6%"),
-        "Fréchet distance to test images": ("4.12", "real images: 0.57"),
-        "-ELBO of a test image": ("-123.5 nats", "7.773 bits per dimension"),
+        "Fréchet distance to test images": ("4.12", "baseline: 3.00, real images: 0.57"),
+        "-ELBO of a test image": ("-123.5 nats", "7.773 bits per dimension; less is better"),
         "squared error per pixel": ("0.0084", "test images, from 0 to 1"),
     }
     story = " ".join(page.texts("p"))
+    assert page.texts("p")[1].startswith("PCA with a Gaussian mixture for each class does better")
+    assert "may be above 1, and this then below 0" in story
     assert "10 passes over the training images, 30 steps of 9, in 3 min 10 s." in story
     assert trained.data.description in story
 
@@ -122,7 +129,7 @@ def test_tables_have_every_measure_class_and_setting(trained, pictures):
         assert table.title in page.texts("caption")
         for row in table.rows:
             assert [cell for cell in row if cell] in rows
-    assert [NAMES[0], "99.1%", "99.1%", "99.1%"] in rows
+    assert [NAMES[0], "99.1%", "99.1%", "99.1%", "99.1%"] in rows
     assert [NAMES[2]] in rows, "a class without samples is listed, empty"
     assert ["kl_weight", "0.25", str(USUAL.kl_weight)] in rows, "beside the value of the preset"
     assert ["epochs", str(USUAL.epochs)] in rows

@@ -22,12 +22,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
 import loopax
 from loopax.errors import ConfigError
-from loopax.recipes.vae.trained import TrainedVAE
+from loopax.recipes.vae.evaluation import density
+from loopax.recipes.vae.selection import some_of
+from loopax.recipes.vae.trained import TrainedVAE, as_floats
 
 HOST = "127.0.0.1"
 SLIDERS = 8
@@ -64,6 +67,7 @@ class Explorer:
         self.image_shape = tuple(trained.data.train.columns["image"].shape[1:])
         # Requests come on threads of their own; the device gains nothing from two at a time.
         self._turn = threading.Lock()
+        self._costs = jax.jit(density(trained).costs)
         self.facts = self._facts()
         self._warm_up()
 
@@ -90,25 +94,21 @@ class Explorer:
         return {"label": label, "latent": mean[0].tolist()}
 
     def guess(self, image: UInt8[np.ndarray, "height width channels"]) -> int:
-        """The class under which an image costs least: half its squared error, and the KL term."""
+        """The class under which an image costs least, by the model's own prior and likelihood."""
         costs = []
         for first in range(0, self.classes, self.at_once):
             # The last portion overlaps the one before: there is one shape to compile for.
             first = min(first, self.classes - self.at_once)
             labels = np.arange(first, first + self.at_once)
-            images = np.broadcast_to(image, (self.at_once, *image.shape))
-            mean, logvar = self.trained.encode(images, labels)
-            errors = self.trained.decode(mean, labels) - images.astype(np.float32) / 255
-            kl_nats = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(axis=1)
-            sse_half = 0.5 * np.square(errors).sum(axis=(1, 2, 3))
-            weighed = sse_half + self.trained.config.kl_weight * kl_nats
-            costs += list(zip(weighed.tolist(), labels.tolist(), strict=True))
+            images = np.broadcast_to(as_floats(image), (self.at_once, *image.shape))
+            found = self._costs(self.trained.params, images, labels)
+            costs += list(zip(found.tolist(), labels.tolist(), strict=True))
         return int(min(costs)[1])
 
     def _facts(self) -> dict[str, Any]:
         """What the page needs to know before it asks for anything."""
         train = self.trained.data.train
-        chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), BASIS)).astype(int))
+        chosen = some_of(len(train), BASIS)
         images, labels = (train.columns[name][chosen] for name in ("image", "label"))
         latents, _ = self.trained.encode(images, labels)
         height, width, channels = self.image_shape
@@ -124,12 +124,9 @@ class Explorer:
             "basis": len(images),
             "reach": REACH,
             "sliders": sliders(latents),
-            "conditional": self._conditional(),
+            "conditional": self.trained.is_conditional,
             "drawing": drawing_style(images[:: math.ceil(len(images) / LOOKED_AT)]),
         }
-
-    def _conditional(self) -> bool:
-        return self.classes > 1 and self.trained.model.conditioning != "none"
 
     def _warm_up(self) -> None:
         """Compiles for each shape that requests have."""

@@ -45,8 +45,9 @@ class Nearest(NamedTuple):
 class ClassScores:
     """How often a classifier sees the class that was asked for, as shares of 1.
 
-    `confident` is the share seen with a probability above 0.9. `per_class` is nan for a class
-    without examples.
+    `accuracy` and `confident`, the share seen with a probability above 0.9, are means over the
+    classes that have examples, so a rare class counts as much as any. `per_class` is nan for a
+    class without examples.
     """
 
     accuracy: float
@@ -180,10 +181,13 @@ def class_scores(
     right = probabilities.argmax(axis=1) == labels
     asked = probabilities[np.arange(len(labels)), labels]
     with np.errstate(invalid="ignore"):
-        per_class = np.bincount(labels, right, classes) / np.bincount(labels, minlength=classes)
+        per_class, confident = (
+            np.bincount(labels, hits, classes) / np.bincount(labels, minlength=classes)
+            for hits in (right, asked > CONFIDENT)
+        )
     return ClassScores(
-        accuracy=float(right.mean()),
-        confident=float(np.mean(asked > CONFIDENT)),
+        accuracy=float(np.nanmean(per_class)),
+        confident=float(np.nanmean(confident)),
         per_class=tuple(per_class.tolist()),
     )
 

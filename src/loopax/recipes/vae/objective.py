@@ -119,12 +119,8 @@ class Objective:
         errors = jnp.square(decoded - pixels)
         if config.likelihood == "squared_error":
             return -self._as_density(0.5 * errors.sum(axis=-1))
-        if config.sigma == "optimal":
-            variance = jnp.maximum(errors.mean(), 1e-6)
-        elif config.sigma == "learned":
-            variance = jnp.square(self._apply(params, "sigma"))
-        else:
-            variance = jnp.square(jnp.float32(config.sigma))
+        optimal = config.sigma == "optimal"
+        variance = jnp.maximum(errors.mean(), 1e-6) if optimal else self.variance(params)
         logs = LOG_2PI + jnp.log(variance)
         return -0.5 * (errors / variance + logs).sum(axis=-1)
 
@@ -154,6 +150,33 @@ class Objective:
             return math.log(samples) - jax.lax.fori_loop(0, -(-samples // at_once), one, start)
 
         return jax.jit(estimate)
+
+    def costs(self, params: Any, image: Any, label: Any) -> PerImage:
+        """What each image costs under its label, at the mean of its latent: the ELBO's terms.
+
+        Images are in [0, 1]; for Bernoulli, the probability of ink. The label that costs least is
+        the model's guess of an image's class.
+        """
+        mean, logvar = self._apply(params, "encode", image, label)
+        prior = self._apply(params, "prior_at", label)
+        kl_nats = kl_divergence((mean, logvar), prior).sum(axis=-1)
+        if self.config.likelihood == "squared_error":
+            decoded = self._apply(params, "decode", mean, label)
+            fit = optax.l2_loss(decoded, image).sum(axis=(1, 2, 3))
+        else:
+            fit = -self.log_likelihood(params, image, mean, label)
+        return fit + self.config.kl_weight * kl_nats
+
+    def variance(self, params: Any) -> Float[Array, ""]:
+        """Of a pixel around its decoded value, where the decoder is normal and this is no batch's.
+
+        Beside half a squared error it is the weight of the KL divergence.
+        """
+        if self.config.likelihood == "squared_error":
+            return jnp.float32(self.config.kl_weight)
+        if self.config.sigma == "learned":
+            return jnp.square(self._apply(params, "sigma"))
+        return jnp.square(jnp.float32(self.config.sigma))
 
     def observed(self, image: Any, rngs: Any) -> Any:
         """The image as the likelihood sees it: for Bernoulli, ink drawn anew pixel by pixel."""

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 import loopax
+from loopax.recipes.vae.selection import some_of
 from loopax.recipes.vae.trained import PORTION, TrainedVAE, as_floats
 
 Grid = Float[np.ndarray, "rows columns height width channels"]
@@ -70,7 +71,10 @@ def draw_all(trained: TrainedVAE) -> list[Drawn]:
     if trained.mixtures is None:
         del drawings["samples-prior.png"]
     folder = trained.dir.pictures
-    drawn = [Drawn(name, draw(trained, folder / name)) for name, draw in drawings.items()]
+    drawn = []
+    for name, draw in drawings.items():
+        loopax.check_time()
+        drawn.append(Drawn(name, draw(trained, folder / name)))
     save_curves(trained.dir.metrics, folder / "curves.png")
     return [*drawn, Drawn("curves.png", CURVES_SAID)]
 
@@ -148,7 +152,7 @@ def save_traversal(trained: TrainedVAE, path: Path) -> str:
 def save_class_means(trained: TrainedVAE, path: Path) -> str:
     """Draws the mean training image of each class above what the decoder makes of the mean latent.
 
-    Both are of the first images of the class.
+    Both are of the same images of the class, some of them where there are many.
     """
     train = trained.data.train.columns
     groups = {label: found[:PER_CLASS_LIMIT] for label, found in _groups(train["label"]).items()}
@@ -169,17 +173,17 @@ def save_class_means(trained: TrainedVAE, path: Path) -> str:
 def save_worst(trained: TrainedVAE, path: Path, *, count: int = 20) -> str:
     """Draws the test images with the largest squared error beside their reconstructions."""
     test = trained.data.test.columns
-    searched = min(len(test["label"]), SEARCHED_LIMIT)
+    searched = some_of(len(test["label"]), SEARCHED_LIMIT)
     errors = np.concatenate(
         [
-            _squared_errors(trained, slice(first, min(first + PORTION, searched)))
-            for first in range(0, searched, PORTION)
+            _squared_errors(trained, searched[first : first + PORTION])
+            for first in range(0, len(searched), PORTION)
         ]
     )
-    worst = np.argsort(-errors, kind="stable")[:count]
+    worst = searched[np.argsort(-errors, kind="stable")[:count]]
     save_grid(_pairs(trained, worst, min(5, len(worst))), path)
     return (
-        f"The {len(worst)} of {searched:,} test images with the largest squared error, worst "
+        f"The {len(worst)} of {len(searched):,} test images with the largest squared error, worst "
         "first, each with its reconstruction to its right."
     )
 
@@ -211,7 +215,7 @@ def save_latents(trained: TrainedVAE, path: Path) -> str:
     loopax.save_figure(figure, path)
     # Without this a reader would take the mixing for a fault.
     told = "; a model that is told the class need not keep the classes apart here"
-    mixed = len(shown) > 1 and trained.config.conditioning != "none"
+    mixed = len(shown) > 1 and trained.is_conditional
     return f"A map of {len(mean):,} test images by the two main directions of their latents" + (
         f"{told}." if mixed else "."
     )
@@ -248,9 +252,13 @@ def tiled(images: Grid) -> UInt8[np.ndarray, ...]:
 
 
 def _groups(labels: Int[np.ndarray, " n"]) -> dict[int, Int[np.ndarray, " found"]]:
-    """Where the images of the first classes are; last, under -1, those whose class is unknown."""
+    """Where the images of the first classes are; last, under -1, those whose class is unknown.
+
+    Those of a class are in an order drawn with a fixed seed: its first ones may be much alike.
+    """
     shown = [*np.unique(labels[labels >= 0])[:CLASSES_SHOWN].tolist(), -1]
-    found = {label: np.flatnonzero(labels == label) for label in shown}
+    rng = np.random.default_rng(0)
+    found = {label: rng.permutation(np.flatnonzero(labels == label)) for label in shown}
     return {label: where for label, where in found.items() if len(where)}
 
 
@@ -274,13 +282,13 @@ def _decoded(
 
 
 def _encoded(trained: TrainedVAE) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior means of the first test images, and their labels."""
+    """Posterior means of some test images, and their labels."""
     test = trained.data.test.columns
-    labels = test["label"][:ENCODED_LIMIT]
-    return trained.encode(test["image"][:ENCODED_LIMIT], labels)[0], labels
+    chosen = some_of(len(test["label"]), ENCODED_LIMIT)
+    return trained.encode(test["image"][chosen], test["label"][chosen])[0], test["label"][chosen]
 
 
-def _squared_errors(trained: TrainedVAE, part: slice) -> Float[np.ndarray, " n"]:
+def _squared_errors(trained: TrainedVAE, part: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     images, labels = (trained.data.test.columns[name][part] for name in ("image", "label"))
     residual = trained.reconstruct(images, labels) - as_floats(images)
     return np.square(residual).sum(axis=(1, 2, 3))

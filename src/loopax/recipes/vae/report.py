@@ -12,7 +12,7 @@ import jax
 import loopax
 from loopax import Figures, Origin, Picture, Rows, Section, Text
 from loopax.recipes.vae.config import PRESETS
-from loopax.recipes.vae.evaluation import Results, tables
+from loopax.recipes.vae.evaluation import BASELINE, Results, tables, verdict
 from loopax.recipes.vae.trained import TrainedVAE
 
 SECTIONS = {
@@ -44,14 +44,13 @@ def write(trained: TrainedVAE, results: Results, pictures: Iterable[tuple[str, s
         for title, names in SECTIONS.items()
     }
     origin, config = Origin(trained.dir), trained.config
-    measured = [Rows(table.columns, table.rows, table.title) for table in tables(results)]
     sections = [
         Section("Summary", [*_summary(trained, results), *first]),
         Section("Samples", [*placed["Samples"], *_per_class(trained, results)]),
         Section("Reconstructions", placed["Reconstructions"]),
         Section("Latents", placed["Latents"]),
         Section("More pictures", list(drawn.values())),
-        Section("Measures", [Text(_how_to_read(results)), *measured]),
+        Section("Measures", [Text(_how_to_read(results)), *tables(results)]),
         Section("Training", [*placed["Training"], *origin.account]),
         Section("Configuration", [loopax.settings_table(config, PRESETS[config.preset])]),
         Section("Provenance", origin.provenance(config.seed)),
@@ -72,6 +71,8 @@ def _summary(trained: TrainedVAE, results: Results) -> Iterator[Text | Figures]:
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained.params))
     took = Origin(trained.dir).took
     epochs = trained.step * config.batch_size / len(trained.data.train)
+    if worth := verdict(results):
+        yield Text(f"{worth}.")
     yield Text(
         f"A variational autoencoder that draws images{by_class}: {network}, {config.latent} "
         f"numbers in a latent, {parameters:,} parameters. It was trained for {epochs:.3g} passes "
@@ -91,33 +92,53 @@ def _figures(results: Results) -> Iterator[tuple[str, str, str]]:
             f"real images: {floor['class_accuracy']:.1%}",
         )
     if "frechet_distance" in samples and "frechet_distance" in floor:
+        baseline = results["samples"].get("baseline")
+        simple = f"baseline: {baseline['frechet_distance']:.2f}, " if baseline else ""
         yield (
             "Fréchet distance to test images",
             f"{samples['frechet_distance']:.2f}",
-            f"real images: {floor['frechet_distance']:.2f}",
+            f"{simple}real images: {floor['frechet_distance']:.2f}",
         )
     test = results["objective"]["test"]
     if "neg_elbo_nats" in test:
+        bits = test.get("neg_elbo_bits_per_dim")
         yield (
             "-ELBO of a test image",
             f"{test['neg_elbo_nats']:.1f} nats",
-            f"{test['neg_elbo_bits_per_dim']:.3f} bits per dimension",
+            "" if bits is None else f"{bits:.3f} bits per dimension; less is better",
         )
     if "mse_per_pixel" in test:
         yield "squared error per pixel", f"{test['mse_per_pixel']:.4f}", "test images, from 0 to 1"
 
 
 def _how_to_read(results: Results) -> str:
-    beside = (
-        "The column of real images is the floor: as many training images, scored as if they were "
-        "samples. No sampler is expected to do better."
-    )
-    if results.get("judge") is None:
-        return beside
-    return (
-        "Samples are measured by a classifier, the judge, which was trained on the same training "
-        f"images; distances compare only under the same judge. {beside}"
-    )
+    """A sentence on each thing that is not known from elsewhere."""
+    said = [
+        "The column of real images is the floor: as many training images of the same classes, "
+        "scored as if they were samples. No sampler is expected to do better."
+    ]
+    if "baseline" in results["samples"]:
+        said.append(
+            f"The baseline is {BASELINE}, fitted to the same training images in seconds: a model "
+            "that does no better was not worth its training."
+        )
+    if results.get("judge") is not None:
+        said.append(
+            "Samples are measured by a classifier, the judge, which was trained on the same "
+            "training images; distances compare only under the same judge."
+        )
+    test = results["objective"]["test"]
+    if "neg_elbo_nats" in test:
+        said.append(
+            "-ELBO, nats, is at least -log p(image | class), so less is better; a density may be "
+            "above 1, and this then below 0."
+        )
+    if "neg_elbo_bits_per_dim" in test:
+        said.append(
+            "-ELBO, bits per dimension, is the same as bits for each number of an image, as a "
+            "compressed file would need them: never below 0, and less is better."
+        )
+    return "\n\n".join(said)
 
 
 def _per_class(trained: TrainedVAE, results: Results) -> Iterator[Rows]:

@@ -70,6 +70,12 @@ class TrainedVAE:
         """The classes, in the order of the labels."""
         return self.data.train.class_names
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether there are several classes, and which one it is means anything to the model."""
+        told = self.config.conditioning != "none" or self.config.prior == "class"
+        return told and len(self.class_names) > 1
+
     def sample(self, label: int | str, count: int = 1, *, seed: int = SAMPLE_SEED) -> Images:
         """Images of one class, in [0, 1].
 

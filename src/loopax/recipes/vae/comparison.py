@@ -1,0 +1,171 @@
+"""Samples beside real images: as many, of the same classes, by the same judge.
+
+The floor is what real training images score against the same test images: no sampler is expected
+to do better, and one that seems to is blurred (precision, density) or has memorised. The baseline
+is what takes seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+import loopax
+from loopax.data import Dataset
+from loopax.recipes.vae import fidelity
+from loopax.recipes.vae.baseline import fit_baseline
+from loopax.recipes.vae.judge import Judge, judge_for, known_only
+from loopax.recipes.vae.selection import flat_portions, some_of, with_labels
+from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE, as_floats
+
+Scores = dict[str, Any]
+
+SAMPLES_LIMIT, NUMBERS_LIMIT = 10_000, 2**28
+"""Images that are compared, at most, and pixels of all of them."""
+NEIGHBOURS = 5
+NEAREST_OF = 500
+"""Images whose nearest training image is looked for."""
+
+
+class Sampler(Protocol):
+    """What draws images of given classes: a VAE, or the baseline."""
+
+    def latents_of(self, labels: np.ndarray, seed: int) -> np.ndarray:
+        """A latent for each label."""
+
+    def decode(self, latents: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The image of each latent, not clipped."""
+
+
+def compare(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Scores:
+    """Samples of the VAE and of the baseline beside real images, `draws` times.
+
+    Samples, test images and floor have the same labels, those of the test images; where these are
+    not known they are drawn from those of the training images. A class that no test image has is
+    not drawn. Measures that need a judge are left out where there is one class only, or where
+    the judge is no better than a linear classifier.
+    """
+    train, test = trained.data.train, known_only(trained.data.test)
+    judge = judge_for(trained.problem.given, say) if len(trained.class_names) > 1 else None
+    count = min(SAMPLES_LIMIT, max(1, NUMBERS_LIMIT // trained.problem.objective.pixels))
+    chosen = some_of(len(test), count)
+    reference = _Reference.of(test.columns["image"][chosen], train, judge, trained.config.output)
+    labels = _labels_for(test.columns["label"][chosen], train.columns["label"])
+    results: Scores = {"samples": {}, "judge": None}
+    if judge is not None:
+        results["judge"] = {
+            "digest": judge.digest,
+            "test_accuracy": judge.test_accuracy if math.isfinite(judge.test_accuracy) else None,
+        }
+        if len(labels) <= NEIGHBOURS:
+            say(f"{len(labels)} test images are too few for all distances")
+    samplers: dict[str, Sampler] = {"prior": trained.from_prior()}
+    if trained.mixtures is not None:
+        samplers = {"mixture": trained, **samplers}
+    if (baseline := fit_baseline(train)) is not None:
+        samplers["baseline"] = baseline
+    for name, sampler in samplers.items():
+        seeds = range(SAMPLE_SEED, SAMPLE_SEED + draws)
+        results["samples"][name] = _mean([reference.judged(sampler, labels, s) for s in seeds])
+    results["samples"]["floor"] = _mean([_floor(train, labels, reference)])
+    return results
+
+
+class _Reference(NamedTuple):
+    """What samples are held against: test images and their features, and training images."""
+
+    images: np.ndarray
+    features: np.ndarray | None
+    train: np.ndarray
+    judge: Judge | None
+    output: str
+
+    @classmethod
+    def of(cls, images: np.ndarray, train: Dataset, judge: Judge | None, output: str) -> _Reference:
+        features = None if judge is None else judge.opinion(images).features
+        return cls(images, features, train.columns["image"], judge, output)
+
+    def judged(self, sampler: Sampler, labels: np.ndarray, seed: int) -> Scores:
+        """What a sampler's images of these classes score."""
+        loopax.check_time()
+        raw = sampler.decode(sampler.latents_of(labels, seed), labels)
+        return self.scores(raw, labels) | self.nearest(raw)
+
+    def nearest(self, raw: np.ndarray) -> Scores:
+        """How far some of these images are from their nearest training image, on average."""
+        few = raw[some_of(len(raw), NEAREST_OF)]
+        few = few.reshape(len(few), -1).clip(0, 1)
+        distances = [
+            fidelity.nearest_distances(few, part).distances for part in flat_portions(self.train)
+        ]
+        return {"nearest_train_distance": float(np.min(distances, axis=0).mean())}
+
+    def scores(self, raw: np.ndarray, labels: np.ndarray) -> Scores:
+        """All that does not need the training images."""
+        images = np.clip(raw, 0, 1)
+        scores: Scores = {"spread": _spread(images, labels)}
+        if self.output == "relu":  # A sigmoid is never 0, nor beyond 1.
+            lit = self.images.max(axis=0) > 0
+            scores["dead_pixels"] = float(((raw.max(axis=0) <= 0) & lit).sum())
+            scores["out_of_range"] = float(((raw < 0) | (raw > 1)).mean())
+        if self.judge is None or self.features is None:
+            return scores
+        features, probabilities = self.judge.opinion(images)
+        found = fidelity.class_scores(probabilities, labels, self.judge.model.classes)
+        scores |= {
+            "class_accuracy": found.accuracy,
+            "worst_class_accuracy": found.worst[1],
+            "confident": found.confident,
+            "per_class_accuracy": [round(float(value), 4) for value in found.per_class],
+        }
+        fewest = min(len(features), len(self.features))
+        if fewest > 1:
+            scores |= {
+                "frechet_distance": fidelity.frechet_distance(self.features, features),
+                "kernel_distance": fidelity.kernel_distance(self.features, features),
+            }
+        if fewest > NEIGHBOURS:
+            near = fidelity.neighbourhood_scores(self.features, features, NEIGHBOURS)
+            scores |= asdict(near)
+        return scores
+
+
+def _labels_for(test: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """The classes of the samples: of the test images, or as often as in training."""
+    if (test >= 0).all():
+        return test
+    known = train[train >= 0]
+    return np.random.default_rng(0).choice(known, len(test))
+
+
+def _floor(train: Dataset, labels: np.ndarray, reference: _Reference) -> Scores:
+    """What as many real training images of the same classes score."""
+    chosen = with_labels(train.columns["label"], labels, seed=1)
+    images = as_floats(train.columns["image"][chosen])
+    scores = reference.scores(images, train.columns["label"][chosen])
+    return scores | reference.nearest(as_floats(reference.images))
+
+
+def _spread(images: np.ndarray, labels: np.ndarray) -> float:
+    """Standard deviation of a pixel among images of one class, mean over pixels and classes."""
+    return float(np.mean([images[labels == each].std(axis=0).mean() for each in np.unique(labels)]))
+
+
+def _mean(scored: Sequence[Scores]) -> Scores:
+    """Means over the draws, and with several of them standard deviations as `NAME_std`.
+
+    A class without images has no accuracy: None, as JSON has no other word for it.
+    """
+    mean = {name: np.mean([s[name] for s in scored], axis=0).tolist() for name in scored[0]}
+    if len(scored) > 1:
+        numbers = [name for name in mean if name != "per_class_accuracy"]
+        mean |= {
+            f"{name}_std": float(np.std([s[name] for s in scored], ddof=1)) for name in numbers
+        }
+    if shares := mean.get("per_class_accuracy"):
+        mean["per_class_accuracy"] = [s if math.isfinite(s) else None for s in shares]
+    return mean
