@@ -54,7 +54,7 @@ class Judge:
         return Opinion(pixels, answers)
 
 
-def compared(test, train=None, sampler=None, draws=1):
+def compared(test, train=None, sampler=None, *, whole=False):
     train = part(np.arange(1800) % 3 if train is None else train, 0)
     data = Splits(train, None, part(test, 1))
     trained = SimpleNamespace(
@@ -65,7 +65,8 @@ def compared(test, train=None, sampler=None, draws=1):
         mixtures=None,
         from_prior=lambda: sampler or Sampler(),
     )
-    return comparison.compare(trained, draws, print)["samples"]
+    results = comparison.compare(trained, 1, print)
+    return results if whole else results["samples"]
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,22 @@ def test_classes_of_unlabelled_test_images_come_as_often_as_in_training():
     compared([-1] * 400, train=RARE, sampler=Asked())
     assert np.bincount(asked)[:2] / 400 == pytest.approx([0.7, 0.25], abs=0.06)
     assert min(asked) >= 0
+
+
+def test_without_a_sound_judge_its_measures_are_withheld_and_that_is_said(monkeypatch):
+    judge = Judge()
+    judge.test_accuracy, judge.plain_accuracy, judge.is_sound = 0.8, 0.95, False
+    monkeypatch.setattr(comparison, "judge_for", lambda data, say: judge)
+    results = compared(RARE, whole=True)
+    for scores in results["samples"].values():
+        assert scores.keys() == {"spread", "nearest_train_distance"}
+    *_, table = evaluation.tables({**results, "objective": {"test": {}}})
+    assert "withheld: it is right on 80.0% of the test images" in table.title
+    assert "regression on pixels on 95.0%" in table.title
+    assert {row[0] for row in table.rows} == {
+        "spread within a class, per pixel",
+        "distance to the nearest training image",
+    }
 
 
 def test_the_floor_takes_each_image_once_while_its_class_lasts():

@@ -50,19 +50,22 @@ def compare(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Scor
     the judge is no better than a linear classifier.
     """
     train, test = trained.data.train, known_only(trained.data.test)
+    results: Scores = {"samples": {}, "judge": None}
     judge = judge_for(trained.problem.given, say) if len(trained.class_names) > 1 else None
+    if judge is not None:
+        results["judge"] = {
+            "digest": judge.digest,
+            "test_accuracy": _or_none(judge.test_accuracy),
+            "plain_accuracy": _or_none(judge.plain_accuracy),
+            "is_sound": judge.is_sound,
+        }
+        judge = judge if judge.is_sound else None
     count = min(SAMPLES_LIMIT, max(1, NUMBERS_LIMIT // trained.problem.objective.pixels))
     chosen = some_of(len(test), count)
     reference = _Reference.of(test.columns["image"][chosen], train, judge, trained.config.output)
     labels = _labels_for(test.columns["label"][chosen], train.columns["label"])
-    results: Scores = {"samples": {}, "judge": None}
-    if judge is not None:
-        results["judge"] = {
-            "digest": judge.digest,
-            "test_accuracy": judge.test_accuracy if math.isfinite(judge.test_accuracy) else None,
-        }
-        if len(labels) <= NEIGHBOURS:
-            say(f"{len(labels)} test images are too few for all distances")
+    if judge is not None and len(labels) <= NEIGHBOURS:
+        say(f"{len(labels)} test images are too few for all distances")
     samplers: dict[str, Sampler] = {"prior": trained.from_prior()}
     if trained.mixtures is not None:
         samplers = {"mixture": trained, **samplers}
@@ -134,6 +137,11 @@ class _Reference(NamedTuple):
         return scores
 
 
+def _or_none(number: float) -> float | None:
+    """A number as JSON can hold it, which has no nan."""
+    return number if math.isfinite(number) else None
+
+
 def _labels_for(test: np.ndarray, train: np.ndarray) -> np.ndarray:
     """The classes of the samples: of the test images, or as often as in training."""
     if (test >= 0).all():
@@ -158,7 +166,7 @@ def _spread(images: np.ndarray, labels: np.ndarray) -> float:
 def _mean(scored: Sequence[Scores]) -> Scores:
     """Means over the draws, and with several of them standard deviations as `NAME_std`.
 
-    A class without images has no accuracy: None, as JSON has no other word for it.
+    A class without images has no accuracy: None.
     """
     mean = {name: np.mean([s[name] for s in scored], axis=0).tolist() for name in scored[0]}
     if len(scored) > 1:
@@ -167,5 +175,5 @@ def _mean(scored: Sequence[Scores]) -> Scores:
             f"{name}_std": float(np.std([s[name] for s in scored], ddof=1)) for name in numbers
         }
     if shares := mean.get("per_class_accuracy"):
-        mean["per_class_accuracy"] = [s if math.isfinite(s) else None for s in shares]
+        mean["per_class_accuracy"] = [*map(_or_none, shares)]
     return mean

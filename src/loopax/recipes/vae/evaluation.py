@@ -195,8 +195,13 @@ def _bits(trained: TrainedVAE, objective: Objective, **nats: float) -> dict[str,
 
 
 def verdict(results: Results) -> str | None:
-    """Whether the model was worth it, in a sentence; None where that cannot be told."""
-    samples = results["samples"]
+    """Whether the model was worth it, or why not to tell; None without baseline or distances."""
+    samples, judge = results["samples"], results.get("judge")
+    if judge and not judge.get("is_sound", True):
+        return (
+            f"Measures by the judge are withheld: it is right on {judge['test_accuracy']:.1%} of "
+            f"the test images, a logistic regression on pixels on {judge['plain_accuracy']:.1%}"
+        )
     ours, simple = (
         scores.get("frechet_distance")
         for scores in (next(iter(samples.values())), samples.get("baseline", {}))
@@ -247,10 +252,14 @@ def tables(results: Results) -> list[Rows]:
     judge = results.get("judge")
     if not judge:
         judged_by = "of one class only, which no judge can tell apart"
+    elif not judge.get("is_sound", True):
+        judged_by = "not judged"
     elif judge["test_accuracy"] is None:
         judged_by = f"judged by {judge['digest']}, which met no test image of a known class"
     else:
         right = f"right on {judge['test_accuracy']:.2%} of the test images"
+        if (plain := judge.get("plain_accuracy")) is not None:
+            right += f" (logistic regression on pixels: {plain:.2%})"
         judged_by = f"judged by {judge['digest']}, {right}"
     heads = ("", *(SOURCES.get(source, source) for source in sources))
     title = ". ".join(filter(None, [f"Samples, {judged_by}", verdict(results)]))

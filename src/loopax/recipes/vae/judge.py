@@ -48,13 +48,20 @@ class Opinion(NamedTuple):
 class Judge:
     """A trained classifier: `digest` is the SHA-256 of its weights' file, in short.
 
-    `test_accuracy` is nan where no class of a test image is known.
+    `test_accuracy` is nan where no class of a test image is known, and so is `plain_accuracy`, that
+    of a logistic regression on pixels.
     """
 
     model: Classifier
     params: Any
     digest: str
     test_accuracy: float
+    plain_accuracy: float = float("nan")
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is no worse than what a linear classifier sees; unknown counts as yes."""
+        return not self.test_accuracy < self.plain_accuracy
 
     def opinion(self, images: np.ndarray) -> Opinion:
         """What it makes of images, uint8 or in [0, 1]."""

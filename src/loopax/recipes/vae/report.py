@@ -122,7 +122,7 @@ def _how_to_read(results: Results) -> str:
             f"The baseline is {BASELINE}, fitted to the same training images in seconds: a model "
             "that does no better was not worth its training."
         )
-    if results.get("judge") is not None:
+    if "class_accuracy" in _best(results):
         said.append(
             "Samples are measured by a classifier, the judge, which was trained on the same "
             "training images; distances compare only under the same judge."
