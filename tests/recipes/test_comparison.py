@@ -77,7 +77,8 @@ def _judge(monkeypatch):
 def test_a_perfect_sampler_of_unbalanced_classes_scores_its_floor():
     found = compared(RARE)
     perfect, floor = found["prior"], found["floor"]
-    assert perfect["frechet_distance"] < 2 * floor["frechet_distance"]
+    # Of equal classes, either would be at 0.19.
+    assert max(perfect["frechet_distance"], floor["frechet_distance"]) < 0.01
     for name in ("precision", "recall", "density", "coverage"):
         assert perfect[name] == pytest.approx(floor[name], abs=0.08)
 

@@ -20,7 +20,7 @@ from loopax.recipes.vae.selection import flat_portions, some_of
 
 COMPONENTS, NORMALS = 40, 10
 """Principal components, and normals in the mixture of a class, at most."""
-FITTED_LIMIT = 40_000
+FITTED_LIMIT = 20_000
 """Images that the mixtures are fitted to, at most."""
 PCA_LIMIT, PCA_NUMBERS = 10_000, 10**8
 """Images that the components are found in, at most, and pixels of all of them."""
