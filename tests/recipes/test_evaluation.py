@@ -366,7 +366,7 @@ def test_too_few_images_for_a_mixture_leave_samples_to_the_prior(tmp_path):
     assert trained.sample(1, 4).shape == (4, 5, 4, 1)
 
 
-@pytest.mark.parametrize("test", [[1], [1, -1, -1], [0, 1]], ids=str)
+@pytest.mark.parametrize("test", [[1, -1, -1], [0, 1]], ids=str)
 @pytest.mark.filterwarnings("error")
 def test_hardly_any_test_images_leave_out_what_they_cannot_show_and_say_so(test, tmp_path):
     said = []
