@@ -26,6 +26,7 @@ LAYERS = [
         "lock",
         "signals",
         "retention",
+        "stopping",
     },
     {"data", "optimizer", "updates"},
     {"adapters"},

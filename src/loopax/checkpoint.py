@@ -188,6 +188,22 @@ class CheckpointStore:
             raise CheckpointError(f"{self.directory / str(which)}: {wrong}; name another step")
         return int(which)
 
+    def chosen(self, which: str | int = "best") -> int:
+        """The step to use a run at: as `step_of`, where the best is the latest if none was ranked.
+
+        `say` is told which it is.
+        """
+        try:
+            step = self.step_of(which)
+        except CheckpointError:
+            newest = self.newest()
+            if which != "best" or newest is None:
+                raise
+            step, which = newest, "latest (none was ranked)"
+        named = "" if str(which) == str(step) else f", the {which}"
+        self.say(f"{self.directory.parent}: checkpoint of step {step:,}{named}")
+        return step
+
     def newest(self, limit: float = math.inf) -> int | None:
         """The newest whole step that is not after `limit`, or None."""
         steps = (step for step in reversed(self.steps) if step <= limit)

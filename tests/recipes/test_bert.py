@@ -19,7 +19,6 @@ from loopax.program import TrainProgram
 from loopax.randomness import Rngs
 from loopax.recipes import bert
 from loopax.recipes.bert import problem as problems
-from loopax.recipes.bert.training import has_stalled
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 WORDS = {"good": ["great", "fine"], "bad": ["dull", "poor"]}
@@ -190,22 +189,6 @@ def test_training_ends_when_nothing_gets_better(head, tmp_path):
     assert max(states(again)) == 28
 
 
-def test_stalling_counts_evaluations_since_the_best(full):
-    def stalled(*values, every=10, steps=None):
-        steps = steps or [every * (index + 1) for index in range(len(values))]
-        rows = [
-            {"source": "validation", "step": step, "accuracy": value}
-            for step, value in zip(steps, values, strict=True)
-        ]
-        return has_stalled(rows, dataclasses.replace(full, patience=2), every)
-
-    assert not stalled()
-    assert not stalled(0.5, 0.4)
-    assert stalled(0.5, 0.4, 0.5)
-    assert not stalled(0.5, 0.4, 0.6)
-    assert not stalled(0.5, 0.4, 0.4, steps=[10, 13, 20]), "13 is where a run was stopped"
-
-
 def test_rare_classes_weigh_as_much_as_frequent_ones(tmp_path):
     path = write_reviews(tmp_path / "skewed.csv", 60, ("good", "good", "bad"))
     texts = loopax.data.read_texts(path)
@@ -312,7 +295,7 @@ def test_a_run_that_was_not_measured_yet_is_loaded_at_its_latest_and_says_so(
     capsys.readouterr()
     loaded = bert.load(tmp_path / "run")
     assert loaded.step == bert.load(tmp_path / "run", "latest").step == 1
-    assert f"{tmp_path / 'run'}: no checkpoint was measured yet; this is the latest, of step 1" in (
+    assert f"{tmp_path / 'run'}: checkpoint of step 1, the latest (none was ranked)" in (
         capsys.readouterr().err
     )
     with pytest.raises(CheckpointError, match="no checkpoint of step 7"):

@@ -61,7 +61,7 @@ def compared(test, train=None, sampler=None, *, whole=False):
         data=data,
         class_names=train.class_names,
         problem=SimpleNamespace(given=data, objective=SimpleNamespace(pixels=16)),
-        config=SimpleNamespace(output="sigmoid"),
+        config=SimpleNamespace(output="sigmoid", judge="auto"),
         mixtures=None,
         from_prior=lambda: sampler or Sampler(),
     )
@@ -71,7 +71,7 @@ def compared(test, train=None, sampler=None, *, whole=False):
 
 @pytest.fixture(autouse=True)
 def _judge(monkeypatch):
-    monkeypatch.setattr(comparison, "judge_for", lambda data, say: Judge())
+    monkeypatch.setattr(comparison, "judge_for", lambda data, say, progress: Judge())
 
 
 def test_a_perfect_sampler_of_unbalanced_classes_scores_its_floor():
@@ -115,7 +115,7 @@ def test_classes_of_unlabelled_test_images_come_as_often_as_in_training():
 def test_without_a_sound_judge_its_measures_are_withheld_and_that_is_said(monkeypatch):
     judge = Judge()
     judge.test_accuracy, judge.plain_accuracy, judge.is_sound = 0.8, 0.95, False
-    monkeypatch.setattr(comparison, "judge_for", lambda data, say: judge)
+    monkeypatch.setattr(comparison, "judge_for", lambda data, say, progress: judge)
     results = compared(RARE, whole=True)
     for scores in results["samples"].values():
         assert scores.keys() == {"spread", "nearest_train_distance"}

@@ -1,5 +1,6 @@
 """The judge tells classes apart, is known by its digest, and the bundled one is a good one."""
 
+import dataclasses
 import hashlib
 from importlib import resources
 
@@ -44,7 +45,9 @@ def test_a_judge_is_trained_once_and_kept(data, trained):
     again = judge.judge_for(data, said.append)
     assert said == []
     assert again.digest == trained.digest
-    assert again.digest == hashlib.sha256(judge.kept_for(data).read_bytes()).hexdigest()[:12]
+    kept = loopax.cache_dir() / "judges" / judge.name_for(data)
+    assert again.digest == hashlib.sha256(kept.read_bytes()).hexdigest()[:12]
+    assert not kept.with_suffix("").exists(), "the run that it was trained in"
 
 
 def test_it_tells_the_classes_apart_and_says_how_well(data, trained):
@@ -53,6 +56,7 @@ def test_it_tells_the_classes_apart_and_says_how_well(data, trained):
     right = trained.opinion(test["image"]).probabilities.argmax(axis=1) == test["label"]
     assert trained.test_accuracy == pytest.approx(right[known].mean())
     assert trained.test_accuracy > 0.95
+    assert trained.plain_accuracy > 0.95, "halves are easy for logistic regression too"
     np.testing.assert_allclose(
         trained.opinion(test["image"]).probabilities.sum(axis=1), 1, rtol=1e-5
     )
@@ -71,12 +75,27 @@ def test_stored_and_scaled_images_have_the_same_features(data, trained):
 def test_images_are_moved_within_their_frame():
     image = np.zeros((50, 9, 9, 1), np.float32)
     image[:, 4, 4] = 1
-    moved = np.asarray(judge.shifted(jax.random.key(0), image))
+    moved = np.asarray(judge.shifted(jax.random.key(0), image, 2))
     assert moved.shape == image.shape
     np.testing.assert_array_equal(moved.sum(axis=(1, 2, 3)), 1)
     places = np.argwhere(moved[..., 0])[:, 1:]
-    assert (abs(places - 4) <= judge.SHIFT).all()
+    assert (abs(places - 4) <= 2).all()
     assert len({tuple(place) for place in places}) > 15
+
+
+def test_one_that_falls_short_of_logistic_regression_is_not_sound(data, trained):
+    assert trained.is_sound
+    worse = dataclasses.replace(trained, test_accuracy=trained.plain_accuracy - 0.01)
+    assert not worse.is_sound
+
+
+def test_without_a_cache_it_is_trained_for_this_once(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOOPAX_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(judge, "STEPS_AT_MOST", 10)
+    assert judge.judge_for(data, lambda line: None).opinion(data.test.columns["image"])
+    assert "LOOPAX_CACHE" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_cannot_be_judged_or_read_is_refused(data, tmp_path):

@@ -25,8 +25,8 @@ TINY = ["--latent", "4", "--batch-size", "12", "--log-every", "10"]
 def _hasty_judges():
     """What is tested here asks of a judge that there is one, not that it is good."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "STEPS_AT_LEAST", 10)
-        patch.setattr(judge, "EPOCHS", 1)
+        patch.setattr(judge, "STEPS_AT_MOST", 10)
+        patch.setattr(judge, "plain_accuracy", lambda data: 0.0)
         yield
 
 
@@ -180,11 +180,11 @@ def test_a_run_of_them_is_measured_and_reported(kind, request):
 def test_the_exported_sampler_draws_what_the_run_draws(kind, shape, names, request, tmp_path):
     run, _ = request.getfixturevalue(kind)
     written = told("export", run, "--out", tmp_path / "w.safetensors").splitlines()
-    assert written == [str(tmp_path / "w.safetensors"), str(tmp_path / "sampler.stablehlo")]
-    about = json.loads((tmp_path / "sampler.json").read_text())
+    assert written == [str(tmp_path / "w.safetensors"), str(tmp_path / "w.stablehlo")]
+    about = json.loads((tmp_path / "w.json").read_text())
     assert about["image_shape"] == list(shape)
     assert names is None or about["classes"] == names
-    sampler = jax.export.deserialize(bytearray((tmp_path / "sampler.stablehlo").read_bytes()))
+    sampler = jax.export.deserialize(bytearray((tmp_path / "w.stablehlo").read_bytes()))
     labels = np.arange(5, dtype=np.int32) % len(about["classes"])
     drawn = np.asarray(sampler.call(np.uint32(3), labels))
     np.testing.assert_allclose(drawn, vae.load(run).samples_of(labels, seed=3), atol=1e-5)

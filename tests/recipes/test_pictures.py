@@ -46,7 +46,7 @@ def made(home, *, classes=3, count=60, shape=(5, 4, 3), known=1.0, names=None, s
     (home / "run").mkdir()
     row = {"step": 1, "source": "train", "loss": 1.0}
     (home / "run" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    return TrainedVAE(problem, problem.state().params, loopax.RunDir(home / "run"), 1)
+    return TrainedVAE.of(problem, problem.state().params, loopax.RunDir(home / "run"), 1)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_images_that_lie_class_by_class_are_all_on_the_map(trained, monkeypatch)
     test = replace(trained.data.test, columns=columns)
     problem = replace(trained.problem, data=trained.data._replace(test=test))
     monkeypatch.setattr(pictures, "ENCODED_LIMIT", 9)
-    _, labels = pictures._encoded(replace(trained, problem=problem))
+    _, labels = pictures._encoded(replace(trained, find_problem=lambda: problem))
     assert set(labels) == {0, 1, 2}
     # As frames in a row are: those of a class that are shown are not its first ones either.
     shown = of_class(np.repeat([0, 1], 1000), 1)[:5] - 1000

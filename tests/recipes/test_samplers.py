@@ -76,7 +76,7 @@ def test_they_survive_a_file(mixtures):
     arrays = {name: np.asarray(array) for name, array in mixtures.arrays().items()}
     labels = np.arange(20) % 2
     np.testing.assert_array_equal(
-        Mixtures.of(arrays).sample(jax.random.key(0), labels),
+        Mixtures(**arrays).sample(jax.random.key(0), labels),
         mixtures.sample(jax.random.key(0), labels),
     )
 

@@ -7,11 +7,11 @@ import webbrowser
 from dataclasses import dataclass
 
 from loopax.cli.parsing import parse, recipe_of
-from loopax.cli.results import OfRun
+from loopax.cli.results import OfVAE
 
 
 @dataclass(frozen=True)
-class Explore(OfRun):
+class Explore(OfVAE):
     """Move through the latents of a trained run in the browser, and draw for it to encode."""
 
     port: int = 0
@@ -27,7 +27,7 @@ def explore(words: list[str]) -> int:
     from loopax.recipes.vae.explorer import listen
 
     with listen(command.port) as server:
-        server.explore(recipe.load(command.run, command.checkpoint))
+        server.explore(recipe.load(command.run, command.checkpoint, data=command.data))
         print(f"{server.address} (Ctrl-C ends it)", flush=True)
         if command.open_browser:
             # A browser of the terminal does not return until it is left.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
@@ -44,6 +44,12 @@ class _Optional:
             act()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Says on stderr what is no result, such as which checkpoint one is of."""
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def table(*columns: str) -> Any:

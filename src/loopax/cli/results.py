@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from loopax.cli.parsing import RECIPES, is_target, parse, recipe_of
-from loopax.cli.printing import show, show_tables, table
+from loopax.cli.printing import show, show_tables, table, tell
 from loopax.errors import ConfigError, LoopaxError, StorageError
 
 
@@ -21,12 +21,20 @@ class OfRun:
 
     run: Positional[Path]
     """The run directory."""
-    checkpoint: str = "latest"
-    """latest, best, or the number of a step."""
+    checkpoint: str = "best"
+    """best (or the latest, where a run chooses none), latest, or the number of a step."""
 
 
 @dataclass(frozen=True)
-class Sample(OfRun):
+class OfVAE(OfRun):
+    """A trained VAE."""
+
+    data: str | None = None
+    """Where its images are by now, if not where they were."""
+
+
+@dataclass(frozen=True)
+class Sample(OfVAE):
     """Draw samples from a trained run: ten of each class, or `count` of one class."""
 
     label: Annotated[str | None, arg(name="class")] = None
@@ -40,7 +48,7 @@ class Sample(OfRun):
 
 
 @dataclass(frozen=True)
-class Reconstruct(OfRun):
+class Reconstruct(OfVAE):
     """Draw test images beside their reconstructions."""
 
     count: int = 5
@@ -50,7 +58,7 @@ class Reconstruct(OfRun):
 
 
 @dataclass(frozen=True)
-class EvaluateVAE(OfRun):
+class EvaluateVAE(OfVAE):
     """Measure a trained run: its objective, its likelihood, and its samples beside real images."""
 
     importance_samples: int = 500
@@ -63,8 +71,6 @@ class EvaluateVAE(OfRun):
 class EvaluateBERT(OfRun):
     """Measure a fine-tuned classifier on texts that it was not trained on, class by class."""
 
-    checkpoint: str = "best"
-    """best, latest, or the number of a step."""
     data: Path | None = None
     """A table with labels; the run's own test texts when left out."""
 
@@ -93,25 +99,26 @@ class Runs:
 def sample(words: list[str]) -> int:
     """`loopax sample RUN`."""
     command = parse(Sample, words, "loopax sample")
-    recipe = recipe_of(command.run, "vae")
-    trained = recipe.load(command.run, command.checkpoint)
+    recipe, said = recipe_of(command.run, "vae"), list[str]()
+    trained = recipe.load(command.run, command.checkpoint, data=command.data, say=said.append)
     if command.label is None:
         images, name = trained.samples_by_class(command.count, seed=command.seed), "samples.png"
     else:
         images = trained.sample(command.label, command.count, seed=command.seed)[None]
         name = f"samples-{trained.label_of(command.label)}.png"
     out = command.out or trained.dir.pictures / name
-    return _drawn(out, lambda path: recipe.save_grid(images, path))
+    return _drawn(out, lambda path: recipe.save_grid(images, path), said)
 
 
 def reconstruct(words: list[str]) -> int:
     """`loopax reconstruct RUN`."""
     command = parse(Reconstruct, words, "loopax reconstruct")
-    recipe = recipe_of(command.run, "vae")
-    trained = recipe.load(command.run, command.checkpoint)
+    recipe, said = recipe_of(command.run, "vae"), list[str]()
+    trained = recipe.load(command.run, command.checkpoint, data=command.data, say=said.append)
     return _drawn(
         command.out or trained.dir.pictures / "reconstructions.png",
         lambda path: recipe.save_reconstructions(trained, path, each=command.count),
+        said,
     )
 
 
@@ -122,7 +129,7 @@ def evaluate(words: list[str]) -> int:
     if recipe is None or recipe.__name__.endswith(".vae"):
         vae = parse(EvaluateVAE, words, "loopax evaluate")
         recipe = recipe_of(vae.run)
-        trained = recipe.load(vae.run, vae.checkpoint)
+        trained = recipe.load(vae.run, vae.checkpoint, data=vae.data)
         options: dict[str, Any] = {
             "importance_samples": vae.importance_samples or None,
             "draws": vae.draws,
@@ -149,14 +156,15 @@ def export(words: list[str]) -> int:
     from loopax.rundir import RunDir
     from loopax.weights import save_weights
 
-    run = RunDir.open(command.run)
+    run, said = RunDir.open(command.run), list[str]()
     if run.config.get("recipe") in RECIPES:
         recipe = recipe_of(command.run)
-        written = recipe.export(command.run, command.checkpoint, command.out)
+        written = recipe.export(command.run, command.checkpoint, command.out, said.append)
     else:
         written = [command.out or run.path / "weights.safetensors"]
-        with CheckpointStore(run.checkpoints) as store:
-            save_weights(written[0], store.weights(command.checkpoint))
+        with CheckpointStore(run.checkpoints, say=said.append) as store:
+            save_weights(written[0], store.weights(store.chosen(command.checkpoint)))
+    tell(said)
     for path in written:
         print(path)
     return 0
@@ -176,12 +184,13 @@ def runs(words: list[str]) -> int:
     return 0
 
 
-def _drawn(path: Path, draw: Callable[[Path], object]) -> int:
+def _drawn(path: Path, draw: Callable[[Path], object], said: list[str]) -> int:
     try:
         draw(path)
     except (OSError, ValueError) as error:
         if isinstance(error, LoopaxError):
             raise
         raise ConfigError(f"{path}: the picture cannot be written: {error}") from error
+    tell(said)
     print(path)
     return 0

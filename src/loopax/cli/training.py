@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -47,6 +47,8 @@ class Resume:
 
     run: Positional[Path]
     """The run directory."""
+    data: str | None = None
+    """Where its data is by now, if not where it was."""
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     """When to save and what to keep."""
     max_time: str | None = None
@@ -63,6 +65,10 @@ class Judge:
     """As for training."""
     channels: Literal[1, 3] | None = None
     """As for training."""
+    epochs: float | None = None
+    """Passes over the training images; when left out, as many as for samples that are measured."""
+    shift: int = 0
+    """Pixels by which training images are moved, at most, in each direction."""
     out: Path | None = None
     """A .safetensors file; where `loopax evaluate` looks for it when left out."""
 
@@ -70,17 +76,25 @@ class Judge:
 def judge(words: list[str]) -> int:
     """`loopax judge DATA`."""
     command = parse(Judge, words, "loopax judge")
+    import loopax
+    from loopax.durable import storing
     from loopax.recipes import vae
 
     config = VAEConfig(data=command.data, image_size=command.image_size, channels=command.channels)
     data = vae.data_of(config)
-    out = command.out or vae.kept_for(data)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    vae.train_judge(data, out, progress=True)
+    folder = None if command.out else loopax.cache_folder("judges")
+    if command.out is None and folder is None:
+        raise ConfigError("there is no cache to keep a judge in; give --out")
+    out = command.out or Path(folder or "") / vae.name_for(data)
+    with storing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with output_optional():
+        vae.train_judge(data, out, epochs=command.epochs, shift=command.shift, progress=True)
     made = vae.read_judge(out, data)
     known = not math.isnan(made.test_accuracy)
     right = f"right on {made.test_accuracy:.2%} of the test images" if known else "untested"
-    print(f"{out}: {made.digest}, {right}")
+    plain = f"; logistic regression on pixels on {made.plain_accuracy:.2%}" if known else ""
+    print(f"{out}: {made.digest}, {right}{plain}")
     return 0
 
 
@@ -122,6 +136,8 @@ def resume(words: list[str]) -> int:
     command = parse(Resume, words, "loopax resume")
     recipe = recipe_of(command.run)
     config = recipe.stored_config(command.run)
+    if command.data is not None:
+        config = replace(config, data=command.data)
     return _trained(recipe, config, command.run, command.checkpoints, command.max_time)
 
 

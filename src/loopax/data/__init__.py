@@ -9,6 +9,7 @@ from loopax.data.folder import read_folder
 from loopax.data.idx import read_idx
 from loopax.data.mnist import mnist
 from loopax.data.npz import read_npz
+from loopax.data.reading import as_path
 from loopax.data.splits import Splits
 from loopax.data.texts import Texts, read_texts, split_texts
 
@@ -21,6 +22,7 @@ __all__ = [
     "Splits",
     "Texts",
     "as_batches",
+    "as_path",
     "bucket_lengths",
     "catalogue",
     "load",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +121,16 @@ class Problem:
     def evaluate_every(self) -> int:
         """Steps between two looks at the validation texts."""
         return max(1, self.batches.steps_per_epoch // self.config.evaluations_per_epoch)
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric that the best checkpoint is best in."""
+        return f"validation/{self.config.metric}"
+
+    @property
+    def chosen_mode(self) -> Literal["min", "max"]:
+        """Whether that is best at its lowest or at its highest."""
+        return "min" if self.config.metric == "loss" else "max"
 
     @property
     def description(self) -> str:

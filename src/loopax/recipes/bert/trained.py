@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,20 @@ def note_model(run: loopax.Run, problem: Problem) -> None:
     run.dir.write_json(MODEL_FILE, noted)
 
 
-def load(run: str | Path, checkpoint: str | int = "best") -> TrainedClassifier:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load(
+    run: str | Path,
+    checkpoint: str | int = "best",
+    *,
+    say: Callable[[str], None] = _to_stderr,
+) -> TrainedClassifier:
     """The classifier of a run, at its `best` or `latest` checkpoint or at that of a step.
 
     A run that was stopped before its validation texts were measured has no best; what is loaded
-    then is the latest, and a line on stderr says so. The texts that it was trained on are not
-    needed.
+    then is the latest. `say` is told which it is. The texts that it was trained on are not needed.
 
     Raises:
         RunDirError: `run` is not the directory of a fine-tuning run.
@@ -119,24 +128,12 @@ def load(run: str | Path, checkpoint: str | int = "best") -> TrainedClassifier:
     class_names = tuple(noted["class_names"])
     model = model_of(config, pretrained, class_names)
     params = params_for(pretrained, model, jax.random.key(config.seed))
-    with loopax.CheckpointStore(directory.checkpoints) as store:
-        step = _step_of(store, checkpoint, run)
+    with loopax.CheckpointStore(directory.checkpoints, say=say) as store:
+        step = store.chosen(checkpoint)
         weights = store.weights(step)
     source = str(directory.checkpoints / str(step))
     params = loopax.with_weights(params, weights, source=source, partial=True)
     return TrainedClassifier(config, pretrained, model, params, class_names, directory, step)
-
-
-def _step_of(store: loopax.CheckpointStore, checkpoint: str | int, run: str | Path) -> int:
-    """The step that is meant; the latest for the best, as long as no step is known to be best."""
-    try:
-        return store.step_of(checkpoint)
-    except CheckpointError:
-        newest = store.newest()
-        if checkpoint != "best" or newest is None:
-            raise
-    store.say(f"{run}: no checkpoint was measured yet; this is the latest, of step {newest:,}")
-    return newest
 
 
 def texts_like(trained: TrainedClassifier, path: str | Path) -> Texts:
@@ -154,9 +151,11 @@ def _found(folder: str, config: FineTuneConfig) -> str:
     return folder if Path(folder).exists() else located(config.model)
 
 
-def export(run: str | Path, checkpoint: str | int, out: Path | None) -> list[Path]:
+def export(
+    run: str | Path, checkpoint: str | int, out: Path | None, say: Callable[[str], None] = print
+) -> list[Path]:
     """Writes a run's classifier as a folder that PyTorch transformers loads as well."""
-    trained = load(run, checkpoint)
+    trained = load(run, checkpoint, say=say)
     out = out or trained.dir.path / "exported"
     save_pretrained(
         out, trained.model, trained.params, trained.pretrained.tokenizer, trained.class_names

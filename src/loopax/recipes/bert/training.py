@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -31,73 +31,89 @@ def train(
         config: what to train, and how.
         run_dir: where everything goes.
         steps: stop here, before the end that `config` states.
-        checkpoints, max_seconds, progress: as for `loopax.fit`.
+        checkpoints, progress: as for `loopax.fit`.
+        max_seconds: for all of it. What is not done by then is done when this is called again.
 
     Raises:
         LoopaxError: the texts, the model, the configuration or the run directory cannot be used.
     """
     say = print if progress else _silent
-    problem = Problem.of(config, say)
-    say(problem.description)
-    every = problem.evaluate_every
-    last = problem.steps if steps is None else min(steps, problem.steps)
-    if not has_stalled(_history(run_dir), config, every):
-        chunks = loopax.steps(
-            problem.state(),
-            problem.loss_fn,
-            problem.batches,
-            steps=last,
-            run_dir=run_dir,
-            evaluation=loopax.Evaluation({"validation": problem.validation}, every=every),
-            checkpoints=replace(
-                checkpoints or loopax.Checkpoints(),
-                best=f"validation/{config.metric}",
-                mode="min" if config.metric == "loss" else "max",
-                self_contained=config.self_contained,
-            ),
-            nonfinite=config.nonfinite,
-            max_seconds=max_seconds,
-            log_every=config.log_every,
-            progress=progress,
-            config=config.to_json(),
-        )
-        with closing(chunks):
-            for chunk in chunks:
-                note_model(chunk.run, problem)
-                if has_stalled(chunk.run.history, config, every):
-                    say(f"{run_dir}: {config.patience} evaluations without a better one; done")
-                    break
-    trained = load(run_dir)
+    with loopax.time_limit(
+        max_seconds, lambda: say(f"{run_dir}: time is up; the same command measures the test texts")
+    ):
+        problem = Problem.of(config, say)
+        say(problem.description)
+        _fit(problem, run_dir, steps, checkpoints, progress, say)
+        trained = load(run_dir, say=_silent)
+        if _is_finished(trained, problem) and not trained.results_file.exists():
+            loopax.check_time()
+            count = len(problem.texts.test.rows)
+            say(f"{run_dir}: measuring step {trained.step:,} on {count:,} texts")
+            results = evaluate(trained, texts=problem.texts.test)
+            report.write(trained, results)
+            trained.dir.write_json("results.json", results)  # last: it says that all is there
+    return load(run_dir, say=_silent)
+
+
+def _fit(
+    problem: Problem,
+    run_dir: str | Path,
+    steps: int | None,
+    checkpoints: loopax.Checkpoints | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> None:
+    """The training itself, or what is left of it."""
+    if _has_stalled(run_dir, problem):
+        return
+    config, every = problem.config, problem.evaluate_every
+    chunks = loopax.steps(
+        problem.state(),
+        problem.loss_fn,
+        problem.batches,
+        steps=problem.steps if steps is None else min(steps, problem.steps),
+        run_dir=run_dir,
+        evaluation=loopax.Evaluation({"validation": problem.validation}, every=every),
+        checkpoints=replace(
+            checkpoints or loopax.Checkpoints(),
+            best=problem.chosen_by,
+            mode=problem.chosen_mode,
+            self_contained=config.self_contained,
+        ),
+        nonfinite=config.nonfinite,
+        max_seconds=loopax.seconds_left(),
+        log_every=config.log_every,
+        progress=progress,
+        config=config.to_json(),
+    )
+    with closing(chunks):
+        for chunk in chunks:
+            note_model(chunk.run, problem)
+            if _stalls(chunk.run.history, problem):
+                say(f"{run_dir}: {config.patience} evaluations without a better one; done")
+                break
+
+
+def _stalls(history: Sequence[Mapping[str, Any]], problem: Problem) -> bool:
+    return loopax.has_stalled(
+        history,
+        problem.chosen_by,
+        patience=problem.config.patience,
+        mode=problem.chosen_mode,
+        every=problem.evaluate_every,
+    )
+
+
+def _has_stalled(run_dir: str | Path, problem: Problem) -> bool:
+    directory = loopax.RunDir(run_dir)
+    return directory.metrics_file.exists() and _stalls(directory.metrics, problem)
+
+
+def _is_finished(trained: TrainedClassifier, problem: Problem) -> bool:
+    """Whether the run has come to its end, or to where it gets no better."""
     with loopax.CheckpointStore(trained.dir.checkpoints) as store:
         reached = store.steps[-1]
-    finished = reached >= problem.steps or has_stalled(_history(run_dir), config, every)
-    if finished and not trained.results_file.exists():
-        say(f"{run_dir}: measuring step {trained.step:,} on {len(problem.texts.test.rows):,} texts")
-        results = evaluate(trained, texts=problem.texts.test)
-        report.write(trained, results)
-        trained.dir.write_json("results.json", results)  # last: it says that all of this is there
-    return trained
-
-
-def has_stalled(history: Sequence[Mapping[str, Any]], config: FineTuneConfig, every: int) -> bool:
-    """Whether the last `patience` evaluations were all no better than one before.
-
-    Only those that come each `every` steps count: a run that was stopped early measured once more.
-    """
-    values = [
-        row[config.metric]
-        for row in history
-        if row["source"] == "validation" and row["step"] % every == 0
-    ]
-    if not values:
-        return False
-    best = min(values) if config.metric == "loss" else max(values)
-    return len(values) - 1 - values.index(best) >= config.patience
-
-
-def _history(run_dir: str | Path) -> list[dict[str, Any]]:
-    directory = loopax.RunDir(run_dir)
-    return directory.metrics if directory.metrics_file.exists() else []
+    return reached >= problem.steps or _has_stalled(trained.dir.path, problem)
 
 
 def _silent(message: str) -> None:

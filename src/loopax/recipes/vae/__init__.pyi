@@ -6,7 +6,7 @@ from .evaluation import evaluate as evaluate
 from .evaluation import tables as tables
 from .exporting import export as export
 from .judge import judge_for as judge_for
-from .judge import kept_for as kept_for
+from .judge import name_for as name_for
 from .judge import read_judge as read_judge
 from .judge import train_judge as train_judge
 from .objective import Objective as Objective

@@ -41,17 +41,20 @@ class Sampler(Protocol):
         """The image of each latent, not clipped."""
 
 
-def compare(trained: TrainedVAE, draws: int, say: Callable[[str], None]) -> Scores:
+def compare(
+    trained: TrainedVAE, draws: int, say: Callable[[str], None], progress: bool = False
+) -> Scores:
     """Samples of the VAE and of the baseline beside real images, `draws` times.
 
     Samples, test images and floor have the same labels, those of the test images; where these are
     not known they are drawn from those of the training images. A class that no test image has is
-    not drawn. Measures that need a judge are left out where there is one class only, or where
-    the judge is no better than a linear classifier.
+    not drawn. Measures that need a judge are left out where there is one class only, where the
+    judge falls short of a linear classifier, and where the configuration wants none.
     """
     train, test = trained.data.train, known_only(trained.data.test)
     results: Scores = {"samples": {}, "judge": None}
-    judge = judge_for(trained.problem.given, say) if len(trained.class_names) > 1 else None
+    wanted = trained.config.judge == "auto" and len(trained.class_names) > 1
+    judge = judge_for(trained.problem.given, say, progress=progress) if wanted else None
     if judge is not None:
         results["judge"] = {
             "digest": judge.digest,

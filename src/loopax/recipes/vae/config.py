@@ -32,10 +32,11 @@ class VAEConfig:
     validation: float = 0.1
     """The part of the training images that is held out to choose a checkpoint by, where the data
     gives none and there are enough; 0 holds none out, and nothing is chosen."""
-    epochs: int = 12
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Images in a step."""
+    epochs: int | None = None
+    """Passes over the training images; when left out 12, and as many as make 4,000 steps of fewer
+    images, unless the validation images tell to stop."""
+    batch_size: int | None = None
+    """Images in a step; when left out 128, and fewer where a pass would have but a few steps."""
     seed: int = 0xFFFF
     """Of the initial parameters, the noise and the order of the images."""
     network: Literal["dense", "conv"] = "dense"
@@ -68,6 +69,9 @@ class VAEConfig:
     """Draws for each image, in importance-weighted bounds."""
     sampler: Literal["mixture", "prior"] = "mixture"
     """Where samples come from: a mixture per class fitted after training, or the prior."""
+    judge: Literal["auto", "none"] = "auto"
+    """auto: samples are measured by a classifier, which own images need one of their own for; none
+    leaves out what needs it."""
     mixture_components: int = 30
     """Normals in the mixture of a class, at most."""
     optimizer: Optimizer = field(
@@ -84,7 +88,7 @@ class VAEConfig:
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "latent", "log_every")
         for name in (*counts, "importance_samples", "mixture_components"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.widths or min(self.widths) < 1:
             raise ConfigError(f"widths is {self.widths}; it must be one or more positive numbers")

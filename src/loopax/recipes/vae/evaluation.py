@@ -71,6 +71,7 @@ def evaluate(
     importance_samples: int | None = None,
     draws: int = 1,
     say: Callable[[str], None] = print,
+    progress: bool = False,
 ) -> Results:
     """Everything that `tables` shows, as plain numbers.
 
@@ -79,6 +80,7 @@ def evaluate(
         importance_samples: of the likelihood estimate; None leaves it out, as it takes minutes.
         draws: how many sets of samples are judged; with several, their standard deviation is told.
         say: is told what takes long.
+        progress: whether the training of a judge is shown.
 
     Raises:
         ConfigError: a number is below 1.
@@ -90,7 +92,7 @@ def evaluate(
         say("with kl_weight 0 the squared error is that of no density: there is no likelihood")
     elif importance_samples is not None:
         results["likelihood"] = likelihood(trained, importance_samples)
-    return {**results, **compare(trained, draws, say)}
+    return {**results, **compare(trained, draws, say, progress)}
 
 
 def objective_means(trained: TrainedVAE) -> dict[str, dict[str, float]]:

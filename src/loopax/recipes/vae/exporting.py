@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,20 @@ from loopax.recipes.vae.trained import TrainedVAE, load
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export(run: str | Path, checkpoint: str | int, out: Path | None) -> list[Path]:
+def export(
+    run: str | Path, checkpoint: str | int, out: Path | None, say: Callable[[str], None] = print
+) -> list[Path]:
     """Writes a run's weights and, beside them, its sampler; returns where.
 
     Raises:
         CheckpointError: there is no such checkpoint.
         StorageError: a file could not be written.
     """
-    trained = load(run, checkpoint)
+    trained = load(run, checkpoint, say=say)
     weights = out or trained.dir.path / "weights.safetensors"
     loopax.save_weights(weights, trained.params)
-    sampler = weights.with_name("sampler.stablehlo")
+    # Beside weights of another name lies a sampler of that name: two exports share a folder.
+    sampler = weights.with_name("sampler.stablehlo" if out is None else f"{weights.stem}.stablehlo")
     export_sampler(trained, sampler)
     return [weights, sampler]
 

@@ -1,7 +1,8 @@
 """The judge: a classifier, trained on the same training images, that samples are measured by.
 
 Frechet distances and the like can be compared only under one judge, so each is known by the digest
-of its weights. The one for MNIST comes with the package; `loopax judge mnist` makes it anew.
+of its weights. The one for MNIST comes with the package; `loopax judge mnist --epochs 8 --shift 2`
+makes one like it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
+import json
+import shutil
+import tempfile
+import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,17 +30,19 @@ from jaxtyping import Array, Float, Key
 
 import loopax
 from loopax.data import Dataset, Splits
-from loopax.errors import DataError
+from loopax.errors import DataError, RunInUseError
 from loopax.models.classifier import Classifier
 
-BATCH, SMALL_BATCH = 128, 32
-EPOCHS = 8
+FORMAT = 2
+"""Of how judges are trained; those of another one are not compared with these."""
+BATCH, SMALLEST_BATCH = 64, 16
 BATCHES_AT_LEAST = 8
-"""In a pass: of few images batches are smaller, as `STEPS_AT_LEAST` sees them often enough."""
-STEPS_LIMIT = EPOCHS * 60_000 // BATCH
-STEPS_AT_LEAST = 600
-SHIFT = 2
-"""Pixels by which training images are moved, at most, in each direction."""
+"""In a pass over few images, which makes batches smaller."""
+PASSES = 60
+"""Over few images; many are seen less often, by the limits below."""
+STEPS_AT_LEAST, STEPS_AT_MOST = 600, 1800
+PLAIN_LIMIT = 10_000
+"""Training images that the plain classifier is fitted to, at most."""
 
 
 class Opinion(NamedTuple):
@@ -46,21 +54,24 @@ class Opinion(NamedTuple):
 
 @dataclass(frozen=True)
 class Judge:
-    """A trained classifier: `digest` is the SHA-256 of its weights' file, in short.
+    """A trained classifier.
 
-    `test_accuracy` is nan where no class of a test image is known, and so is `plain_accuracy`, that
-    of a logistic regression on pixels.
+    Attributes:
+        model, params: the network.
+        digest: the SHA-256 of its weights' file, in short.
+        test_accuracy: on the test images; nan where no class of one is known.
+        plain_accuracy: that of logistic regression on pixels, which it must not fall short of.
     """
 
     model: Classifier
     params: Any
     digest: str
     test_accuracy: float
-    plain_accuracy: float = float("nan")
+    plain_accuracy: float
 
     @property
     def is_sound(self) -> bool:
-        """Whether it is no worse than what a linear classifier sees; unknown counts as yes."""
+        """Whether samples can be measured by it: it knows the classes as well as a plain one."""
         return not self.test_accuracy < self.plain_accuracy
 
     def opinion(self, images: np.ndarray) -> Opinion:
@@ -80,33 +91,46 @@ def _apply(model: Classifier, params: Any, images: Any) -> Any:
     return model.apply(params, images / 255 if images.dtype == jnp.uint8 else images)
 
 
-def judge_for(data: Splits, say: Callable[[str], None] = print) -> Judge:
+def judge_for(data: Splits, say: Callable[[str], None] = print, *, progress: bool = False) -> Judge:
     """The judge of this data: bundled, kept from before, or trained now and kept.
+
+    Where there is no cache to keep it in, it is trained for this once.
 
     Raises:
         DataError: the data has one class only, which leaves nothing to judge.
-        StorageError: a judge that was trained could not be kept.
     """
-    bundled, kept = resources.files(__package__) / "judges" / name_for(data), kept_for(data)
-    if not bundled.is_file() and not kept.is_file():
-        say(f"training a judge for {data.train.name}, once; it is kept as {kept}")
-        with loopax.storing(kept):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            # Another run may be training the same one; the last to finish leaves its own.
-            mine = kept.with_name(f"{os.getpid()}-{kept.name}")
-            train_judge(data, mine)
-            mine.replace(kept)
-    return read_judge(Path(str(bundled)) if bundled.is_file() else kept, data)
+    bundled = resources.files(__package__) / "judges" / name_for(data)
+    if bundled.is_file():
+        return read_judge(Path(str(bundled)), data)
+    cache = loopax.cache_folder("judges")
+    with nullcontext(cache) if cache else tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / name_for(data)
+        if not kept.is_file():
+            say(
+                f"training a judge for {data.train.name}, once: {steps_for(len(data.train)):,} "
+                "steps; --judge none goes without the measures that need one"
+            )
+            _train_alone(data, kept, say, progress)
+        return read_judge(kept, data)
+
+
+def _train_alone(data: Splits, kept: Path, say: Callable[[str], None], progress: bool) -> None:
+    """Trains a judge in a run of its own, which goes on after a kill, or waits for who does so."""
+    waiting = False
+    while not kept.is_file():
+        try:
+            train_judge(data, kept, run_dir=kept.with_suffix(""), progress=progress)
+        except RunInUseError as error:
+            if not waiting:
+                say(f"waiting for the judge that another program trains ({error})")
+            waiting = True
+            loopax.check_time()
+            time.sleep(1)
 
 
 def name_for(data: Splits) -> str:
-    """The file name of a judge says which training images it is for."""
-    return f"{data.train.fingerprint[:16]}.safetensors"
-
-
-def kept_for(data: Splits) -> Path:
-    """Where a judge that was trained here is kept, in the user's cache."""
-    return loopax.cache_dir() / "judges" / name_for(data)
+    """The file name of a judge says which training images it is for, and how it was trained."""
+    return f"{data.train.fingerprint[:16]}-{FORMAT}.safetensors"
 
 
 def read_judge(path: Path, data: Splits) -> Judge:
@@ -119,29 +143,93 @@ def read_judge(path: Path, data: Splits) -> Judge:
     form = jax.eval_shape(functools.partial(_new_state, model, data.train.example))
     params = loopax.with_weights(form.params, loopax.read_weights(path), source=str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    judge = Judge(model, params, digest, float("nan"))
+    judge = Judge(model, params, digest, float("nan"), _plain_accuracy(path, data))
     labels = data.test.columns["label"]
     found = judge.opinion(data.test.columns["image"]).probabilities.argmax(axis=-1)
     known = labels >= 0
     accuracy = float((found == labels)[known].mean()) if known.any() else float("nan")
-    return Judge(model, params, digest, accuracy)
+    return dataclasses.replace(judge, test_accuracy=accuracy)
 
 
-def train_judge(data: Splits, path: Path, *, progress: bool = False, seed: int = 0) -> None:
-    """Trains a judge on the training images alone and leaves its weights in `path`."""
+def train_judge(
+    data: Splits,
+    path: Path,
+    *,
+    epochs: float | None = None,
+    shift: int = 0,
+    run_dir: Path | None = None,
+    progress: bool = False,
+    seed: int = 0,
+) -> None:
+    """Trains a judge on the training images alone and leaves its weights in `path`.
+
+    Beside them, in a file of the same name that ends in `.json`, is the accuracy on the test
+    images of logistic regression on pixels. Where time is short (`loopax.time_limit`), training
+    stops and the block is left; with a `run_dir` it goes on from there the next time.
+
+    Args:
+        data: the images and their classes.
+        path: a `.safetensors` file.
+        epochs: passes over the training images; as many as `steps_for` says when left out.
+        shift: pixels by which training images are moved, at most, in each direction.
+        run_dir: where it is trained; removed at the end.
+        progress: whether to show it.
+        seed: of the weights and the order.
+    """
     model, images = model_for(data), known_only(data.train)
-    small = min(SMALL_BATCH, len(images))
-    batches = images.batches(min(BATCH, max(small, len(images) // BATCHES_AT_LEAST)))
-    wanted = max(EPOCHS * batches.steps_per_epoch, STEPS_AT_LEAST)
-    steps = min(wanted, STEPS_LIMIT)
+    batches = images.batches(batch_size_for(len(images)))
+    steps = steps_for(len(images))
+    if epochs is not None:
+        steps = max(1, round(epochs * batches.steps_per_epoch))
     run = loopax.fit(
         _new_state(model, images.example, steps, seed),
-        loss_function(model),
+        loss_function(model, shift),
         batches,
         steps=steps,
+        run_dir=run_dir,
+        max_seconds=loopax.seconds_left(),
         progress=progress,
+        config={"format": FORMAT, "steps": steps, "shift": shift, "seed": seed},
     )
+    if run.step < steps:
+        loopax.check_time()
+    with loopax.replacing(path.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps({"plain_accuracy": plain_accuracy(data)}))
     loopax.save_weights(path, run.state.eval_params)
+    if run_dir is not None:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def batch_size_for(images: int) -> int:
+    """Images in a step."""
+    return min(BATCH, images, max(SMALLEST_BATCH, images // BATCHES_AT_LEAST))
+
+
+def steps_for(images: int) -> int:
+    """Steps of training with so many images."""
+    return min(STEPS_AT_MOST, max(STEPS_AT_LEAST, PASSES * images // BATCH))
+
+
+def plain_accuracy(data: Splits) -> float:
+    """The share of test images that logistic regression on pixels takes for what they are.
+
+    It is fitted to at most `PLAIN_LIMIT` images; nan where no class of a test image is known.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    train, test = known_only(data.train), known_only(data.test)
+    if (test.columns["label"] < 0).any():
+        return float("nan")
+    chosen = np.random.default_rng(0).permutation(len(train))[:PLAIN_LIMIT]
+    labels = train.columns["label"][chosen]
+    if len(np.unique(labels)) < 2:
+        return float((test.columns["label"] == labels[0]).mean())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        plain = LogisticRegression().fit(_pixels(train.columns["image"][chosen]), labels)
+    found = [plain.predict(_pixels(part)) for part in portions(test.columns["image"])]
+    return float((np.concatenate(found) == test.columns["label"]).mean())
 
 
 def model_for(data: Splits) -> Classifier:
@@ -158,11 +246,11 @@ def model_for(data: Splits) -> Classifier:
     return Classifier(classes)
 
 
-def loss_function(model: Classifier) -> Callable[..., Any]:
-    """Cross-entropy in nats; in training on images that were moved a little."""
+def loss_function(model: Classifier, shift: int = 0) -> Callable[..., Any]:
+    """Cross-entropy in nats; in training on images that are moved by up to `shift` pixels."""
 
     def loss_fn(params: Any, batch: Any, rngs: Any) -> Any:
-        image = shifted(rngs["shift"], batch["image"])
+        image = shifted(rngs["shift"], batch["image"], shift) if shift else batch["image"]
         logits, _ = model.apply(params, image, train=True, rngs=rngs)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
         return loss, {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
@@ -170,24 +258,37 @@ def loss_function(model: Classifier) -> Callable[..., Any]:
     return loss_fn
 
 
-def shifted(key: Key[Array, ""], images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Each image moved by up to `SHIFT` pixels in each direction; its edge is repeated."""
-    margin = ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
+def shifted(
+    key: Key[Array, ""], images: Float[Array, "n h w c"], shift: int
+) -> Float[Array, "n h w c"]:
+    """Each image moved by up to `shift` pixels in each direction; its edge is repeated."""
+    margin = ((0, 0), (shift, shift), (shift, shift), (0, 0))
     padded = jnp.pad(images, margin, mode="edge")
-    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * SHIFT + 1)
+    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * shift + 1)
     cut = functools.partial(jax.lax.dynamic_slice, slice_sizes=images.shape[1:])
     return jax.vmap(lambda image, offset: cut(image, (*offset, 0)))(padded, offsets)
 
 
 def _new_state(model: Classifier, example: Any, steps: int = 1, seed: int = 0) -> loopax.TrainState:
-    schedule = loopax.Schedule("cosine", warmup_steps=min(200, steps // 4))
+    schedule = loopax.Schedule("cosine", warmup_steps=min(100, steps // 8))
     optimizer = loopax.Optimizer(
-        learning_rate=2e-3, schedule=schedule, weight_decay=0.02, decay_vectors=False
+        learning_rate=3e-3, schedule=schedule, weight_decay=0.02, decay_vectors=False
     )
     image = example["image"] if isinstance(example, dict) else example
-    return loopax.TrainState.create(
-        model, image, optimizer, total_steps=steps, seed=seed, ema_decay=0.999
-    )
+    return loopax.TrainState.create(model, image, optimizer, total_steps=steps, seed=seed)
+
+
+def _plain_accuracy(path: Path, data: Splits) -> float:
+    """That which is kept beside a judge; found anew where it is missing or cannot be read."""
+    try:
+        return float(json.loads(path.with_suffix(".json").read_text())["plain_accuracy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return plain_accuracy(data)
+
+
+def _pixels(images: np.ndarray) -> Float[np.ndarray, "n pixels"]:
+    scale = 255 if images.dtype == np.uint8 else 1
+    return images.reshape(len(images), -1).astype(np.float32) / scale
 
 
 def known_only(dataset: Dataset) -> Dataset:

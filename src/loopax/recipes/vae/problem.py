@@ -15,6 +15,15 @@ from loopax.recipes.vae.objective import Objective
 
 FEWEST_TO_CHOOSE_BY = 10
 """Images below which a difference between two checkpoints is chance."""
+EPOCHS, STEPS_AT_LEAST = 12, 4000
+"""Of a training whose length is left to the data: passes, and steps in more passes."""
+BATCH, SMALLEST_BATCH = 128, 16
+BATCHES_AT_LEAST = 8
+"""In a pass, where the size of batches is left to the data."""
+EVALUATIONS = 20
+"""In a training, about, but at most one after each pass."""
+PATIENCE = 6
+"""Evaluations without a better one, after which a training of few images ends."""
 
 
 @dataclass(frozen=True)
@@ -43,34 +52,60 @@ class Problem:
         """
         given = data_of(config)
         data = _with_validation(given, config.validation)
-        model = VAE(
-            image_shape=data.train.columns["image"].shape[1:],
-            classes=len(data.train.class_names),
-            latent=config.latent,
-            widths=config.widths,
-            network=config.network,
-            activation=config.activation,
-            conditioning=config.conditioning,
-            output=config.output,
-            prior=config.prior,
-            learned_sigma=config.likelihood == "gaussian" and config.sigma == "learned",
-        )
-        return cls(config, given, data, model, data.train.batches(config.batch_size))
+        train = data.train
+        model = model_of(config, train.columns["image"].shape[1:], len(train.class_names))
+        size = config.batch_size or batch_size_for(len(train))
+        return cls(config, given, data, model, train.batches(size))
 
     @property
     def description(self) -> str:
-        """What the data is, in a line; in a second one that no image could be held out of it."""
-        if self.data.validation is not None or not self.config.validation:
-            return self.data.description
-        return (
-            f"{self.data.description}\n{self.data.train.name}: too few images to hold any out; "
-            "nothing is chosen, and the latest checkpoint counts"
-        )
+        """What the data is, and how long it is trained on where that follows the data, in lines."""
+        lines, train = [self.data.description], self.data.train
+        if self.data.validation is None and self.config.validation:
+            lines.append(
+                f"{train.name}: too few images to hold any out; nothing is chosen, and the latest "
+                "checkpoint counts"
+            )
+        if self.is_lengthened or self.batch_size not in (BATCH, self.config.batch_size):
+            stop = " at most" if self.patience else ""
+            lines.append(
+                f"{train.name}: few images, so batches of {self.batch_size} and "
+                f"{self.epochs:,} passes{stop} ({self.steps:,} steps)"
+            )
+        return "\n".join(lines)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a step."""
+        return int(self.batches.batch_size)
+
+    @property
+    def is_lengthened(self) -> bool:
+        """Whether there are more passes than of many images."""
+        return self.config.epochs is None and self.epochs > EPOCHS
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images, if nothing ends them early."""
+        if self.config.epochs is not None:
+            return self.config.epochs
+        return max(EPOCHS, -(-STEPS_AT_LEAST // self.batches.steps_per_epoch))
 
     @property
     def steps(self) -> int:
-        """How many steps the whole training has."""
-        return self.config.epochs * self.batches.steps_per_epoch
+        """How many steps the whole training has, if nothing ends it early."""
+        return self.epochs * int(self.batches.steps_per_epoch)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps from one evaluation, and grid of samples, to the next: whole passes."""
+        return max(1, self.epochs // EVALUATIONS) * int(self.batches.steps_per_epoch)
+
+    @property
+    def patience(self) -> int | None:
+        """Evaluations without a better one that end the training; None: nothing does."""
+        chooses = self.data.validation is not None
+        return PATIENCE if self.is_lengthened and chooses else None
 
     @property
     def objective(self) -> Objective:
@@ -107,6 +142,28 @@ def costs(config: VAEConfig) -> list[str]:
     problem = Problem.of(config)
     estimate = loopax.estimate(problem.state(), problem.loss_fn, problem.batches)
     return [problem.description, *estimate.lines()]
+
+
+def batch_size_for(images: int) -> int:
+    """A power of two by which a pass has enough steps: `BATCH`, or less for few images."""
+    fitting = max(SMALLEST_BATCH, images // BATCHES_AT_LEAST)
+    return min(BATCH, 2 ** (fitting.bit_length() - 1), max(1, images))
+
+
+def model_of(config: VAEConfig, image_shape: tuple[int, int, int], classes: int) -> VAE:
+    """The network of a configuration for such images."""
+    return VAE(
+        image_shape=image_shape,
+        classes=classes,
+        latent=config.latent,
+        widths=config.widths,
+        network=config.network,
+        activation=config.activation,
+        conditioning=config.conditioning,
+        output=config.output,
+        prior=config.prior,
+        learned_sigma=config.likelihood == "gaussian" and config.sigma == "learned",
+    )
 
 
 def data_of(config: VAEConfig) -> Splits:

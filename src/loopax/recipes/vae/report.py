@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def write(trained: TrainedVAE, results: Results, pictures: Iterable[tuple[str, s
         Section("More pictures", list(drawn.values())),
         Section("Measures", [Text(_how_to_read(results)), *tables(results)]),
         Section("Training", [*placed["Training"], *origin.account]),
-        Section("Configuration", [loopax.settings_table(config, PRESETS[config.preset])]),
+        Section("Configuration", [_settings(trained)]),
         Section("Provenance", origin.provenance(config.seed)),
     ]
     name = trained.data.train.name.removesuffix(" train")
@@ -63,6 +64,17 @@ def write(trained: TrainedVAE, results: Results, pictures: Iterable[tuple[str, s
     return path
 
 
+def _settings(trained: TrainedVAE) -> Rows:
+    """Every setting, those that followed the data as they were chosen."""
+    problem, preset = trained.problem, PRESETS[trained.config.preset]
+    epochs, batch_size = problem.epochs, problem.batch_size
+    chosen = replace(trained.config, epochs=epochs, batch_size=batch_size)
+    left = replace(
+        preset, epochs=preset.epochs or epochs, batch_size=preset.batch_size or batch_size
+    )
+    return loopax.settings_table(chosen, left)
+
+
 def _summary(trained: TrainedVAE, results: Results) -> Iterator[Text | Figures]:
     """What was trained on what, for how long, and what came of it."""
     config = trained.config
@@ -70,13 +82,14 @@ def _summary(trained: TrainedVAE, results: Results) -> Iterator[Text | Figures]:
     by_class = " of a given class" if len(trained.class_names) > 1 else ""
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained.params))
     took = Origin(trained.dir).took
-    epochs = trained.step * config.batch_size / len(trained.data.train)
+    batch_size = trained.problem.batch_size
+    epochs = trained.step * batch_size / len(trained.data.train)
     if worth := verdict(results):
         yield Text(f"{worth}.")
     yield Text(
         f"A variational autoencoder that draws images{by_class}: {network}, {config.latent} "
         f"numbers in a latent, {parameters:,} parameters. It was trained for {epochs:.3g} passes "
-        f"over the training images, {trained.step:,} steps of {config.batch_size}"
+        f"over the training images, {trained.step:,} steps of {batch_size}"
         f"{took and f', {took}'}."
         f"\n\n{trained.data.description}."
     )

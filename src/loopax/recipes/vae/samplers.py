@@ -8,9 +8,9 @@ afterwards (Ghosh et al., 2020), here one per class, takes seconds and closes th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +66,6 @@ class Mixtures:
     def arrays(self) -> dict[str, Any]:
         """As they are kept in a file."""
         return {"weights": self.weights, "means": self.means, "factors": self.factors}
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """From what `arrays` gave."""
-        return cls(**{name: jnp.asarray(array) for name, array in arrays.items()})
 
 
 def fit_mixtures(

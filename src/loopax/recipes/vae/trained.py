@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import sys
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from jaxtyping import Float, Int
 
 import loopax
 from loopax.data import Splits
-from loopax.errors import CheckpointError, ConfigError, DataError
+from loopax.errors import ConfigError, DataError, LoopaxError, RunDirError
 from loopax.models.vae import VAE
 from loopax.recipes.vae.config import VAEConfig
-from loopax.recipes.vae.problem import Problem
+from loopax.recipes.vae.problem import Problem, model_of
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
 
 SAMPLE_SEED = 1
 PORTION = 1000
 """Images that are encoded or decoded at once."""
 SAMPLER_FILE = "sampler.safetensors"
+MODEL_FILE = "model.json"
+"""What a run must know to be sampled without its images."""
 
 Images = Float[np.ndarray, "n height width channels"]
 Latents = Float[np.ndarray, "n latent"]
@@ -34,41 +37,47 @@ Labels = Int[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class TrainedVAE:
-    """A VAE with its parameters, the problem that it solves and its run directory.
+    """A VAE with its parameters and its run directory. To sample from it takes no images.
 
     Attributes:
-        problem: images, model and objective.
-        params: what `problem.model.apply` takes.
+        config: how it was trained.
+        model, params: the Flax module, and what its `apply` takes.
+        class_names: the classes, in the order of the labels.
         dir: the run directory.
         step: how many updates the parameters have seen.
+        find_problem: gives the problem that it solves, with its images.
         mixtures: what the latents of samples are drawn from; None leaves it to the prior.
     """
 
-    problem: Problem
+    config: VAEConfig
+    model: VAE
     params: Any
+    class_names: tuple[str, ...]
     dir: loopax.RunDir
     step: int
+    find_problem: Callable[[], Problem] = field(repr=False)
     mixtures: Mixtures | None = None
 
-    @property
-    def config(self) -> VAEConfig:
-        """How it was trained."""
-        return self.problem.config
+    @classmethod
+    def of(cls, problem: Problem, params: Any, directory: loopax.RunDir, step: int) -> TrainedVAE:
+        """From a problem whose images are at hand."""
+        names = problem.data.train.class_names
+        config, model = problem.config, problem.model
+        return cls(config, model, params, names, directory, step, lambda: problem)
 
     @property
-    def model(self) -> VAE:
-        """The Flax module."""
-        return self.problem.model
+    def problem(self) -> Problem:
+        """Images, model and objective; the images are read when it is first asked for.
+
+        Raises:
+            DataError: they are not where they were, or others than the run was trained on.
+        """
+        return self.find_problem()
 
     @property
     def data(self) -> Splits:
         """The images, by split."""
         return self.problem.data
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes, in the order of the labels."""
-        return self.data.train.class_names
 
     @property
     def is_conditional(self) -> bool:
@@ -104,7 +113,7 @@ class TrainedVAE:
 
     def from_prior(self) -> TrainedVAE:
         """The same, sampling from the prior."""
-        return TrainedVAE(self.problem, self.params, self.dir, self.step)
+        return replace(self, mixtures=None)
 
     def encode(self, images: np.ndarray, labels: Labels) -> tuple[Latents, Latents]:
         """Mean and log-variance of the latent of each image, given as uint8 or in [0, 1]."""
@@ -142,19 +151,22 @@ class TrainedVAE:
         One that was fitted to other parameters, those of another step, is not used. Hardly any
         images leave it to the prior.
         """
-        if self.config.sampler == "prior" or len(self.data.train) < FEWEST:
+        if self.config.sampler == "prior":
             return self
         mixtures = self._kept_mixtures()
         if mixtures is None:
-            mean, _ = self.encode(*(self.data.train.columns[name] for name in ("image", "label")))
+            train = self.data.train
+            if len(train) < FEWEST:
+                return self
+            mean, _ = self.encode(*(train.columns[name] for name in ("image", "label")))
             mixtures = fit_mixtures(
                 mean,
-                self.data.train.columns["label"],
+                train.columns["label"],
                 len(self.class_names),
                 self.config.mixture_components,
                 seed=self.config.seed,
             )
-        return TrainedVAE(self.problem, self.params, self.dir, self.step, mixtures)
+        return replace(self, mixtures=mixtures)
 
     def save_sampler(self) -> None:
         """Keeps what was fitted in the run directory."""
@@ -163,23 +175,27 @@ class TrainedVAE:
             loopax.save_weights(self.dir.path / SAMPLER_FILE, arrays)
 
     def _kept_mixtures(self) -> Mixtures | None:
+        """Those in the run directory, if they were fitted to these parameters and are whole."""
         file = self.dir.path / SAMPLER_FILE
         if not file.exists():
             return None
-        arrays = loopax.read_weights(file)
-        step = arrays.pop("step", None)
-        if step is None or int(step) != self.step:
+        try:
+            arrays = loopax.read_weights(file)
+            step = int(arrays.pop("step"))
+            weights, means, factors = (arrays[name] for name in ("weights", "means", "factors"))
+        except (LoopaxError, KeyError, TypeError, ValueError) as error:
+            print(f"{file}: is damaged ({error}); the sampler is fitted anew", file=sys.stderr)
             return None
-        classes, latent = len(self.class_names), self.model.latent
-        many = arrays["weights"].shape[-1] if "weights" in arrays else 0
-        shapes = {
-            "weights": (classes, many),
-            "means": (classes, many, latent),
-            "factors": (classes, many, latent, latent),
-        }
-        if {name: array.shape for name, array in arrays.items()} != shapes:
-            raise CheckpointError(f"{file}: is not the sampler of this model; remove it")
-        return Mixtures.of(arrays)
+        classes, many = len(self.class_names), weights.shape[-1]
+        shape = (classes, many, self.model.latent)
+        fits = (weights.shape, means.shape, factors.shape) == (
+            (classes, many),
+            shape,
+            (*shape, self.model.latent),
+        )
+        if not fits or step != self.step:
+            return None
+        return Mixtures(*map(jnp.asarray, (weights, means, factors)))
 
     @property
     def results_file(self) -> Path:
@@ -227,22 +243,119 @@ def as_floats(images: Any) -> Any:
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
 
 
-def load(run: str | Path, checkpoint: str | int = "latest") -> TrainedVAE:
-    """The VAE of a run, at its `latest` or `best` checkpoint or at that of a step.
+def note_model(run: loopax.RunDir | None, problem: Problem) -> None:
+    """Keeps in a run's directory what its model is made of, and of which images.
+
+    The directory exists only once the run has begun; this is called after each chunk.
+    """
+    if run is None or (run.path / MODEL_FILE).exists():
+        return
+    train = problem.data.train
+    noted = {
+        "image_shape": list(problem.model.image_shape),
+        "class_names": list(train.class_names),
+        "data": absolute(problem.config.data),
+        "sha256": train.fingerprint,
+    }
+    run.write_json(MODEL_FILE, noted)
+
+
+def check_data(run: str | Path, problem: Problem) -> None:
+    """Makes sure that a run that is there, finished or not, has the images of `problem`.
+
+    Raises:
+        DataError: it was trained on others.
+    """
+    directory = loopax.RunDir(run)
+    if not (directory.path / MODEL_FILE).exists():
+        return
+    noted = _noted(directory)
+    if problem.data.train.fingerprint != noted["sha256"]:
+        raise DataError(
+            f"{problem.config.data}: its images are not those that {run} was trained on, which "
+            f"were in {noted['data']}; name another run directory, or begin anew with --fresh"
+        )
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load(
+    run: str | Path,
+    checkpoint: str | int = "best",
+    *,
+    data: str | None = None,
+    problem: Problem | None = None,
+    say: Callable[[str], None] = _to_stderr,
+) -> TrainedVAE:
+    """The VAE of a run, at its `best` or `latest` checkpoint or at that of a step.
+
+    Where nothing was chosen, the best is the latest. The images are read only when something
+    needs them: what was fitted to the parameters, the sampler, is in the run directory.
+
+    Args:
+        run: its directory.
+        checkpoint: which one.
+        data: where its images are by now, if not where they were.
+        problem: with the images, where they are at hand.
+        say: is told which checkpoint it is.
 
     Raises:
         RunDirError: `run` is not the directory of a VAE run.
         CheckpointError: there is no such checkpoint.
-        DataError: the data is not what the run was trained on.
+        DataError: images are needed, and are not what the run was trained on.
     """
-    config = stored_config(run)
-    problem, directory = Problem.of(config), loopax.RunDir.open(run)
-    with loopax.CheckpointStore(directory.checkpoints) as store:
-        form = jax.eval_shape(functools.partial(problem.state, weights=False))
-        state, meta = store.restore(form, checkpoint)
-    if problem.data.train.fingerprint != meta["data"]["data"]:
-        raise DataError(f"{config.data}: its images are not those that {run} was trained on")
-    return TrainedVAE(problem, state.eval_params, directory, int(meta["step"])).with_sampler()
+    config, directory = stored_config(run), loopax.RunDir.open(run)
+    noted = _noted(directory)
+    height, width, channels = noted["image_shape"]
+    shape, names = (height, width, channels), tuple(noted["class_names"])
+    model = model_of(config, shape, len(names))
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    form = jax.eval_shape(
+        functools.partial(model.init, {"params": jax.random.key(0), "noise": jax.random.key(0)}),
+        image,
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    with loopax.CheckpointStore(directory.checkpoints, say=say) as store:
+        step = store.chosen(checkpoint)
+        source = str(directory.checkpoints / str(step))
+        params = loopax.with_weights(form, store.weights(step), source=source)
+
+    @functools.cache
+    def find_problem() -> Problem:
+        place = data or str(noted["data"])
+        try:
+            found = Problem.of(replace(config, data=place))
+        except DataError as error:
+            raise DataError(
+                f"{error}; {run} was trained on these images: --data says where they are by now"
+            ) from error
+        check_data(run, found)
+        return found
+
+    find = find_problem if problem is None else lambda: problem
+    return TrainedVAE(config, model, params, names, directory, step, find).with_sampler()
+
+
+def _noted(directory: loopax.RunDir) -> dict[str, Any]:
+    """What `note_model` has kept."""
+    file = directory.path / MODEL_FILE
+    if not file.exists():
+        raise RunDirError(f"{directory.path}: has no {MODEL_FILE}; the run has not begun to train")
+    noted = directory.read_json(MODEL_FILE)
+    kinds = {"image_shape": list, "class_names": list, "data": str, "sha256": str}
+    if not isinstance(noted, dict) or not all(isinstance(noted.get(n), kinds[n]) for n in kinds):
+        raise RunDirError(
+            f"{file}: is damaged; remove it, and the same training command writes it anew"
+        )
+    return noted
+
+
+def absolute(data: str) -> str:
+    """Where data is, from any working directory; a name that is no path stays as it is."""
+    path = loopax.data.as_path(data)
+    return str(path.absolute()) if data != "mnist" and path.exists() else data
 
 
 def stored_config(run: str | Path) -> VAEConfig:
@@ -254,9 +367,7 @@ def stored_config(run: str | Path) -> VAEConfig:
     directory = loopax.RunDir.open(run)
     recipe = directory.config.get("recipe")
     if recipe != "vae":
-        raise loopax.errors.RunDirError(
-            f"{run}: holds a run of {recipe or 'a program'}, not of the vae recipe"
-        )
+        raise RunDirError(f"{run}: holds a run of {recipe or 'a program'}, not of the vae recipe")
     config = VAEConfig.from_json(directory.config)
     directory.check(config.to_json())
     return config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,15 @@ from loopax.recipes.vae import pictures, report
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.evaluation import EVAL_BATCH, evaluate
 from loopax.recipes.vae.problem import Problem
-from loopax.recipes.vae.trained import TrainedVAE
+from loopax.recipes.vae.trained import (
+    MODEL_FILE,
+    TrainedVAE,
+    absolute,
+    check_data,
+    load,
+    note_model,
+    stored_config,
+)
 
 
 def train(
@@ -28,15 +38,40 @@ def train(
         config: what to train, and how.
         run_dir: where everything goes.
         steps: stop here, before the end that `config` states.
-        checkpoints, max_seconds, progress: as for `loopax.fit`.
+        checkpoints, progress: as for `loopax.fit`.
+        max_seconds: for all of it. What is not done by then is done when this is called again.
 
     Raises:
         LoopaxError: the data, the configuration or the run directory cannot be used.
     """
-    problem = Problem.of(config)
     say = print if progress else _silent
-    say(problem.description)
-    each, data = problem.batches.steps_per_epoch, problem.data
+    with loopax.time_limit(
+        max_seconds,
+        lambda: say(
+            f"{run_dir}: time is up; the same command fits, measures and draws what is left"
+        ),
+    ):
+        config = replace(config, data=absolute(config.data))
+        problem = Problem.of(config)
+        say(problem.description)
+        _fit(problem, run_dir, steps, checkpoints, progress, say)
+        trained = load(run_dir, problem=problem, say=_silent)
+        if _is_finished(trained, problem) and not trained.results_file.exists():
+            _finish(trained, say, progress)
+    return load(run_dir, problem=problem, say=_silent)
+
+
+def _fit(
+    problem: Problem,
+    run_dir: str | Path,
+    steps: int | None,
+    checkpoints: loopax.Checkpoints | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> None:
+    """The training itself, or what is left of it."""
+    check_data(run_dir, problem)
+    config, data, every = problem.config, problem.data, problem.evaluate_every
     # The test images are for the figures at the end, unless there is nothing to choose.
     name, watched = (
         ("test", data.test) if data.validation is None else ("validation", data.validation)
@@ -45,46 +80,85 @@ def train(
     if checkpoints.best == loopax.Checkpoints.best:
         best = None if data.validation is None else "validation/loss"
         checkpoints = replace(checkpoints, best=best)
+    if _has_stalled(run_dir, problem):
+        return
 
     def draw(run: loopax.Run) -> None:
         if run.dir is not None:
-            trained = TrainedVAE(problem, run.state.eval_params, run.dir, run.step)
-            name = f"samples-epoch-{run.step // each:03d}.png"
+            trained = TrainedVAE.of(problem, run.state.eval_params, run.dir, run.step)
+            name = f"samples-epoch-{run.step // problem.batches.steps_per_epoch:03d}.png"
             pictures.save_grid(trained.samples_by_class(10), run.dir.pictures / name)
 
     # What a run goes on from is in its checkpoint; the weights it began with may be gone.
     begun = loopax.CheckpointStore(Path(run_dir) / "checkpoints").steps
-    run = loopax.fit(
+    chunks = loopax.steps(
         problem.state(weights=not begun),
         problem.loss_fn,
         problem.batches,
         steps=problem.steps if steps is None else min(steps, problem.steps),
         run_dir=run_dir,
-        evaluation=loopax.Evaluation({name: watched.batches(min(EVAL_BATCH, len(watched)))}),
-        hooks=[loopax.Hook(draw, every=each)],
+        evaluation=loopax.Evaluation(
+            {name: watched.batches(min(EVAL_BATCH, len(watched)))}, every=every
+        ),
+        hooks=[loopax.Hook(draw, every=every)],
         checkpoints=checkpoints,
         nonfinite=config.nonfinite,
-        max_seconds=max_seconds,
+        max_seconds=loopax.seconds_left(),
         log_every=config.log_every,
         progress=progress,
-        config=config.to_json(),
+        config=_as_begun(config, run_dir).to_json(),
     )
-    assert run.dir is not None
-    trained = TrainedVAE(problem, run.state.eval_params, run.dir, run.step)
-    if run.step < problem.steps:
-        return trained
-    if trained.results_file.exists():
-        return trained.with_sampler()
+    with closing(chunks):
+        for chunk in chunks:
+            note_model(chunk.run.dir, problem)
+            if problem.patience and loopax.has_stalled(
+                chunk.run.history, "validation/loss", patience=problem.patience, every=every
+            ):
+                say(f"{run_dir}: {problem.patience} evaluations without a better one; done")
+                break
+
+
+def _as_begun(config: VAEConfig, run_dir: str | Path) -> VAEConfig:
+    """The configuration as the run has it: its images, which are the same, may have moved."""
+    directory = loopax.RunDir(run_dir)
+    if not (directory.path / MODEL_FILE).exists():
+        return config
+    return replace(config, data=stored_config(run_dir).data)
+
+
+def _has_stalled(run_dir: str | Path, problem: Problem) -> bool:
+    directory = loopax.RunDir(run_dir)
+    if problem.patience is None or not directory.metrics_file.exists():
+        return False
+    return loopax.has_stalled(
+        directory.metrics,
+        "validation/loss",
+        patience=problem.patience,
+        every=problem.evaluate_every,
+    )
+
+
+def _is_finished(trained: TrainedVAE, problem: Problem) -> bool:
+    """Whether the run has come to its end, or to where it gets no better."""
+    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
+        reached = store.steps[-1]
+    return reached >= problem.steps or _has_stalled(trained.dir.path, problem)
+
+
+def _finish(trained: TrainedVAE, say: Callable[[str], None], progress: bool) -> None:
+    """What follows the training; files are replaced whole, and a next call goes on from there."""
+    path, config = trained.dir.path, trained.config
+    loopax.check_time()
     if config.sampler == "mixture":
-        say(f"{run.dir.path}: fitting the sampler")
+        say(f"{path}: fitting the sampler to step {trained.step:,}")
     trained = trained.with_sampler()
     trained.save_sampler()
-    say(f"{run.dir.path}: drawing and measuring samples")
+    loopax.check_time()
+    say(f"{path}: drawing and measuring samples")
     drawn = pictures.draw_all(trained)
-    results = evaluate(trained, say=say)
+    results = evaluate(trained, say=say, progress=progress)
     report.write(trained, results, drawn)
-    run.dir.write_json("results.json", results)  # last: it says that all of this is there
-    return trained
+    trained.dir.write_json("results.json", results)  # last: it says that all of this is there
 
 
 def _silent(message: str) -> None:
