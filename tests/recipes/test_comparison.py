@@ -149,9 +149,11 @@ def test_the_floor_takes_each_image_once_while_its_class_lasts():
 @pytest.mark.parametrize("period", [1, 10], ids=["class by class", "in turns"])
 def test_some_of_the_images_are_of_all_classes(period):
     labels = np.arange(60_000) // 6000 if period == 1 else np.arange(60_000) % 10
-    shares = np.bincount(labels[some_of(60_000, 10_000)]) / 10_000
+    shares = np.bincount(labels[some_of(labels, 10_000)]) / 10_000
     assert shares == pytest.approx([0.1] * 10, abs=0.01)
-    assert some_of(5, 10).tolist() == [0, 1, 2, 3, 4]
+    assert some_of(labels[:5], 10).tolist() == [0, 1, 2, 3, 4]
+    large = np.broadcast_to(labels[:300, None], (300, 2**20))
+    assert len(some_of(large, 200)) == 128, "which are half a gigabyte as floats"
 
 
 def test_the_nearest_are_looked_for_without_a_copy_of_all_images_in_floats(monkeypatch):

@@ -22,8 +22,8 @@ COMPONENTS, NORMALS = 40, 10
 """Principal components, and normals in the mixture of a class, at most."""
 FITTED_LIMIT = 20_000
 """Images that the mixtures are fitted to, at most."""
-PCA_LIMIT, PCA_NUMBERS = 10_000, 10**8
-"""Images that the components are found in, at most, and pixels of all of them."""
+PCA_LIMIT = 10_000
+"""Images that the components are found in, at most."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def fit_baseline(train: Dataset) -> Baseline | None:
     if len(images) < FEWEST:
         return None
     pixels = math.prod(images.shape[1:])
-    seen = some_of(len(images), min(PCA_LIMIT, max(PCA_NUMBERS // pixels, FEWEST)))
+    seen = some_of(images, PCA_LIMIT)
     pca = PCA(min(COMPONENTS, pixels, len(seen) - 1), random_state=0)
     with np.errstate(invalid="ignore"):  # Images that are all alike have no shares of variance.
         pca.fit(np.concatenate([*flat_portions(images[seen])]))
-    fitted = some_of(len(images), FITTED_LIMIT)
+    fitted = some_of(labels, FITTED_LIMIT)
     latents = np.concatenate([pca.transform(part) for part in flat_portions(images[fitted])])
     mixtures = fit_mixtures(latents, labels[fitted], len(train.class_names), NORMALS)
     return Baseline(pca, mixtures, images.shape[1:])

@@ -24,8 +24,8 @@ from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE, as_floats
 
 Scores = dict[str, Any]
 
-SAMPLES_LIMIT, NUMBERS_LIMIT = 10_000, 2**28
-"""Images that are compared, at most, and pixels of all of them."""
+SAMPLES_LIMIT = 10_000
+"""Images that are compared, at most."""
 NEIGHBOURS = 5
 NEAREST_OF = 500
 """Images whose nearest training image is looked for."""
@@ -63,8 +63,7 @@ def compare(
             "is_sound": judge.is_sound,
         }
         judge = judge if judge.is_sound else None
-    count = min(SAMPLES_LIMIT, max(1, NUMBERS_LIMIT // trained.problem.objective.pixels))
-    chosen = some_of(len(test), count)
+    chosen = some_of(test.columns["image"], SAMPLES_LIMIT)
     reference = _Reference.of(test.columns["image"][chosen], train, judge, trained.config.output)
     labels = _labels_for(test.columns["label"][chosen], train.columns["label"])
     if judge is not None and len(labels) <= NEIGHBOURS:
@@ -103,7 +102,7 @@ class _Reference(NamedTuple):
 
     def nearest(self, raw: np.ndarray) -> Scores:
         """How far some of these images are from their nearest training image, on average."""
-        few = raw[some_of(len(raw), NEAREST_OF)]
+        few = raw[some_of(raw, NEAREST_OF)]
         few = few.reshape(len(few), -1).clip(0, 1)
         distances = [
             fidelity.nearest_distances(few, part).distances for part in flat_portions(self.train)

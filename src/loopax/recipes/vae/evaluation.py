@@ -129,7 +129,7 @@ def density(trained: TrainedVAE) -> Objective:
     if config.likelihood != "gaussian" or config.sigma != "optimal":
         return objective
     columns = trained.data.train.columns
-    chosen = some_of(len(columns["label"]), SIGMA_OF)
+    chosen = some_of(columns["image"], SIGMA_OF)
     images, labels = columns["image"][chosen], columns["label"][chosen]
     mean, logvar = trained.encode(images, labels)
     noise = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
@@ -148,7 +148,7 @@ def likelihood(trained: TrainedVAE, samples: int, images: int | None = None) -> 
     objective = density(trained)
     estimate = objective.negative_log_likelihood(samples)
     test = known_only(trained.data.test)
-    chosen = some_of(len(test), images or len(test))
+    chosen = some_of(test.columns["label"], images or len(test))
     columns = {name: column[chosen] for name, column in test.columns.items()}
     key, total = jax.random.key(0), []
     for first in range(0, len(columns["label"]), LIKELIHOOD_BATCH):

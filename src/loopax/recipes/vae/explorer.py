@@ -108,7 +108,7 @@ class Explorer:
     def _facts(self) -> dict[str, Any]:
         """What the page needs to know before it asks for anything."""
         train = self.trained.data.train
-        chosen = some_of(len(train), BASIS)
+        chosen = some_of(train.columns["image"], BASIS)
         images, labels = (train.columns[name][chosen] for name in ("image", "label"))
         latents, _ = self.trained.encode(images, labels)
         height, width, channels = self.image_shape

@@ -173,7 +173,7 @@ def save_class_means(trained: TrainedVAE, path: Path) -> str:
 def save_worst(trained: TrainedVAE, path: Path, *, count: int = 20) -> str:
     """Draws the test images with the largest squared error beside their reconstructions."""
     test = trained.data.test.columns
-    searched = some_of(len(test["label"]), SEARCHED_LIMIT)
+    searched = some_of(test["label"], SEARCHED_LIMIT)
     errors = np.concatenate(
         [
             _squared_errors(trained, searched[first : first + PORTION])
@@ -284,7 +284,7 @@ def _decoded(
 def _encoded(trained: TrainedVAE) -> tuple[np.ndarray, np.ndarray]:
     """Posterior means of some test images, and their labels."""
     test = trained.data.test.columns
-    chosen = some_of(len(test["label"]), ENCODED_LIMIT)
+    chosen = some_of(test["label"], ENCODED_LIMIT)
     return trained.encode(test["image"][chosen], test["label"][chosen])[0], test["label"][chosen]
 
 

@@ -12,14 +12,18 @@ from jaxtyping import Float, Int
 
 import loopax
 
-NUMBERS_AT_ONCE = 2**24
-"""Of float32: 64 MiB."""
+NUMBERS_AT_ONCE, NUMBERS_LIMIT = 2**24, 2**27
+"""Of float32, in a portion and in all that is chosen: 64 and 512 MiB."""
 
 
-def some_of(count: int, most: int, *, seed: int = 0) -> Int[np.ndarray, " n"]:
-    """The places of at most `most` of `count` things, drawn with a fixed seed, in their order."""
+def some_of(things: np.ndarray, most: int) -> Int[np.ndarray, " n"]:
+    """The places of at most `most` things, drawn with a fixed seed, in their order.
+
+    Fewer of large images, which else would not fit into memory as floats.
+    """
+    most = min(most, max(1, NUMBERS_LIMIT // max(1, things[:1].size)))
     # Not every n-th: where classes take turns that could leave some of them out.
-    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
+    return np.sort(np.random.default_rng(0).permutation(len(things))[:most])
 
 
 def with_labels(
@@ -42,7 +46,7 @@ def with_labels(
 
 def flat_portions(images: np.ndarray) -> Iterator[Float[np.ndarray, "n pixels"]]:
     """All images in [0, 1], uint8 or floats, a row each and so many at a time as fit anywhere."""
-    size = max(1, NUMBERS_AT_ONCE // max(1, images[0].size))
+    size = max(1, NUMBERS_AT_ONCE // max(1, images[:1].size))
     for first in range(0, len(images), size):
         loopax.check_time()
         part = images[first : first + size]
