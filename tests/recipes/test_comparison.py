@@ -198,13 +198,21 @@ def test_images_too_few_or_all_alike_are_no_reason_to_fail():
 
 
 @pytest.mark.parametrize(
-    ("ours", "said"), [(1.0, "was worth its training"), (3.0, "PCA with a Gaussian mixture")]
+    ("distance", "near", "said"),
+    [
+        (1.0, 5.0, "The model was worth its training: the Fréchet distance of its samples is 1.00"),
+        (3.0, 4.2, "PCA with a Gaussian mixture for each class does better"),
+        (1.0, 2.0, "memorised images: its samples are 2.00 from the nearest"),
+    ],
 )
-def test_whether_it_was_worth_it_is_said(ours, said):
-    scores = {"prior": {"frechet_distance": ours}, "baseline": {"frechet_distance": 2.0}}
-    sentence = evaluation.verdict({"samples": {**scores, "floor": {"frechet_distance": 0.1}}})
-    assert sentence.startswith(("The model", "PCA"))
+def test_whether_it_was_worth_it_is_said(distance, near, said):
+    scores = {
+        "prior": {"frechet_distance": distance, "nearest_train_distance": near},
+        "baseline": {"frechet_distance": 2.0, "nearest_train_distance": 1.0},
+        "floor": {"frechet_distance": 0.1, "nearest_train_distance": 5.0},
+    }
+    sentence = evaluation.verdict({"samples": scores})
     assert said in sentence
-    assert "2.00" in sentence
+    assert ("memorised" in sentence) == (near == 2.0)
     del scores["baseline"]
     assert evaluation.verdict({"samples": scores}) is None

@@ -61,6 +61,8 @@ SAMPLES = {
 }
 """What is measured of samples, in words, and how it is printed."""
 SOURCES = {"baseline": "baseline: PCA, mixtures", "floor": "floor: real images"}
+MEMORISED = 0.8
+"""Of the test images' distance to the nearest training image: what is below is a warning."""
 MAY_BE_NEGATIVE = "Nats of a density may be below 0, as a density may be above 1; less is better"
 BASELINE = "PCA with a Gaussian mixture for each class"
 
@@ -204,21 +206,27 @@ def verdict(results: Results) -> str | None:
             f"Measures by the judge are withheld: it is right on {judge['test_accuracy']:.1%} of "
             f"the test images, a logistic regression on pixels on {judge['plain_accuracy']:.1%}"
         )
-    ours, simple = (
-        scores.get("frechet_distance")
-        for scores in (next(iter(samples.values())), samples.get("baseline", {}))
-    )
-    if ours is None or simple is None:
+    ours, simple, floor = (samples.get(name) for name in (next(iter(samples)), "baseline", "floor"))
+    if simple is None or "frechet_distance" not in simple:
         return None
-    if ours < simple:
-        return (
-            f"The model was worth its training: the Fréchet distance of its samples is {ours:.2f}, "
-            f"that of {BASELINE} {simple:.2f}"
+    distance, simply = ours["frechet_distance"], simple["frechet_distance"]
+    if distance < simply:
+        said = (
+            "The model was worth its training: the Fréchet distance of its samples is "
+            f"{distance:.2f}, that of {BASELINE} {simply:.2f}"
         )
-    return (
-        f"{BASELINE} does better, in seconds: its samples have a Fréchet distance of "
-        f"{simple:.2f}, those of the model {ours:.2f}"
-    )
+    else:
+        said = (
+            f"{BASELINE} does better, in seconds: its samples have a Fréchet distance of "
+            f"{simply:.2f}, those of the model {distance:.2f}"
+        )
+    near, usual = ours["nearest_train_distance"], floor["nearest_train_distance"]
+    if near < MEMORISED * usual:
+        said += (
+            f". The model may have memorised images: its samples are {near:.2f} from the nearest "
+            f"training image, test images {usual:.2f}"
+        )
+    return said
 
 
 def tables(results: Results) -> list[Rows]:
@@ -253,7 +261,7 @@ def tables(results: Results) -> list[Rows]:
     ]
     judge = results.get("judge")
     if not judge:
-        judged_by = "of one class only, which no judge can tell apart"
+        judged_by = "not judged: there is one class only, or judge is none"
     elif not judge.get("is_sound", True):
         judged_by = "not judged"
     elif judge["test_accuracy"] is None:
