@@ -84,15 +84,15 @@ class _Reference(NamedTuple):
     """What samples are held against: test images and their features, and training images."""
 
     images: np.ndarray
-    features: np.ndarray | None
+    points: fidelity.PointSet | None
     train: np.ndarray
     judge: Judge | None
     output: str
 
     @classmethod
     def of(cls, images: np.ndarray, train: Dataset, judge: Judge | None, output: str) -> _Reference:
-        features = None if judge is None else judge.opinion(images).features
-        return cls(images, features, train.columns["image"], judge, output)
+        points = None if judge is None else fidelity.PointSet(judge.opinion(images).features)
+        return cls(images, points, train.columns["image"], judge, output)
 
     def judged(self, sampler: Sampler, labels: np.ndarray, seed: int) -> Scores:
         """What a sampler's images of these classes score."""
@@ -117,7 +117,7 @@ class _Reference(NamedTuple):
             lit = self.images.max(axis=0) > 0
             scores["dead_pixels"] = float(((raw.max(axis=0) <= 0) & lit).sum())
             scores["out_of_range"] = float(((raw < 0) | (raw > 1)).mean())
-        if self.judge is None or self.features is None:
+        if self.judge is None or self.points is None:
             return scores
         features, probabilities = self.judge.opinion(images)
         found = fidelity.class_scores(probabilities, labels, self.judge.model.classes)
@@ -127,15 +127,15 @@ class _Reference(NamedTuple):
             "confident": found.confident,
             "per_class_accuracy": [round(float(value), 4) for value in found.per_class],
         }
-        fewest = min(len(features), len(self.features))
+        drawn = fidelity.PointSet(features)
+        fewest = min(len(drawn), len(self.points))
         if fewest > 1:
             scores |= {
-                "frechet_distance": fidelity.frechet_distance(self.features, features),
-                "kernel_distance": fidelity.kernel_distance(self.features, features),
+                "frechet_distance": fidelity.frechet_distance(self.points, drawn),
+                "kernel_distance": fidelity.kernel_distance(self.points, drawn),
             }
         if fewest > NEIGHBOURS:
-            near = fidelity.neighbourhood_scores(self.features, features, NEIGHBOURS)
-            scores |= asdict(near)
+            scores |= asdict(fidelity.neighbourhood_scores(self.points, drawn, NEIGHBOURS))
         return scores
 
 

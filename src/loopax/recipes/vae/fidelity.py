@@ -6,6 +6,7 @@ Every distance here depends on the classifier: two figures compare only under th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,57 @@ Features = Float[np.ndarray, "n features"]
 CONFIDENT = 0.9
 ROWS_AT_ONCE = 256
 DISTANCES_MIB = 16
+
+
+class PointSet:
+    """Features that several others are held against: what is their own is computed once."""
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self._radii: dict[int, Float[np.ndarray, " n"]] = {}
+
+    @classmethod
+    def of(cls, features: Features | PointSet) -> PointSet:
+        """Features as such a set, or the one that they already are."""
+        return features if isinstance(features, PointSet) else cls(features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @cached_property
+    def points(self) -> Features:
+        """In double precision."""
+        return self.features.astype(np.float64)
+
+    @cached_property
+    def covariance_root(self) -> Float[np.ndarray, "rank features"]:
+        """A matrix R with RᵀR the unbiased covariance, which itself is never formed."""
+        centred = self.points - self.points.mean(axis=0)
+        return np.linalg.qr(centred, mode="r") / np.sqrt(len(self) - 1)
+
+    @cached_property
+    def kernel(self) -> float:
+        """The mean kernel over pairs of different points."""
+        pairs, count = 0.0, len(self)
+        for start in range(0, count, ROWS_AT_ONCE):
+            rows, later = np.split(self.points[start:], [ROWS_AT_ONCE])
+            own = np.einsum("ij,ij->i", rows, rows) / rows.shape[1] + 1
+            # Two later rows are met when it is their turn.
+            pairs += _kernel_sum(rows, rows) - float(np.sum(own**3)) + 2 * _kernel_sum(rows, later)
+        return pairs / (count * (count - 1))
+
+    def radii(self, k: int) -> Float[np.ndarray, " n"]:
+        """How far each ball reaches: to the k-th neighbour of its point, which itself is none."""
+        from sklearn.neighbors import NearestNeighbors
+
+        if k not in self._radii:
+            # Distances come from inner products, which lose their digits far from the origin.
+            centred = self.points - self.points.mean(axis=0)
+            search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(centred)
+            # A neighbour at the radius, as a copy of a training image is, must not fall inside by
+            # rounding.
+            self._radii[k] = search.kneighbors()[0][:, -1] * (1 - 1e-9)
+        return self._radii[k]
 
 
 @dataclass(frozen=True)
@@ -61,7 +113,7 @@ class ClassScores:
         return label, self.per_class[label]
 
 
-def frechet_distance(one: Features, other: Features) -> float:
+def frechet_distance(one: Features | PointSet, other: Features | PointSet) -> float:
     """The Fréchet distance of the Gaussians fitted to two sets, in squared units of the features.
 
     |m₁ - m₂|² + Tr(C₁ + C₂ - 2 (C₁C₂)^½) with unbiased covariances (Dowson and Landau 1982; as
@@ -70,10 +122,10 @@ def frechet_distance(one: Features, other: Features) -> float:
     Raises:
         DataError: the sets cannot be compared.
     """
-    _check(2, one=one, other=other)
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    shift = one.mean(axis=0) - other.mean(axis=0)
-    root, other_root = _covariance_root(one), _covariance_root(other)
+    one, other = PointSet.of(one), PointSet.of(other)
+    _check(2, one=one.features, other=other.features)
+    shift = one.points.mean(axis=0) - other.points.mean(axis=0)
+    root, other_root = one.covariance_root, other.covariance_root
     # The singular values of this product are the roots of the eigenvalues of C₁C₂. Roots taken of
     # eigenvalues would turn a rounding error of 1e-16 into 1e-8 wherever a covariance is singular.
     overlap = np.linalg.norm(root @ other_root.T, "nuc")
@@ -81,7 +133,7 @@ def frechet_distance(one: Features, other: Features) -> float:
     return max(float(distance), 0.0)
 
 
-def kernel_distance(one: Features, other: Features) -> float:
+def kernel_distance(one: Features | PointSet, other: Features | PointSet) -> float:
     """The kernel distance (KID): squared MMD with the kernel (x·y / features + 1)³.
 
     Unbiased, so equal distributions give 0 on average and single values may be slightly negative
@@ -90,16 +142,15 @@ def kernel_distance(one: Features, other: Features) -> float:
     Raises:
         DataError: the sets cannot be compared.
     """
-    _check(2, one=one, other=other)
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    return (
-        _kernel_within(one)
-        + _kernel_within(other)
-        - 2 * _kernel_sum(one, other) / (len(one) * len(other))
-    )
+    one, other = PointSet.of(one), PointSet.of(other)
+    _check(2, one=one.features, other=other.features)
+    across = _kernel_sum(one.points, other.points) / (len(one) * len(other))
+    return one.kernel + other.kernel - 2 * across
 
 
-def neighbourhood_scores(real: Features, generated: Features, k: int = 5) -> NeighbourhoodScores:
+def neighbourhood_scores(
+    real: Features | PointSet, generated: Features | PointSet, k: int = 5
+) -> NeighbourhoodScores:
     """Precision, recall, density and coverage of a generated set.
 
     The ball of a point reaches to its k-th nearest neighbour in its own set. Precision is the share
@@ -116,16 +167,16 @@ def neighbourhood_scores(real: Features, generated: Features, k: int = 5) -> Nei
 
     if k < 1:
         raise ConfigError(f"k is {k}; it must be at least 1")
-    _check(k + 1, real=real, generated=generated)
-    real, generated = real.astype(np.float64), generated.astype(np.float64)
-    # Distances come from inner products, which lose their digits far from the origin.
-    origin = real.mean(axis=0)
-    real, generated = real - origin, generated - origin
-    real_radii, generated_radii = _radii(real, k), _radii(generated, k)
+    real, generated = PointSet.of(real), PointSet.of(generated)
+    _check(k + 1, real=real.features, generated=generated.features)
+    real_radii, generated_radii = real.radii(k), generated.radii(k)
+    # As for the radii: about the origin, so that inner products keep their digits.
+    origin = real.points.mean(axis=0)
+    queries, references = generated.points - origin, real.points - origin
     balls_around = np.zeros(len(generated), np.int64)
     covered, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
     done = 0
-    for distances in pairwise_distances_chunked(generated, real, working_memory=DISTANCES_MIB):
+    for distances in pairwise_distances_chunked(queries, references, working_memory=DISTANCES_MIB):
         rows = slice(done, done := done + len(distances))
         in_real_ball = distances < real_radii
         balls_around[rows] = np.count_nonzero(in_real_ball, axis=1)
@@ -192,38 +243,12 @@ def class_scores(
     )
 
 
-def _covariance_root(features: Features) -> Float[np.ndarray, "rank features"]:
-    """A matrix R with RᵀR the unbiased covariance, which itself is never formed."""
-    centred = features - features.mean(axis=0)
-    return np.linalg.qr(centred, mode="r") / np.sqrt(len(features) - 1)
-
-
-def _kernel_within(features: Features) -> float:
-    """The mean kernel over pairs of different points of one set."""
-    pairs, count = 0.0, len(features)
-    for start in range(0, count, ROWS_AT_ONCE):
-        rows, later = np.split(features[start:], [ROWS_AT_ONCE])
-        own = np.einsum("ij,ij->i", rows, rows) / rows.shape[1] + 1
-        # Two later rows are met when it is their turn.
-        pairs += _kernel_sum(rows, rows) - float(np.sum(own**3)) + 2 * _kernel_sum(rows, later)
-    return pairs / (count * (count - 1))
-
-
 def _kernel_sum(one: Features, other: Features) -> float:
     total = 0.0
     for start in range(0, len(one), ROWS_AT_ONCE):
         base = one[start : start + ROWS_AT_ONCE] @ other.T / one.shape[1] + 1
         total += float(np.vdot(base * base, base))
     return total
-
-
-def _radii(features: Features, k: int) -> Float[np.ndarray, " n"]:
-    """How far each point's ball reaches: to its k-th neighbour, the point itself not counted."""
-    from sklearn.neighbors import NearestNeighbors
-
-    distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features).kneighbors()
-    # A neighbour at the radius, as a copy of a training image is, must not fall inside by rounding.
-    return distances[:, -1] * (1 - 1e-9)
 
 
 def _check(least: int, **sets: Features) -> None:
