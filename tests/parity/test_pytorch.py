@@ -64,7 +64,7 @@ def test_hidden_states_and_pooler_of_real_weights(dtype):
         pretrained.folder, attn_implementation="eager", dtype=dtype
     ).eval()
     model = BertForSequenceClassification(pretrained.config, 2)
-    params = params_for(pretrained, model, jax.random.key(0))
+    params = params_for(pretrained, model, jax.random.key(0), pretrained.class_names)
     inputs = tokens(pretrained.tokenizer)
     assert inputs[0].shape == (6, 128)
     hidden = model.apply(params, *inputs, method=lambda model, *inputs: model.bert(*inputs))
@@ -86,7 +86,7 @@ def test_tokens_are_those_of_transformers():
 def test_a_saved_classifier_scores_alike_in_pytorch(tmp_path, pooling):
     pretrained, names = minilm(), ("bad", "so-so", "good")
     model = BertForSequenceClassification(pretrained.config, 3, pooling)
-    params = params_for(pretrained, model, jax.random.key(0))
+    params = params_for(pretrained, model, jax.random.key(0), pretrained.class_names)
     # A head as wide as a trained one, so that an error in it shows.
     params["params"]["classifier"] = jax.tree.map(
         lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape) / 4,
@@ -111,7 +111,7 @@ def test_a_saved_classifier_scores_alike_in_pytorch(tmp_path, pooling):
 def test_stock_transformers_refuse_what_pools_by_mean(tmp_path):
     pretrained = minilm()
     model = BertForSequenceClassification(pretrained.config, 2, "mean")
-    params = params_for(pretrained, model, jax.random.key(0))
+    params = params_for(pretrained, model, jax.random.key(0), pretrained.class_names)
     save_pretrained(tmp_path / "model", model, params, pretrained.tokenizer, ("no", "yes"))
     with pytest.raises(ValueError, match="trust_remote_code"):
         transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -138,7 +138,7 @@ def test_every_activation_is_that_of_pytorch(tmp_path, activation):
     shutil.copy(TINY / "tokenizer.json", tmp_path)
     pretrained = read_pretrained(tmp_path)
     model = BertForSequenceClassification(pretrained.config, 2)
-    params = params_for(pretrained, model, jax.random.key(0))
+    params = params_for(pretrained, model, jax.random.key(0), pretrained.class_names)
     rng = np.random.default_rng(0)
     inputs = (rng.integers(0, 106, (3, 9)), rng.integers(0, 2, (3, 9)), np.ones((3, 9), int))
     inputs[2][0, 5:] = 0

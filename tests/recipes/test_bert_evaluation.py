@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,17 @@ import loopax
 from loopax.cli.printing import show_tables
 from loopax.data import Texts
 from loopax.errors import DataError
-from loopax.recipes.bert import FineTuneConfig, evaluate, evaluation, pictures, report, tables
+from loopax.recipes.bert import (
+    FineTuneConfig,
+    evaluate,
+    evaluation,
+    pictures,
+    read_pretrained,
+    report,
+    tables,
+)
 
+TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 NAMES = ("bad", "fair", "good")
 LABELS = [0, 0, 0, 1, 1, 2]
 PREDICTED = [0, 0, 1, 1, 2, 2]
@@ -44,7 +54,8 @@ def classifier(probabilities, names=NAMES, **more):
 
 
 def measured(labels, probabilities, names=NAMES, rows=None):
-    results = evaluate(classifier(probabilities, names), texts=texts_of(labels, names, rows))
+    trained = classifier(probabilities, names)
+    results = evaluate(trained, texts=texts_of(labels, names, rows), baseline=False)
     assert results == json.loads(json.dumps(results, allow_nan=False))
     return results
 
@@ -160,29 +171,40 @@ def test_texts_without_a_label_are_left_out_and_told_of():
         return sure([0, 2])
 
     trained = SimpleNamespace(class_names=NAMES, step=1, probabilities=answer)
-    results = evaluate(trained, texts=given, say=said.append)
+    results = evaluate(trained, texts=given, baseline=False, say=said.append)
     assert said == ["some.csv: 1 of 3 texts have no label and are left out"]
     assert asked == [("text 0",), ("text 2",)]
     assert (results["texts"], results["accuracy"]) == (2, 1.0)
     with pytest.raises(DataError, match=r"some\.csv: no text has a label"):
-        evaluate(trained, texts=texts_of([-1, -1]))
+        evaluate(trained, texts=texts_of([-1, -1]), baseline=False)
 
 
 def test_texts_of_other_classes_are_refused():
     with pytest.raises(
         DataError, match=r"some\.csv: its classes are bad, good; this run knows bad"
     ):
-        evaluate(classifier(sure(PREDICTED)), texts=texts_of([0, 1], ("bad", "good")))
+        evaluate(
+            classifier(sure(PREDICTED)), texts=texts_of([0, 1], ("bad", "good")), baseline=False
+        )
 
 
 def test_without_texts_those_that_the_run_kept_aside_are_taken(tmp_path):
     lines = [f"some words number {index},{'ab'[index % 2]}" for index in range(100)]
     (tmp_path / "d.csv").write_text("\n".join(["text,label", *lines]))
     config = FineTuneConfig(data=str(tmp_path / "d.csv"), batch_size=4, test_fraction=0.2)
-    trained = classifier(sure([0] * 20, 2), ("a", "b"), config=config)
+    trained = classifier(
+        sure([0] * 20, 2),
+        ("a", "b"),
+        config=config,
+        pretrained=read_pretrained(TINY),
+        dir=loopax.RunDir(tmp_path / "run"),
+    )
     results = evaluate(trained)
     assert results["texts"] == 20
     assert [each["support"] for each in results["per_class"]] == [10, 10]
+    assert results["baseline"]["accuracy"] == 0.5, "every word is in both classes"
+    assert "not worth" in evaluation.verdict(results)
+    assert "guessing" in tables(results)[0].columns
 
 
 def test_the_surest_mistakes_come_first_and_are_cut():
@@ -306,7 +328,7 @@ def test_the_report_holds_every_figure_picture_and_mistake(trained):
     assert len(embedded) == 3
     rows = [row.split("\n") for row in page.texts("tr")]
     assert ["<script>alert(1)</script>", "good", "bad", "80.0%"] in rows
-    assert ["batch_size", "16", "32"] in rows
+    assert ["batch_size", "16"] in rows
     assert ["data, SHA-256", "f00d" * 16] in rows
     assert ["measure it again", f"loopax evaluate {trained.dir.path}"] in rows
     for table in tables(results)[:2]:

@@ -9,15 +9,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from loopax import cli
+from loopax.data import Columns
 from loopax.errors import ConfigError, DataError
 from loopax.recipes import bert
-from loopax.recipes.bert import FineTuneConfig, predicting
+from loopax.recipes.bert import predicting
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 NAMES = ("bad", 'good, "really"')
@@ -28,9 +28,8 @@ class Counting:
 
     class_names = NAMES
 
-    def __init__(self, *columns, noted=()):
-        self.config = FineTuneConfig(text=columns)
-        self.dir = SimpleNamespace(read_json=lambda _: {"text": list(noted)} if noted else {})
+    def __init__(self, *columns):
+        self.columns = Columns(columns or ("text",))
         self.sizes = []
 
     def probabilities(self, rows, batch_size):
@@ -161,9 +160,9 @@ def test_a_text_alone_is_not_padded_and_few_sizes_are_compiled_for():
 def test_columns_that_the_run_found_by_itself_are_known_to_it(tmp_path):
     table = tmp_path / "pairs.csv"
     table.write_text("premise,hypothesis\none,two\nthree,\n")
-    rows = [*predicting.rows_from_file(Counting(noted=("premise", "hypothesis")), table, 1)]
+    rows = [*predicting.rows_from_file(Counting("premise", "hypothesis"), table, 1)]
     assert rows == [[("one", "two")], [("three", "")]]
-    with pytest.raises(DataError, match=r"holds pairs of texts.* was trained on single texts"):
+    with pytest.raises(DataError, match="has no column 'text'; its columns are 'premise'"):
         [*predicting.rows_from_file(Counting(), table, 1)]
 
 

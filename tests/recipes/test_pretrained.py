@@ -122,7 +122,10 @@ def test_a_name_on_the_hub_is_downloaded(monkeypatch, tmp_path, name):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     found = read_pretrained(name)
-    assert asked == [(name, ["config.json", "model.safetensors", "tokenizer.json"])]
+    (asked_name, patterns), *others = asked
+    assert (asked_name, others) == (name, [])
+    assert {"config.json", "model*.safetensors", "tokenizer.json", "vocab.txt"} <= {*patterns}
+    assert not any("bin" in pattern for pattern in patterns)
     assert found.folder == snapshot
     assert found.source == f"{name} at 0a1b2c"
 
@@ -336,19 +339,24 @@ def test_damage_is_refused_or_reads_as_numbers(tmp_path_factory, flips):
 # --- Where training begins ----------------------------------------------------
 
 
-def test_a_head_of_the_right_shape_is_taken_and_another_is_new(pretrained):
-    for classes, pooling, is_taken in [
-        (3, "pooler", True),
-        (2, "pooler", False),
-        (3, "mean", False),
+def test_a_head_of_the_same_classes_is_taken_by_name_and_another_is_new(pretrained):
+    first, second, third = pretrained.class_names
+    theirs = pretrained.weights["classifier/kernel"]
+    for names, pooling, order in [
+        ((first, second, third), "pooler", [0, 1, 2]),
+        ((third, first.upper(), second), "pooler", [2, 0, 1]),
+        ((first, second, "other"), "pooler", None),
+        ((first, second), "pooler", None),
+        ((first, second, third), "mean", None),
     ]:
-        model = BertForSequenceClassification(pretrained.config, classes, pooling)
-        params = params_for(pretrained, model, jax.random.key(0))["params"]
-        assert params["classifier"]["kernel"].shape == (32, classes)
-        same = np.array_equal(
-            params["classifier"]["kernel"], pretrained.weights["classifier/kernel"]
-        )
-        assert same == is_taken
+        model = BertForSequenceClassification(pretrained.config, len(names), pooling)
+        params = params_for(pretrained, model, jax.random.key(0), names)["params"]
+        kernel = np.asarray(params["classifier"]["kernel"])
+        assert kernel.shape == (32, len(names))
+        if order is not None:
+            np.testing.assert_array_equal(kernel, theirs[:, order])
+        else:
+            assert not np.isin(kernel, theirs).any()
         np.testing.assert_array_equal(
             params["bert"]["encoder"]["layer"]["1"]["attention"]["self"]["query"]["kernel"],
             pretrained.weights[QUERY_PATH],
@@ -391,12 +399,12 @@ def test_a_model_of_another_architecture_is_refused(pretrained, name):
 def test_tokens_are_those_that_were_kept(pretrained):
     reference = np.load(TINY / "reference.npz")
     rows = [tuple(text for text in row if text) for row in reference["texts"].tolist()]
-    columns = encode(pretrained.tokenizer, rows, 40)
+    columns, _ = encode(pretrained.tokenizer, rows, 40)
     assert {column.dtype for column in columns.values()} == {np.dtype(np.int32)}
     np.testing.assert_array_equal(columns["input_ids"], reference["input_ids"])
     np.testing.assert_array_equal(columns["token_type_ids"], reference["token_type_ids"])
     np.testing.assert_array_equal(columns["length"], reference["attention_mask"].sum(1))
-    single = encode(pretrained.tokenizer, [row[:1] for row in rows], 40)
+    single, _ = encode(pretrained.tokenizer, [row[:1] for row in rows], 40)
     assert set(single) == {"input_ids", "length"}
 
 
@@ -408,7 +416,7 @@ rows = st.lists(st.one_of(st.tuples(texts), st.tuples(texts, texts)), max_size=6
 @given(rows=rows, max_length=st.integers(8, 30))
 def test_every_row_is_whole_between_its_special_tokens(pretrained, rows, max_length):
     tokenizer = pretrained.tokenizer
-    columns = encode(tokenizer, rows, max_length)
+    columns, _ = encode(tokenizer, rows, max_length)
     ids, length = columns["input_ids"], columns["length"]
     cls, sep, pad = map(tokenizer.token_to_id, ("[CLS]", "[SEP]", "[PAD]"))
     assert ids.shape == (len(rows), length.max(initial=0))
@@ -458,11 +466,11 @@ def test_a_length_without_room_is_refused(pretrained, row, least):
         ConfigError, match=f"max_length is {least - 1}; it must be at least {least}"
     ):
         encode(pretrained.tokenizer, [row], least - 1)
-    assert encode(pretrained.tokenizer, [row], least)["length"][0] == least
+    assert encode(pretrained.tokenizer, [row], least)[0]["length"][0] == least
 
 
 def test_no_rows_are_no_tokens(pretrained):
-    columns = encode(pretrained.tokenizer, [], 10)
+    columns, _ = encode(pretrained.tokenizer, [], 10)
     assert columns["input_ids"].shape == (0, 0)
     assert columns["length"].shape == (0,)
 
@@ -472,7 +480,7 @@ def test_no_rows_are_no_tokens(pretrained):
 
 def saved(pretrained, folder, pooling="pooler", names=CLASSES):
     model = BertForSequenceClassification(pretrained.config, 3, pooling)
-    params = params_for(pretrained, model, jax.random.key(0))
+    params = params_for(pretrained, model, jax.random.key(0), pretrained.class_names)
     save_pretrained(folder, model, params, pretrained.tokenizer, names)
     return model, params
 
@@ -484,7 +492,7 @@ def test_what_is_written_reads_back_bit_for_bit(pretrained, tmp_path, pooling):
     assert (again.config, again.pooling) == (pretrained.config, pooling)
     assert again.class_names == ("schlecht", "na ja", "schön")
     assert again.tokenizer.to_str() == pretrained.tokenizer.to_str()
-    read = params_for(again, model, jax.random.key(5))
+    read = params_for(again, model, jax.random.key(5), again.class_names)
     assert jax.tree.structure(read) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, read, params)
 

@@ -3,6 +3,7 @@
 from loopax.data import catalogue
 from loopax.data.batches import Batches, IterableBatches, as_batches
 from loopax.data.buckets import BucketedBatches, bucket_lengths
+from loopax.data.columns import Columns
 from loopax.data.dataset import Dataset, DatasetBatches
 from loopax.data.files import load
 from loopax.data.folder import read_folder
@@ -16,6 +17,7 @@ from loopax.data.texts import Texts, read_texts, split_texts
 __all__ = [
     "Batches",
     "BucketedBatches",
+    "Columns",
     "Dataset",
     "DatasetBatches",
     "IterableBatches",

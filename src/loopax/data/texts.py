@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -155,14 +156,29 @@ def read_texts(
     return reader.texts(chosen=class_names is not None)
 
 
-def split_texts(texts: Texts, fraction: float, seed: int) -> tuple[Texts, Texts]:
+def content_of(row: Sequence[str]) -> tuple[str, ...]:
+    """A row without what most models do not see: case, spaces, and forms of the same letter."""
+    folded = (unicodedata.normalize("NFKC", text).casefold() for text in row)
+    return tuple(" ".join(text.split()) for text in folded)
+
+
+def split_texts(
+    texts: Texts,
+    fraction: float,
+    seed: int,
+    *,
+    contents: Sequence[Hashable] | None = None,
+) -> tuple[Texts, Texts]:
     """Splits `texts` in two, of which the second gets about `fraction` of every class.
 
-    Rows of one group stay together, and so do those with the same text: nothing that is tested
-    on was seen in training. A class with one such block is whole in the first part, any other has
-    rows in both wherever its blocks allow it. The split is a function of the content and the
-    seed, not of the order of the rows; both parts keep that order. Where all blocks are single
-    rows, each class is split exactly, to the nearest row.
+    Rows of one group stay together, and so do those with the same content: nothing that is tested
+    on was seen in training. By default the content is the text without case and spaces
+    (`content_of`); `contents` gives that of each row as a model sees it, such as its tokens.
+
+    A class with one such block is whole in the first part, any other has rows in both wherever its
+    blocks allow it. The split is a function of the content and the seed, not of the order of the
+    rows; both parts keep that order. Where all blocks are single rows, each class is split
+    exactly, to the nearest row.
 
     Raises:
         ConfigError: `fraction` is not between 0 and 1.
@@ -171,7 +187,9 @@ def split_texts(texts: Texts, fraction: float, seed: int) -> tuple[Texts, Texts]
     if not 0 < fraction < 1:
         raise ConfigError(f"fraction is {fraction}; it must be between 0 and 1")
     groups = texts.groups or [""] * len(texts)
-    ties = [(("text", *row), group or None) for row, group in zip(texts.rows, groups, strict=True)]
+    if contents is None:
+        contents = [content_of(row) for row in texts.rows]
+    ties = [(("content", c), group or None) for c, group in zip(contents, groups, strict=True)]
     ranks = [hashlib.sha256(repr((seed, row)).encode()).digest() for row in texts.rows]
     chosen = grouped_split(ties, ranks, texts.labels, fraction)
     if not chosen.any():

@@ -39,12 +39,14 @@ class FineTuneConfig:
     `loopax data list`, or a name on the Hugging Face hub."""
     max_length: int = 128
     """Tokens of a text, special ones included; what is longer is cut."""
-    pooling: Literal["pooler", "mean"] = "pooler"
-    """What the head sees: BERT's own pooler, or the mean over all tokens."""
-    epochs: int = 3
-    """Passes over the training texts."""
-    batch_size: int = 32
-    """Texts in a step."""
+    pooling: Literal["auto", "pooler", "mean"] = "auto"
+    """What the head sees: BERT's own pooler, or the mean over all tokens; auto: what the model
+    came with a head for or says itself, else the mean."""
+    epochs: int | None = None
+    """Passes over the training texts; when left out 3 (30 of the head), and as many as make 400
+    steps (2,000) of fewer texts, unless the validation texts tell to stop."""
+    batch_size: int | None = None
+    """Texts in a step; when left out 32, and fewer where a pass would have but a few steps."""
     seed: int = 0xFFFF
     """Of the head, the dropout, the order of the texts and the parts they are split into."""
     dropout: float | None = None
@@ -61,8 +63,9 @@ class FineTuneConfig:
     """Compute the features of a frozen model once, instead of in each epoch."""
     self_contained: bool = False
     """Copy frozen weights into the checkpoints, instead of referring to them by path and hash."""
-    metric: Literal["accuracy", "loss"] = "accuracy"
-    """What the best checkpoint is best in, on the validation texts."""
+    metric: Literal["auto", "accuracy", "macro-f1", "loss"] = "auto"
+    """What the best checkpoint is best in, on the validation texts; auto: accuracy, or macro-F1
+    where classes are weighed alike."""
     patience: int = 3
     """Evaluations without a better one after which training ends."""
     evaluations_per_epoch: int = 1
@@ -85,7 +88,7 @@ class FineTuneConfig:
     def __post_init__(self) -> None:
         counts = ("epochs", "batch_size", "patience", "evaluations_per_epoch", "log_every")
         for name in counts:
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.max_length < 8:
             raise ConfigError(f"max_length is {self.max_length}; it must be at least 8")
@@ -128,8 +131,6 @@ PRESETS: dict[Preset, FineTuneConfig] = {
     "head": replace(
         _FULL,
         preset="head",
-        pooling="mean",
-        epochs=30,
         warmup_fraction=0.0,
         patience=10,
         optimizer=Optimizer(

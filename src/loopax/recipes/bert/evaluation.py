@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 
 from loopax import Rows
 from loopax.data import Texts
-from loopax.errors import DataError
-from loopax.recipes.bert.problem import texts_of
-from loopax.recipes.bert.trained import TrainedClassifier
+from loopax.errors import DataError, LoopaxError
+from loopax.recipes.bert.baseline import BASELINE, fit_baseline
+from loopax.recipes.bert.problem import Parts, texts_of
+from loopax.recipes.bert.trained import TrainedClassifier, check_texts
 
 Results = dict[str, Any]
 Probabilities = Float[np.ndarray, "texts classes"]
@@ -39,6 +40,8 @@ def evaluate(
     trained: TrainedClassifier,
     *,
     texts: Texts | None = None,
+    parts: Parts | None = None,
+    baseline: bool = True,
     say: Callable[[str], None] = print,
 ) -> Results:
     """Everything that `tables` shows, as plain values for JSON.
@@ -47,14 +50,26 @@ def evaluate(
         trained: what to measure.
         texts: to measure it on, with the run's own classes; the test texts of the run's data when
             left out. Those without a label are.
+        parts: the run's own data, read anew when left out.
+        baseline: whether a simple classifier is measured beside it, which takes the texts that the
+            run was trained on.
         say: is told what is left out.
 
     Raises:
         DataError: no text has a label, or the classes are others than the run's.
         LoopaxError: the run's own data cannot be used.
     """
+    if parts is None and (baseline or texts is None):
+        try:
+            parts = texts_of(trained.config, trained.pretrained)
+            check_texts(trained.dir.path, parts, trained.config.data)
+        except LoopaxError as error:
+            if texts is None:
+                raise
+            say(f"no baseline, as it is fitted to the texts that were trained on: {error}")
     if texts is None:
-        texts = texts_of(trained.config).test
+        assert parts is not None, "or it was raised why not"
+        texts = parts.test
     if texts.class_names != trained.class_names:
         raise DataError(
             f"{texts.name}: its classes are {', '.join(texts.class_names)}; this run knows "
@@ -66,14 +81,37 @@ def evaluate(
     if left_out := len(texts) - len(labelled):
         say(f"{texts.name}: {left_out:,} of {len(texts):,} texts have no label and are left out")
     probabilities = trained.probabilities(labelled.rows).astype(np.float64)
+    simple = _simple(parts, labelled) if baseline and parts is not None else {}
     return {
         "step": trained.step,
         "data": texts.name,
         "class_names": list(trained.class_names),
         **scores(probabilities, labelled.labels),
+        **simple,
         "floor": floor(labelled.labels, trained.class_names),
         "mistakes": mistakes(probabilities, labelled),
     }
+
+
+def _simple(parts: Parts, texts: Texts) -> Results:
+    """What the baseline scores on these texts; nothing where none can be fitted."""
+    baseline = fit_baseline(parts.train, parts.validation)
+    if baseline is None:
+        return {}
+    found = scores(baseline.probabilities(texts.rows), texts.labels)
+    kept = ("accuracy", "accuracy_interval", "macro_f1", "nll_nats")
+    return {"baseline": {name: found[name] for name in kept} | {"name": BASELINE}}
+
+
+def verdict(results: Mapping[str, Any]) -> str | None:
+    """Whether the model was worth it, in a sentence; None where there is no baseline."""
+    if not (simple := results.get("baseline")):
+        return None
+    ours, theirs = results["accuracy"], simple["accuracy"]
+    figures = f"it is right on {ours:.1%} of these texts, {BASELINE} on {theirs:.1%}"
+    if ours > theirs:
+        return f"The model was worth its training: {figures}."
+    return f"The model was not worth its training: {figures}, after seconds."
 
 
 def scores(probabilities: Probabilities, labels: Labels) -> Results:
@@ -182,24 +220,38 @@ def tables(results: Mapping[str, Any]) -> list[Rows]:
 def _overall(results: Mapping[str, Any]) -> Rows:
     guess = results["floor"]
     low, high = results["accuracy_interval"]
+    beside = [each for each in (results.get("baseline"), guess) if each]
     rows = [
         (
             "accuracy",
             f"{results['accuracy']:.2%}",
             f"{low:.2%} – {high:.2%}",
-            f"{guess['accuracy']:.2%}",
+            *(f"{each['accuracy']:.2%}" for each in beside),
         ),
-        ("macro-F1, from 0 to 1", f"{results['macro_f1']:.4f}", "", f"{guess['macro_f1']:.4f}"),
+        (
+            "macro-F1, from 0 to 1",
+            f"{results['macro_f1']:.4f}",
+            "",
+            *(f"{each['macro_f1']:.4f}" for each in beside),
+        ),
         (
             "negative log-likelihood, nats",
             f"{results['nll_nats']:.4f}",
             "",
-            f"{guess['nll_nats']:.4f}",
+            *(f"{each['nll_nats']:.4f}" for each in beside),
         ),
-        ("expected calibration error", f"{results['calibration']['error']:.2%}", "", ""),
+        (
+            "expected calibration error",
+            f"{results['calibration']['error']:.2%}",
+            *("" for _ in beside),
+            "",
+        ),
     ]
     title = f"{results['texts']:,} texts of {results['data']}, step {results['step']:,}"
-    return Rows(("", "classifier", "95 % interval", "guessing"), rows, title)
+    if worth := verdict(results):
+        title = f"{title}. {worth}"
+    names = ["guessing"] if len(beside) == 1 else ["baseline: bag of words", "guessing"]
+    return Rows(("", "classifier", "95 % interval", *names), rows, title)
 
 
 def _by_class(results: Mapping[str, Any]) -> Rows:

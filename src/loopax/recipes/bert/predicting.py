@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from loopax.data import read_texts
 from loopax.errors import DataError
-from loopax.recipes.bert.trained import MODEL_FILE, TrainedClassifier
+from loopax.recipes.bert.trained import TrainedClassifier
 
 Format = Literal["text", "jsonl", "csv"]
 Row = tuple[str, ...]
@@ -63,8 +63,7 @@ def answers(
 
 def columns_of(trained: TrainedClassifier) -> tuple[str, ...]:
     """The column of the texts that a run was trained on, or the two of pairs."""
-    noted = trained.dir.read_json(MODEL_FILE).get("text", ())
-    return tuple(noted) or trained.config.text or ("text",)
+    return trained.columns.text
 
 
 def rows_from_file(trained: TrainedClassifier, path: Path, size: int) -> Iterator[Sequence[Row]]:
@@ -83,7 +82,7 @@ def rows_from_file(trained: TrainedClassifier, path: Path, size: int) -> Iterato
             lines = lines_from(file.fileno(), size)
             yield from rows_from_lines(lines, len(columns), f"{path}: line")
         return
-    texts = read_texts(path, text=trained.config.text, labelled=False)
+    texts = read_texts(path, text=columns, labelled=False)
     if len(texts.columns.text) != len(columns):
         raise DataError(
             f"{path}: holds {_kind(len(texts.columns.text))}, in {', '.join(texts.columns.text)}; "

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Bool
 
 import loopax
 from loopax.errors import CheckpointError, ConfigError, DataError
@@ -41,7 +42,17 @@ from loopax.recipes.bert.saving import save_pretrained as save_pretrained
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FILES = (CONFIG, WEIGHTS, TOKENIZER)
+INDEX, VOCABULARY, TOKENIZER_CONFIG = (
+    "model.safetensors.index.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+)
+POOLING = "1_Pooling/config.json"
+"""How a model of sentence-transformers pools."""
+PATTERNS = (CONFIG, "model*.safetensors", INDEX, TOKENIZER, VOCABULARY, TOKENIZER_CONFIG, POOLING)
+"""The files of a model on the hub that are of use here."""
+NO_CLASSES = ("multi_label_classification", "regression")
+"""Kinds of heads whose outputs are not one class of several."""
 OTHER_HEADS = ("cls.", "qa_outputs.")
 """Of pretraining and of another task, which a classifier has no use for."""
 OPTIONAL = ("bert/pooler/", "classifier/")
@@ -60,8 +71,8 @@ class Pretrained:
         weights: float32 arrays by our paths: all of `bert/...` (the pooler if the file has it), and
             `classifier/...` if the file has a classifier of texts.
         tokenizer: neither cuts nor pads, whatever its file says.
-        digest: SHA-256 of `model.safetensors`.
-        pooling: what its classifier sees.
+        digest: SHA-256 of the files of weights.
+        pooling: what its classifier sees, or what the model itself says; else `mean`.
         class_names: of its classifier, in the order of the logits; empty if it has none.
     """
 
@@ -82,52 +93,60 @@ def read_pretrained(name: str | Path) -> Pretrained:
     heads of other tasks are left aside. Whatever else does not fit the architecture is refused.
 
     Args:
-        name: a folder that holds `config.json`, `model.safetensors` and `tokenizer.json`; or a
-            package that carries these, which is not imported; or a name on the hub, from where
-            they are downloaded once.
+        name: a folder that holds `config.json`, `model.safetensors` (or several with an index) and
+            `tokenizer.json` (or `vocab.txt`); or a package that carries these, which is not
+            imported; or a name on the hub, from where they are downloaded once.
 
     Raises:
         ConfigError: there is no such model, or it is not a BERT, or `loopax[bert]` is missing.
         CheckpointError: the weights or the tokenizer are damaged, or do not fit `config.json`.
     """
     folder, source = _located(str(name))
-    for file in FILES:
-        if not (folder / file).is_file():
-            raise ConfigError(f"{folder}: has no {file}; a model has {', '.join(FILES)}")
+    if missing := _missing(folder):
+        raise ConfigError(f"{folder}: {missing}")
     stored = _read_json(folder / CONFIG)
-    pooling = stored.get("pooling", "pooler")
-    if pooling not in ("mean", "pooler"):
-        raise ConfigError(f"{folder / CONFIG}: pooling is {pooling!r}; it must be mean or pooler")
-    if stored.get("model_type") == MEAN_TYPE and pooling == "mean":
+    if stored.get("pooling", "mean") not in ("mean", "pooler"):
+        raise ConfigError(
+            f"{folder / CONFIG}: pooling is {stored['pooling']!r}; it must be mean or pooler"
+        )
+    if stored.get("model_type") == MEAN_TYPE and stored.get("pooling") == "mean":
         stored["model_type"] = "bert"
     config = BertConfig.from_json(stored, str(folder / CONFIG))
-    weights = _read_weights(folder / WEIGHTS, config)
-    if stored.get("architectures") not in (None, [CLASSIFIER], [MEAN_CLASSIFIER]):
+    files = _weight_files(folder)
+    weights = _read_weights(files, config)
+    task = stored.get("architectures") not in (None, [CLASSIFIER], [MEAN_CLASSIFIER])
+    if task or stored.get("problem_type") in NO_CLASSES:
         # What other tasks call a classifier looks the same and means something else.
         weights = {path: array for path, array in weights.items() if path.startswith("bert/")}
-    with (folder / WEIGHTS).open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    names = _class_names(stored, weights)
+    pooling = _pooling(folder, stored, bool(names), "bert/pooler/dense/kernel" in weights)
     return Pretrained(
         source=source,
         folder=folder,
         config=config,
         weights=weights,
-        tokenizer=_read_tokenizer(folder / TOKENIZER, config),
-        digest=digest,
+        tokenizer=_read_tokenizer(folder, config),
+        digest=_digest(files),
         pooling=pooling,
-        class_names=_class_names(stored, weights),
+        class_names=names,
     )
 
 
-def params_for(pretrained: Pretrained, model: BertForSequenceClassification, start: Any) -> Any:
+def params_for(
+    pretrained: Pretrained,
+    model: BertForSequenceClassification,
+    start: Any,
+    class_names: Sequence[str] = (),
+) -> Any:
     """Parameters of `model` that begin as the pretrained ones.
 
-    The head is pretrained too if the file has one of its shape that sees the same pooling.
+    The head is pretrained too if the file has one of the same classes (`head_order`).
 
     Args:
         pretrained: as it was read.
         model: a classifier of the same architecture; its dropout may differ.
         start: parameters of `model`, or a random key to make those that are not pretrained.
+        class_names: the classes of `model`, in the order of its logits.
 
     Raises:
         ConfigError: `model` pools by the pooler, and there is no pretrained one.
@@ -147,12 +166,27 @@ def params_for(pretrained: Pretrained, model: BertForSequenceClassification, sta
             f"{pretrained.folder / WEIGHTS}: has no {name_of(missing[0])}, which is not "
             f"pretrained; {'pool by mean' if 'pooler' in missing[0] else 'take another model'}"
         )
-    head = [path for path in weights if path.startswith("classifier/")]
-    fits = all(weights[path].shape == leaves[path].shape for path in head)
-    if pretrained.pooling != model.pooling or not fits:
-        weights = {path: array for path, array in weights.items() if path not in head}
+    order = head_order(pretrained, model.pooling, class_names)
+    for path in [path for path in weights if path.startswith("classifier/")]:
+        array = weights.pop(path)
+        if order is not None:
+            weights[path] = array[..., order]
     source = str(pretrained.folder / WEIGHTS)
     return loopax.with_weights(params, weights, source=source, partial=True)
+
+
+def head_order(
+    pretrained: Pretrained, pooling: str, class_names: Sequence[str]
+) -> list[int] | None:
+    """Where a pretrained head has each of these classes; None if it is not of just these.
+
+    Classes are the same by name, whatever their order is; case does not matter.
+    """
+    theirs = [name.casefold() for name in pretrained.class_names]
+    ours = [name.casefold() for name in class_names]
+    if pretrained.pooling != pooling or not theirs or sorted(theirs) != sorted(ours):
+        return None
+    return [theirs.index(name) for name in ours]
 
 
 def _new(model: BertForSequenceClassification, key: jax.Array) -> Any:
@@ -172,8 +206,8 @@ def _new(model: BertForSequenceClassification, key: jax.Array) -> Any:
 
 def encode(
     tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], max_length: int
-) -> dict[str, np.ndarray]:
-    """Rows of one text or of a pair as columns of tokens, padded to the longest row.
+) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " rows"]]:
+    """Rows of one text or of a pair as columns of tokens, padded; and which rows were truncated.
 
     `input_ids` and, where there is a pair, `token_type_ids` are int32 `[rows, longest]`; `length`
     is int32 `[rows]`. Of a row that is too long, tokens are taken from the end of its longer text.
@@ -203,7 +237,8 @@ def encode(
     length = np.array([len(encoding) for encoding in encodings], np.int32)
     fill = {"input_ids": tokenizer.token_to_id("[PAD]") or 0, "token_type_ids": 0}
     padded = {name: _padded(rows, length, fill[name]) for name, rows in columns.items()}
-    return {**padded, "length": length}
+    truncated = np.array([bool(encoding.overflowing) for encoding in encodings], bool)
+    return {**padded, "length": length}, truncated
 
 
 def needed(module: str) -> Any:
@@ -244,7 +279,7 @@ def _located(name: str) -> tuple[Path, str]:
         else:
             for file in package.files or ():
                 found = Path(str(package.locate_file(file)))
-                if file.name == WEIGHTS and all((found.parent / each).is_file() for each in FILES):
+                if file.name == CONFIG and not _missing(found.parent):
                     return found.parent.resolve(), f"{name} {package.version}"
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise ConfigError(f"{name}: there is no such folder")
@@ -255,7 +290,7 @@ def _downloaded(name: str) -> tuple[Path, str]:
     """A model of the hub, from the hub's own cache if it is there."""
     hub = needed("huggingface_hub")
     try:
-        folder = Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
+        folder = Path(hub.snapshot_download(name, allow_patterns=list(PATTERNS)))
     except Exception as error:  # The hub raises its own, those of its HTTP client, and OSError.
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
@@ -275,10 +310,94 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tokenizer(path: Path, config: BertConfig) -> Tokenizer:
+def _missing(folder: Path) -> str | None:
+    """What a folder lacks to be that of a model, and what to do, in words."""
+    if not (folder / CONFIG).is_file():
+        return f"has no {CONFIG}; a model has {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+    if not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
+        if (folder / "pytorch_model.bin").is_file():
+            return (
+                "has pytorch_model.bin, which can run code and is not read; save it anew with "
+                "transformers: AutoModel.from_pretrained(...).save_pretrained(...)"
+            )
+        return f"has no {WEIGHTS}; a model has {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+    if not any((folder / file).is_file() for file in (TOKENIZER, VOCABULARY)):
+        return f"has no {TOKENIZER} and no {VOCABULARY}; a model has one of them"
+    return None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The file of the weights, or those that an index names.
+
+    Raises:
+        CheckpointError: one of these is not there.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    shards = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"{folder / INDEX}: has no weight_map of names of files")
+    files = [folder / Path(name).name for name in sorted(set(shards.values()))]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{folder / INDEX}: names {file.name}, which is not there")
+    return files
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of a file; of several that of theirs."""
+    digests = []
+    for file in files:
+        with file.open("rb") as content:
+            digests.append(hashlib.file_digest(content, "sha256").hexdigest())
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
+
+
+def _pooling(
+    folder: Path, stored: Mapping[str, Any], has_head: bool, has_pooler: bool
+) -> Literal["mean", "pooler"]:
+    """What a classifier of the folder sees, by its own word or its kind; else the mean."""
+    if "pooling" in stored:
+        return "mean" if stored["pooling"] == "mean" else "pooler"
+    if (folder / POOLING).is_file() and _read_json(folder / POOLING).get(
+        "pooling_mode_mean_tokens"
+    ):
+        return "mean"
+    return "pooler" if has_head and has_pooler else "mean"
+
+
+def _read_vocabulary(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder that has its words alone, as BERT reads texts."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    settings = folder / TOKENIZER_CONFIG
+    said = _read_json(settings) if settings.is_file() else {}
+    vocabulary = models.WordPiece.read_file(str(folder / VOCABULARY))
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=said.get("do_lower_case", True))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = {token: vocabulary[token] for token in ("[CLS]", "[SEP]")}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=list(ends.items()),
+    )
+    return tokenizer
+
+
+def _read_tokenizer(folder: Path, config: BertConfig) -> Tokenizer:
     tokenizers = needed("tokenizers")
+    path = folder / TOKENIZER
     try:
-        tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        if path.is_file():
+            tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        else:
+            path = folder / VOCABULARY
+            tokenizer = _read_vocabulary(folder)
+    except ConfigError:
+        raise
     except Exception as error:  # The library raises nothing narrower.
         reason = ascii(str(error))[1:-1][:200]
         raise CheckpointError(f"{path}: is not a tokenizer: {reason}") from error
@@ -293,9 +412,10 @@ def _read_tokenizer(path: Path, config: BertConfig) -> Tokenizer:
     return tokenizer
 
 
-def _read_weights(path: Path, config: BertConfig) -> dict[str, np.ndarray]:
-    """The parameters of a file by our paths, each checked against the architecture."""
-    arrays = loopax.read_weights(path)
+def _read_weights(files: Sequence[Path], config: BertConfig) -> dict[str, np.ndarray]:
+    """The parameters of files by our paths, each checked against the architecture."""
+    path = files[0] if len(files) == 1 else files[0].with_name(INDEX)
+    arrays = {name: array for file in files for name, array in loopax.read_weights(file).items()}
     stored = _paths(path, arrays)
     layers = {name.split("/")[3] for name in stored if name.startswith("bert/encoder/layer/")}
     if len(layers) != config.num_hidden_layers:

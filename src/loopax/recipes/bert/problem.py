@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,20 +19,42 @@ from jaxtyping import Array, Float
 
 import loopax
 from loopax.data import BucketedBatches, Dataset, Texts, read_texts, split_texts
-from loopax.errors import ConfigError
+from loopax.errors import ConfigError, DataError
 from loopax.models.bert import BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.features import features_of, file_for
-from loopax.recipes.bert.pretrained import Pretrained, encode, params_for, read_pretrained
+from loopax.recipes.bert.pretrained import (
+    Pretrained,
+    encode,
+    head_order,
+    params_for,
+    read_pretrained,
+)
 from loopax.recipes.bert.tokens import BATCH, CUT, model_inputs
+
+LENGTHS = {"full": (3, 400), "head": (30, 2000)}
+"""Of a training whose length is left to the data: passes, and steps in more passes of few texts."""
+BATCH_SIZE, SMALLEST_BATCH = 32, 8
+BATCHES_AT_LEAST = 40
+"""In a pass, where the size of batches is left to the data."""
 
 
 class Parts(NamedTuple):
-    """Texts to train on, to choose a checkpoint by, and never looked at before the end."""
+    """Texts to train on, to choose a checkpoint by, and never looked at before the end.
+
+    `notes` are lines on what was found in them.
+    """
 
     train: Texts
     validation: Texts
     test: Texts
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the texts and labels of each part."""
+        parts = (part.fingerprint for part in self[:3])
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 @dataclass(eq=False)
@@ -50,15 +74,21 @@ class Problem:
         Raises:
             LoopaxError: the texts or the model cannot be used.
         """
-        texts = texts_of(config)
         pretrained = read_pretrained(located(config.model))
+        texts = texts_of(config, pretrained)
+        if len(texts.train.columns.text) > 1 and pretrained.config.type_vocab_size < 2:
+            raise ConfigError(
+                f"{pretrained.source}: tells no pairs apart (type_vocab_size is 1), and "
+                f"{texts.train.name} holds pairs; take another model, or name one column of texts"
+            )
         model = model_of(config, pretrained, texts.train.class_names)
         return cls(config, texts, pretrained, model, say)
 
     @cached_property
     def params(self) -> Any:
         """The parameters that training begins with: pretrained, and a new head."""
-        return params_for(self.pretrained, self.model, jax.random.key(self.config.seed))
+        names = self.texts.train.class_names
+        return params_for(self.pretrained, self.model, jax.random.key(self.config.seed), names)
 
     @cached_property
     def is_frozen(self) -> bool:
@@ -76,7 +106,7 @@ class Problem:
     @cached_property
     def batches(self) -> BucketedBatches:
         """The training texts, by length."""
-        return self._batches(self.tokens(self.texts.train), self.config.batch_size)
+        return self._batches(self.tokens(self.texts.train), self.batch_size)
 
     @cached_property
     def validation(self) -> BucketedBatches:
@@ -86,7 +116,7 @@ class Problem:
 
     def tokens(self, texts: Texts) -> Dataset:
         """Texts as the model is given them."""
-        columns = encode(self.pretrained.tokenizer, texts.rows, self.longest)
+        columns, _ = encode(self.pretrained.tokenizer, texts.rows, self.longest)
         return Dataset(
             {**columns, "label": texts.labels}, name=texts.name, class_names=texts.class_names
         )
@@ -94,7 +124,7 @@ class Problem:
     @property
     def longest(self) -> int:
         """Tokens that a text is cut to."""
-        return min(self.config.max_length, self.pretrained.config.max_position_embeddings)
+        return longest_of(self.config, self.pretrained)
 
     def _batches(self, tokens: Dataset, size: int) -> BucketedBatches:
         """Batches of tokens; of their features in the same order, where these stand for them."""
@@ -104,7 +134,7 @@ class Problem:
             )
         config, identity = self.config, tokens.fingerprint
         made_by = repr(self.pretrained.config), self.pretrained.digest
-        file = file_for(*made_by, identity, config.pooling, config.dtype)
+        file = file_for(*made_by, identity, self.model.pooling, config.dtype)
         features = features_of(
             tokens.columns, self.model, self.params, self.longest, file, self.say
         )
@@ -113,9 +143,22 @@ class Problem:
         return BucketedBatches(data, size, cut=(), fingerprint=identity)
 
     @property
+    def batch_size(self) -> int:
+        """Texts in a step."""
+        return self.config.batch_size or batch_size_for(len(self.texts.train))
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training texts, if nothing ends them early."""
+        if self.config.epochs is not None:
+            return self.config.epochs
+        passes, steps = LENGTHS[self.config.preset]
+        return max(passes, -(-steps // (len(self.texts.train) // self.batch_size)))
+
+    @property
     def steps(self) -> int:
         """How many steps the whole training has, if nothing ends it early."""
-        return self.config.epochs * (len(self.texts.train.rows) // self.config.batch_size)
+        return self.epochs * (len(self.texts.train) // self.batch_size)
 
     @property
     def evaluate_every(self) -> int:
@@ -123,33 +166,73 @@ class Problem:
         return max(1, self.batches.steps_per_epoch // self.config.evaluations_per_epoch)
 
     @property
+    def metric(self) -> str:
+        """What the best checkpoint is best in."""
+        return metric_of(self.config)
+
+    @property
     def chosen_by(self) -> str:
-        """The metric that the best checkpoint is best in."""
-        return f"validation/{self.config.metric}"
+        """The metric that the best checkpoint is best in, as the log names it."""
+        return "hook/macro_f1" if self.metric == "macro-f1" else f"validation/{self.metric}"
 
     @property
     def chosen_mode(self) -> Literal["min", "max"]:
         """Whether that is best at its lowest or at its highest."""
-        return "min" if self.config.metric == "loss" else "max"
+        return "min" if self.metric == "loss" else "max"
+
+    @property
+    def hooks(self) -> list[loopax.Hook]:
+        """What is logged of an evaluation that is no mean over its batches: the macro-F1."""
+        if self.metric != "macro-f1":
+            return []
+
+        def macro_f1(run: loopax.Run) -> dict[str, float]:
+            counts = run.latest("validation")
+            return {"macro_f1": mean_f1(*(np.asarray(counts[name]) for name in COUNTS))}
+
+        return [loopax.Hook(macro_f1, every=self.evaluate_every)]
 
     @property
     def description(self) -> str:
-        """What is trained on what, in two lines."""
-        train, validation, test = (len(part.rows) for part in self.texts)
-        return (
-            f"{self.texts.train.description}\n{train:,} texts to train on, {validation:,} to "
-            f"choose by, {test:,} to test on; model {self.pretrained.source}"
-        )
+        """What is trained on what, in lines."""
+        train, validation, test = self.texts[:3]
+        lines = [
+            train.description,
+            f"{len(train):,} texts to train on, {len(validation):,} to choose by, {len(test):,} "
+            f"to test on; model {self.pretrained.source}",
+            *self.texts.notes,
+            *self._head_said(),
+        ]
+        passes, _ = LENGTHS[self.config.preset]
+        if self.epochs > passes or self.batch_size < (self.config.batch_size or BATCH_SIZE):
+            lines.append(
+                f"few texts, so batches of {self.batch_size} and at most {self.epochs:,} passes "
+                f"({self.steps:,} steps)"
+            )
+        return "\n".join(lines)
+
+    def _head_said(self) -> list[str]:
+        """What becomes of a head that the model came with."""
+        theirs = self.pretrained.class_names
+        if not theirs:
+            return []
+        names = self.texts.train.class_names
+        if head_order(self.pretrained, self.model.pooling, names) is not None:
+            return [f"the head of the model is taken: it is of the same {len(names)} classes"]
+        listed = ", ".join(theirs[:6]) + (", ..." if len(theirs) > 6 else "")
+        return [f"the head is new: that of the model is of the classes {listed}"]
 
     @property
     def loss_fn(self) -> Callable[..., Any]:
         """Cross-entropy as `fit` takes it; dropout and class weights are for training alone."""
         weights = class_weights(self.texts.train) if self.config.class_weights == "balanced" else 1
-        frozen = self.is_frozen
+        frozen, counted = self.is_frozen, self.metric == "macro-f1"
 
         def loss(params: Any, batch: Any, rngs: Any) -> Any:
             if not rngs.training:
-                return measured(self._logits(params, batch, True, None), batch["label"], 1)
+                logits = self._logits(params, batch, True, None)
+                mean, metrics = measured(logits, batch["label"], 1)
+                return mean, metrics | (counts_of(logits, batch["label"]) if counted else {})
             logits = self._logits(params, batch, frozen, {"dropout": rngs["dropout"]})
             return measured(logits, batch["label"], weights)
 
@@ -230,7 +313,7 @@ def model_of(
     return BertForSequenceClassification(
         architecture,
         classes=len(class_names),
-        pooling=config.pooling,
+        pooling=pretrained.pooling if config.pooling == "auto" else config.pooling,
         dtype=jnp.dtype(config.dtype),
     )
 
@@ -241,6 +324,45 @@ def measured(logits: Float[Array, "n classes"], labels: Any, weights: Any) -> An
     if not isinstance(weights, int):
         each = each * jnp.asarray(weights)[labels]
     return each.mean(), {"accuracy": (logits.argmax(-1) == labels).mean()}
+
+
+COUNTS = ("right", "predicted", "occurring")
+"""What an evaluation counts of each class, for F1 over all of its batches."""
+
+
+def counts_of(logits: Float[Array, "n classes"], labels: Any) -> dict[str, Array]:
+    """How often each class is right, predicted, and there: int32 `[classes]`, by `COUNTS`."""
+    classes = logits.shape[-1]
+    predicted = logits.argmax(-1)
+    found = (jnp.where(predicted == labels, labels, classes), predicted, labels)
+    return {
+        name: jnp.bincount(each, length=classes + 1)[:classes].astype(jnp.int32)
+        for name, each in zip(COUNTS, found, strict=True)
+    }
+
+
+def mean_f1(right: np.ndarray, predicted: np.ndarray, occurring: np.ndarray) -> float:
+    """The macro-F1: the mean over the classes that occur or are predicted."""
+    there = predicted + occurring > 0
+    return float((2 * right[there] / (predicted + occurring)[there]).mean())
+
+
+def metric_of(config: FineTuneConfig) -> str:
+    """What the best checkpoint is best in: what is named, or what the weights of classes mean."""
+    if config.metric != "auto":
+        return config.metric
+    return "accuracy" if config.class_weights == "none" else "macro-f1"
+
+
+def batch_size_for(texts: int) -> int:
+    """A power of two by which a pass has enough steps: `BATCH_SIZE`, or less for few texts."""
+    fitting = min(BATCH_SIZE, max(SMALLEST_BATCH, texts // BATCHES_AT_LEAST))
+    return max(1, min(1 << (fitting.bit_length() - 1), texts))
+
+
+def longest_of(config: FineTuneConfig, pretrained: Pretrained) -> int:
+    """Tokens that a text is cut to: no model reads more than it has positions."""
+    return min(config.max_length, pretrained.config.max_position_embeddings)
 
 
 def class_weights(texts: Texts) -> Float[np.ndarray, " classes"]:
@@ -272,26 +394,89 @@ def by_depth(optimizer: loopax.Optimizer, layers: int, decay: float) -> loopax.O
     return dataclasses.replace(optimizer, groups=groups)
 
 
-def texts_of(config: FineTuneConfig) -> Parts:
-    """The texts that a configuration names, in three parts.
+def texts_of(config: FineTuneConfig, pretrained: Pretrained) -> Parts:
+    """The texts that a configuration names, in three parts, of which none has a text of another.
+
+    What is compared are tokens, as the model sees them: many models see no case, and no model sees
+    what is cut off.
 
     Raises:
         LoopaxError: they cannot be used.
     """
-    text, label = config.text, config.label
-    texts = read_texts(located(config.data), text=text, label=label, group=config.group)
+    longest = longest_of(config, pretrained)
+    seen = functools.partial(_seen, pretrained.tokenizer, longest=longest)
+    texts = read_texts(
+        located(config.data), text=config.text, label=config.label, group=config.group
+    )
+    contents, cut = seen(texts)
+    notes, count = [], len(texts)
     if config.test_data is None:
-        texts, test = split_texts(texts, config.test_fraction, config.seed)
+        first, second = _split(texts, contents, config.test_fraction, config.seed)
+        texts, test = texts.subset(first), texts.subset(second)
+        contents = [contents[index] for index in first]
     else:
-        names = texts.class_names
-        test = read_texts(config.test_data, text=text, label=label, class_names=names)
-    train, validation = split_texts(texts, config.validation_fraction, config.seed)
-    if len(train.rows) < config.batch_size:
+        names, columns = texts.class_names, texts.columns
+        test = read_texts(
+            config.test_data, text=columns.text, label=columns.label, class_names=names
+        )
+        tested, cut_there = seen(test)
+        cut, count = cut + cut_there, count + len(test)
+        kept = [index for index, each in enumerate(contents) if each not in {*tested}]
+        if left_out := len(texts) - len(kept):
+            notes.append(
+                f"{left_out:,} of {len(texts):,} texts are also in {test.name}; they are left out "
+                "of the training"
+            )
+        texts, contents = texts.subset(kept), [contents[index] for index in kept]
+        if not len(texts):
+            raise DataError(
+                f"{config.test_data}: every text of {config.data} is also there; test on others"
+            )
+    first, second = _split(texts, contents, config.validation_fraction, config.seed)
+    train, validation = texts.subset(first), texts.subset(second)
+    notes += _notes(train, [contents[index] for index in first])
+    if cut:
+        notes.append(
+            f"{cut:,} of {count:,} texts are longer than {longest} tokens and are cut there"
+        )
+    if longest < config.max_length:
+        notes.append(f"the model reads at most {longest} tokens, not {config.max_length}")
+    if len(train) < (config.batch_size or 1):
         raise ConfigError(
-            f"batch_size is {config.batch_size}, and {len(train.rows)} texts are left to train on; "
+            f"batch_size is {config.batch_size}, and {len(train)} texts are left to train on; "
             "it must not be larger"
         )
-    return Parts(train, validation, test)
+    return Parts(train, validation, test, tuple(notes))
+
+
+def _seen(tokenizer: Any, texts: Texts, longest: int) -> tuple[list[bytes], int]:
+    """Of each text what the model sees of it, and how many are cut."""
+    columns, cut = encode(tokenizer, texts.rows, longest)
+    ids, length = columns["input_ids"], columns["length"]
+    contents = [row[:end].tobytes() for row, end in zip(ids, length.tolist(), strict=True)]
+    return contents, int(cut.sum())
+
+
+def _split(
+    texts: Texts, contents: Sequence[bytes], fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """The places of the two parts that `split_texts` makes."""
+    numbered = dataclasses.replace(texts, rows=[(str(index),) for index in range(len(texts))])
+    first, second = split_texts(numbered, fraction, seed, contents=contents)
+    return [int(row[0]) for row in first.rows], [int(row[0]) for row in second.rows]
+
+
+def _notes(texts: Texts, contents: Sequence[bytes]) -> list[str]:
+    """What to know of texts that come more than once."""
+    labels: dict[bytes, set[int]] = {}
+    for content, label in zip(contents, texts.labels.tolist(), strict=True):
+        labels.setdefault(content, set()).add(label)
+    notes = []
+    if again := len(contents) - len(labels):
+        notes.append(f"{again:,} texts to train on repeat others; such stay in one part together")
+    if torn := sum(len(each) > 1 for each in labels.values()):
+        notes.append(f"{torn:,} texts come with different labels; one of them must be wrong")
+    return notes
 
 
 def located(name: str) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import loopax
 from loopax import Figures, Origin, Picture, Rows, Section, Text
-from loopax.recipes.bert.config import PRESETS
-from loopax.recipes.bert.evaluation import TABULATED, tables
+from loopax.recipes.bert.config import PRESETS, FineTuneConfig
+from loopax.recipes.bert.evaluation import TABULATED, tables, verdict
 from loopax.recipes.bert.pictures import draw_all
+from loopax.recipes.bert.problem import metric_of
 from loopax.recipes.bert.trained import TrainedClassifier
 
 
@@ -38,7 +40,7 @@ def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
         Section("Calibration", [pictures["calibration.png"], calibration]),
         Section("Mistakes", [*_mistakes(results)]),
         Section("Training", [pictures["curves.png"], *origin.account]),
-        Section("Configuration", [loopax.settings_table(config, PRESETS[config.preset])]),
+        Section("Configuration", [_settings(config)]),
         Section("Provenance", [*origin.provenance(config.seed), _commands(trained)]),
     ]
     about = [f"preset {config.preset}", origin.began, f"loopax {loopax.__version__}"]
@@ -55,21 +57,32 @@ def _summary(trained: TrainedClassifier, results: Mapping[str, Any]) -> Text:
     froze = f", of which {', '.join(config.optimizer.freeze)} stayed as it was," * bool(
         config.optimizer.freeze
     )
-    took = Origin(trained.dir).took
+    took, worth = Origin(trained.dir).took, verdict(results)
     return Text(
         f"It tells {len(names)} classes of {what} apart, and was fine-tuned from the pretrained "
-        f"model {config.model}{froze} in {trained.step:,} steps of {config.batch_size} texts"
+        f"model {config.model}{froze} in {trained.step:,} steps"
         f"{took and f', {took}'}. The checkpoint is the one with the best "
-        f"{config.metric} on validation texts; all figures here are of other texts, which were "
-        "never trained on.\n\nGuessing is the best that can be said without reading a text: always "
+        f"{metric_of(config)} on validation texts; all figures here are of other texts: as the "
+        "model sees them, none was trained on or chosen by.\n\n"
+        f"{f'{worth} ' if worth else ''}Guessing is the best that can be said without reading a "
+        "text: always "
         f"“{results['floor']['class']}”, or the frequencies of the classes as probabilities."
     )
+
+
+def _settings(config: FineTuneConfig) -> Rows:
+    """Every setting beside that of the preset; those that follow the data, as they did here."""
+    preset = PRESETS[config.preset]
+    epochs, batch_size = preset.epochs or config.epochs, preset.batch_size or config.batch_size
+    return loopax.settings_table(config, replace(preset, epochs=epochs, batch_size=batch_size))
 
 
 def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """The main figures, each beside what guessing scores."""
     guess, calibration = results["floor"], results["calibration"]
-    yield "accuracy", f"{results['accuracy']:.1%}", f"guessing: {guess['accuracy']:.1%}"
+    simple = results.get("baseline")
+    beside = f"bag of words: {simple['accuracy']:.1%}, " if simple else ""
+    yield "accuracy", f"{results['accuracy']:.1%}", f"{beside}guessing: {guess['accuracy']:.1%}"
     yield (
         "macro-F1, from 0 to 1",
         f"{results['macro_f1']:.3f}",

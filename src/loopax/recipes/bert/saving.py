@@ -42,6 +42,8 @@ def save_pretrained(
     params: Any,
     tokenizer: Tokenizer,
     class_names: Sequence[str],
+    *,
+    max_length: int | None = None,
 ) -> None:
     """Writes a classifier for `AutoModelForSequenceClassification.from_pretrained(folder)`.
 
@@ -54,6 +56,8 @@ def save_pretrained(
         params: the tree that `model.apply` takes.
         tokenizer: what the texts were encoded with.
         class_names: the classes in the order of the logits.
+        max_length: tokens that texts were cut to in training, and are then cut to there; all that
+            the model has positions for when left out.
 
     Raises:
         ConfigError: there are not as many names as classes, or `folder` holds something else.
@@ -71,7 +75,7 @@ def save_pretrained(
     texts = {
         CONFIG: _json(_config(model, class_names)),
         TOKENIZER: tokenizer.to_str(pretty=True),
-        TOKENIZER_CONFIG: _json(_tokenizer_config(model, tokenizer)),
+        TOKENIZER_CONFIG: _json(_tokenizer_config(model, tokenizer, max_length)),
     }
     if model.pooling == "mean":
         texts[MODELING] = (resources.files(__package__) / f"{MODELING}.txt").read_text("utf-8")
@@ -140,7 +144,10 @@ def _config(model: BertForSequenceClassification, class_names: Sequence[str]) ->
     return stored
 
 
-def _tokenizer_config(model: BertForSequenceClassification, tokenizer: Tokenizer) -> dict[str, Any]:
+def _tokenizer_config(
+    model: BertForSequenceClassification, tokenizer: Tokenizer, max_length: int | None
+) -> dict[str, Any]:
+    positions = model.config.max_position_embeddings
     special = {
         role: token
         for role, token in SPECIAL_TOKENS.items()
@@ -150,7 +157,7 @@ def _tokenizer_config(model: BertForSequenceClassification, tokenizer: Tokenizer
         # The class that takes tokenizer.json as it is; the one of BERT may lower-case anew.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        "model_max_length": model.config.max_position_embeddings,
+        "model_max_length": min(max_length or positions, positions),
         **special,
     }
 

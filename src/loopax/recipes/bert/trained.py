@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Float
 
 import loopax
-from loopax.data import Texts, read_texts
-from loopax.errors import CheckpointError, RunDirError
+from loopax.data import Columns, Texts, read_texts
+from loopax.errors import CheckpointError, DataError, RunDirError
 from loopax.models.bert import BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.pretrained import Pretrained, encode, params_for, read_pretrained
-from loopax.recipes.bert.problem import Problem, located, model_of
+from loopax.recipes.bert.problem import Parts, Problem, located, longest_of, model_of
 from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import BATCH, in_batches, model_inputs
 
@@ -38,6 +38,7 @@ class TrainedClassifier:
         pretrained: what it was fine-tuned from; its tokenizer reads the texts.
         model, params: the Flax module, and what its `apply` takes.
         class_names: the classes, in the order of the probabilities.
+        columns: where the texts and labels were found that it was trained on.
         dir: the run directory.
         step: how many updates the parameters have seen.
     """
@@ -47,6 +48,7 @@ class TrainedClassifier:
     model: BertForSequenceClassification
     params: Any
     class_names: tuple[str, ...]
+    columns: Columns
     dir: loopax.RunDir
     step: int
 
@@ -57,8 +59,8 @@ class TrainedClassifier:
         if not texts:
             return np.empty((0, len(self.class_names)), np.float32)
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        longest = min(self.config.max_length, self.pretrained.config.max_position_embeddings)
-        columns = encode(self.pretrained.tokenizer, rows, longest)
+        longest = longest_of(self.config, self.pretrained)
+        columns, _ = encode(self.pretrained.tokenizer, rows, longest)
         function = functools.partial(_probabilities, self.model, self.params)
         return in_batches(function, columns, longest, batch_size)
 
@@ -91,8 +93,40 @@ def note_model(run: loopax.Run, problem: Problem) -> None:
         "sha256": pretrained.digest,
         "class_names": list(train.class_names),
         "text": list(train.columns.text),
+        "label": train.columns.label,
+        "texts": problem.texts.fingerprint,
     }
     run.dir.write_json(MODEL_FILE, noted)
+
+
+def check_texts(run: str | Path, texts: Parts, data: str) -> None:
+    """Makes sure that a run that is there, finished or not, has these texts in these parts.
+
+    Raises:
+        DataError: it was trained on others.
+    """
+    directory = loopax.RunDir(run)
+    if not (directory.path / MODEL_FILE).exists():
+        return
+    if texts.fingerprint != _noted(directory)["texts"]:
+        raise DataError(
+            f"{data}: its texts, labels or parts are not those that {run} was trained on; give the "
+            "table as it was, name another run directory, or begin anew with --fresh"
+        )
+
+
+def _noted(directory: loopax.RunDir) -> dict[str, Any]:
+    """What `note_model` has kept."""
+    file = directory.path / MODEL_FILE
+    if not file.exists():
+        raise RunDirError(f"{directory.path}: has no {MODEL_FILE}; the run has not begun to train")
+    noted = directory.read_json(MODEL_FILE)
+    kinds = {"pretrained": str, "sha256": str, "class_names": list, "text": list, "texts": str}
+    if not isinstance(noted, dict) or not all(isinstance(noted.get(n), kinds[n]) for n in kinds):
+        raise RunDirError(
+            f"{file}: is damaged; remove it, and the same training command writes it anew"
+        )
+    return noted
 
 
 def _to_stderr(line: str) -> None:
@@ -116,9 +150,7 @@ def load(
             the run began with.
     """
     config, directory = stored_config(run), loopax.RunDir.open(run)
-    if not (directory.path / MODEL_FILE).exists():
-        raise RunDirError(f"{run}: has no {MODEL_FILE}; the run has not begun to train")
-    noted = directory.read_json(MODEL_FILE)
+    noted = _noted(directory)
     pretrained = read_pretrained(_found(noted["pretrained"], config))
     if pretrained.digest != noted["sha256"]:
         raise CheckpointError(
@@ -127,23 +159,26 @@ def load(
         )
     class_names = tuple(noted["class_names"])
     model = model_of(config, pretrained, class_names)
-    params = params_for(pretrained, model, jax.random.key(config.seed))
+    params = params_for(pretrained, model, jax.random.key(config.seed), class_names)
     with loopax.CheckpointStore(directory.checkpoints, say=say) as store:
         step = store.chosen(checkpoint)
         weights = store.weights(step)
     source = str(directory.checkpoints / str(step))
     params = loopax.with_weights(params, weights, source=source, partial=True)
-    return TrainedClassifier(config, pretrained, model, params, class_names, directory, step)
+    columns = Columns(tuple(noted["text"]), noted.get("label"))
+    return TrainedClassifier(
+        config, pretrained, model, params, class_names, columns, directory, step
+    )
 
 
 def texts_like(trained: TrainedClassifier, path: str | Path) -> Texts:
-    """The texts of another table, read as those that a run was trained on.
+    """The texts of another table, read from the columns that a run was trained on.
 
     Raises:
         DataError: it cannot be read, or has a class that the run does not know.
     """
-    config = trained.config
-    return read_texts(path, text=config.text, label=config.label, class_names=trained.class_names)
+    text, label, _ = trained.columns
+    return read_texts(path, text=text, label=label, class_names=trained.class_names)
 
 
 def _found(folder: str, config: FineTuneConfig) -> str:
@@ -158,7 +193,12 @@ def export(
     trained = load(run, checkpoint, say=say)
     out = out or trained.dir.path / "exported"
     save_pretrained(
-        out, trained.model, trained.params, trained.pretrained.tokenizer, trained.class_names
+        out,
+        trained.model,
+        trained.params,
+        trained.pretrained.tokenizer,
+        trained.class_names,
+        max_length=longest_of(trained.config, trained.pretrained),
     )
     return [out]
 

@@ -13,7 +13,7 @@ from loopax.recipes.bert import report
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.evaluation import evaluate
 from loopax.recipes.bert.problem import Problem
-from loopax.recipes.bert.trained import TrainedClassifier, load, note_model
+from loopax.recipes.bert.trained import TrainedClassifier, check_texts, load, note_model
 
 
 def train(
@@ -43,14 +43,16 @@ def train(
     ):
         problem = Problem.of(config, say)
         say(problem.description)
+        check_texts(run_dir, problem.texts, config.data)
         _fit(problem, run_dir, steps, checkpoints, progress, say)
         trained = load(run_dir, say=_silent)
         if _is_finished(trained, problem) and not trained.results_file.exists():
             loopax.check_time()
             count = len(problem.texts.test.rows)
             say(f"{run_dir}: measuring step {trained.step:,} on {count:,} texts")
-            results = evaluate(trained, texts=problem.texts.test)
-            report.write(trained, results)
+            results = evaluate(trained, parts=problem.texts, say=say)
+            config = replace(config, epochs=problem.epochs, batch_size=problem.batch_size)
+            report.write(replace(trained, config=config), results)
             trained.dir.write_json("results.json", results)  # last: it says that all is there
     return load(run_dir, say=_silent)
 
@@ -80,6 +82,7 @@ def _fit(
             mode=problem.chosen_mode,
             self_contained=config.self_contained,
         ),
+        hooks=problem.hooks,
         nonfinite=config.nonfinite,
         max_seconds=loopax.seconds_left(),
         log_every=config.log_every,

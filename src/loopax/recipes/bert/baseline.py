@@ -1,0 +1,77 @@
+"""What a simple classifier makes of the same texts: whether a pretrained model was worth it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+import loopax
+from loopax.data import Texts
+
+BASELINE = "TF-IDF with logistic regression"
+STRENGTHS = (1.0, 10.0, 100.0)
+"""How little the weights are held back; the one that is best on the validation texts is taken."""
+TERMS_LIMIT = 200_000
+CHARACTERS_A_WORD = 20
+"""From so many on, on average, words are not set apart by spaces, and characters are counted."""
+
+
+class Baseline(NamedTuple):
+    """A fitted classifier of bags of words."""
+
+    vectorizer: Any
+    classifier: Any
+    classes: int
+
+    def probabilities(self, rows: Sequence[tuple[str, ...]]) -> Float[np.ndarray, "rows classes"]:
+        """How likely each row is of each class; 0 for one that was not trained on."""
+        found = self.classifier.predict_proba(self.vectorizer.transform(_joined(rows)))
+        probabilities = np.zeros((len(rows), self.classes))
+        probabilities[:, self.classifier.classes_] = found
+        return probabilities
+
+
+def fit_baseline(train: Texts, validation: Texts) -> Baseline | None:
+    """TF-IDF of words and pairs of words, and a logistic regression on it.
+
+    None where there is nothing to count: texts without words, or of a single class.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    texts = _joined(train.rows)
+    if len(np.unique(train.labels)) < 2:
+        return None
+    words = {"analyzer": "word", "ngram_range": (1, 2)}
+    if sum(map(len, texts)) > CHARACTERS_A_WORD * sum(len(text.split()) for text in texts):
+        words = {"analyzer": "char", "ngram_range": (1, 3)}
+    vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=TERMS_LIMIT, **words)
+    try:
+        terms = vectorizer.fit_transform(texts)
+    except ValueError:  # as it says that there are no words
+        return None
+    fitted = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for strength in STRENGTHS:
+            loopax.check_time()
+            classifier = LogisticRegression(C=strength, max_iter=300).fit(terms, train.labels)
+            fitted.append(Baseline(vectorizer, classifier, len(train.class_names)))
+    return max(fitted, key=lambda each: _right(each, validation))
+
+
+def _right(baseline: Baseline, texts: Texts) -> int:
+    return int((baseline.probabilities(texts.rows).argmax(-1) == texts.labels).sum())
+
+
+def _joined(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Texts as they are; of pairs both, the words of the second marked as such."""
+    return [
+        row[0] if len(row) == 1 else f"{row[0]} {' '.join(f'second_{w}' for w in row[1].split())}"
+        for row in rows
+    ]
