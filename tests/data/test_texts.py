@@ -126,6 +126,38 @@ def test_quotes_of_a_tsv_without_quoting_are_characters(tmp_path):
     assert [row[0] for row in texts.rows] == ['"Hi" he said', '"never closed', 'all is "well"']
 
 
+def test_a_quote_that_opens_a_text_and_one_that_ends_a_later_one_swallow_no_rows(tmp_path):
+    rows = [("no", f"text {index}") for index in range(50)]
+    rows[3], rows[40] = ("yes", '"to begin with'), ("yes", 'at the end"')
+    content = "label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in rows)
+    texts = read_texts(written(tmp_path / "t.tsv", content))
+    assert [row[0] for row in texts.rows] == [text for _, text in rows]
+    proper = 'label\ttext\nno\t"one ""two"""\nyes\tthree\n'
+    assert read_texts(written(tmp_path / "p.tsv", proper)).rows[0] == ('one "two"',)
+
+
+def test_what_spreadsheets_add_is_no_data(tmp_path, refuses):
+    content = "sep=;\r\ntext;label\r\na, b;no\r\nc;yes\r\n;\r\n;\r\n"
+    texts = read_texts(written(tmp_path / "t.csv", content))
+    assert pairs(texts) == [("a, b", "no"), ("c", "yes")]
+    assert "CSV with ;" in texts.description
+    between = "sep=;\ntext;label\na;no\n;\nc;yes\n"
+    with refuses("b.csv: line 4", "has no label"):
+        read_texts(written(tmp_path / "b.csv", between))
+
+
+def test_tools_that_label_write_lists_of_one(tmp_path):
+    objects = [{"text": "a", "label": ["no"]}, {"text": "b", "label": ["yes"]}]
+    path = written(tmp_path / "t.jsonl", "\n".join(map(json.dumps, objects)))
+    assert pairs(read_texts(path)) == [("a", "no"), ("b", "yes")]
+
+
+def test_classes_that_differ_in_case_alone_are_told_of(tmp_path):
+    rows = [(f"text {index}", ("Pos", "pos", "neg")[index % 3]) for index in range(9)]
+    texts = read_texts(written(tmp_path / "t.csv", delimited(rows)))
+    assert "differ in case or spaces alone: Pos, pos" in texts.description
+
+
 def test_a_cell_of_ten_megabytes_is_read(tmp_path):
     long = "word and\n" * (10 * MIB // 9)
     path = written(tmp_path / "t.csv", delimited([(long, "no"), ("short", "yes")]))
@@ -336,7 +368,13 @@ def test_the_description_says_what_was_found(tmp_path):
         ("t.json", "[" * 100_000, ["cannot be read as a JSON array"]),
         ("t.parquet", "text,label\n", ["cannot be read as Parquet"]),
         ("t.csv.gz", "text,label\na,b\n", ["cannot be read", "gzip"]),
-        ("t.xlsx", "PK", ["must end in .csv, .tsv", ".parquet", ".gz"]),
+        ("t.xlsx", "PK", ["is a spreadsheet; save it as CSV"]),
+        ("t.doc", "PK", ["must end in .csv, .tsv", ".parquet", ".gz"]),
+        (
+            "t.csv",
+            'label,text\nno,"open\nno,one\nyes,two\nyes,the end"\n',
+            ["line 2", "2 whole lines like other rows"],
+        ),
         ("t.parquet.gz", "", ["must end in"]),
     ],
 )
@@ -346,7 +384,7 @@ def test_what_is_wrong_is_said(tmp_path, refuses, name, content, parts):
 
 
 def test_a_list_is_no_text(tmp_path, refuses):
-    objects = [{"text": "a", "label": 1}] * 2000 + [{"text": ["a"], "label": 0}]
+    objects = [{"text": "a", "label": 1}] * 2000 + [{"text": ["a", "b"], "label": 0}]
     path = written(tmp_path / "t.json", json.dumps(objects))
     with refuses("t.json: row 2000", "'text' is a list"):
         read_texts(path)
@@ -491,6 +529,21 @@ def test_a_class_of_few_large_groups_is_still_in_both():
         first, second = split_texts(made(labels, groups=groups), 0.1, seed)
         assert (first.labels == 1).sum() == (second.labels == 1).sum() == 10
         assert 7 <= (second.labels == 0).sum() <= 9
+
+
+def test_what_a_model_does_not_tell_apart_stays_together():
+    words = [(f"Some text number {index}",) for index in range(60)]
+    twins = [(row[0].upper(),) for row in words] + [(f"  {row[0]} ",) for row in words]
+    texts = made([0, 1] * 90, [*words, *twins])
+    first, second = split_texts(texts, 0.3, 0)
+    assert not {r[0].strip().lower() for r in first.rows} & {
+        r[0].strip().lower() for r in second.rows
+    }
+    assert 40 < len(second) < 70
+    tokens = [index % 10 for index in range(180)]
+    first, second = split_texts(texts, 0.3, 0, contents=tokens)
+    place = {row: index for index, row in enumerate(texts.rows)}
+    assert not {place[r] % 10 for r in first.rows} & {place[r] % 10 for r in second.rows}
 
 
 def test_the_split_is_a_function_of_content_and_seed():

@@ -9,7 +9,8 @@ import gzip
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -36,6 +37,7 @@ _UNPACKERS: Mapping[str, Callable[..., Any]] = {
     ".bz2": bz2.open,
 }
 _DELIMITERS = {",": "CSV", ";": "CSV with ;", "\t": "TSV"}
+_SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _PARQUET_ROWS = 1024
 
 File = str | os.PathLike[str]
@@ -77,11 +79,14 @@ class Table:
 def read_table(path: File) -> Table:
     """The rows of a CSV, TSV, JSON or Parquet file, which its name tells apart.
 
-    CSV is as RFC 4180 has it, delimited by `,`, `;` or tab, whichever makes the most columns of the
-    first line. In what is delimited by tabs quotes are ordinary characters where they would make
-    no sense as quotes. JSON is an object on each line, or an array of objects. Text is UTF-8, or
-    UTF-16 with a byte order mark, and may be packed by gzip or bzip2. Cells are strings, or from
-    JSON and Parquet whatever those hold.
+    CSV is as RFC 4180 has it, delimited by `,`, `;` or tab: by what a first line `sep=;` names, as
+    spreadsheets write it, else by whichever makes the most columns of the first line. Rows without
+    any content at the end are left out. In what is delimited by tabs quotes are ordinary characters
+    where as quotes they would make no sense, or make one row of several that are whole.
+
+    JSON is an object on each line, or an array of objects. Text is UTF-8, or UTF-16 with a byte
+    order mark, and may be packed by gzip or bzip2. Cells are strings, or from JSON and Parquet
+    whatever those hold; a list of one element is that element.
 
     Raises:
         DataError: the file is none of these or damaged; its rows raise it where they are read.
@@ -91,6 +96,8 @@ def read_table(path: File) -> Table:
     packing = next((each for each in (".gz", ".bz2") if name.endswith(each)), "")
     kind = _FORMATS.get(Path(name.removesuffix(packing)).suffix)
     with open_file(path):  # A folder is a worse fault than a name.
+        if Path(name).suffix in _SPREADSHEETS:
+            raise fault(path, "is a spreadsheet; save it as CSV in UTF-8")
         if kind is None or (kind == "Parquet" and packing):
             raise fault(
                 path,
@@ -104,6 +111,10 @@ def read_table(path: File) -> Table:
         case "JSON":
             return _json_table(path, lines)
         case _:
+            first = next(lines(), "")
+            if said := re.fullmatch(r'"?sep=([,;\t|])"?[\r\n]*', first, re.IGNORECASE):
+                skipping = functools.partial(_after_first, lines)
+                return _delimited_table(path, skipping, said[1], skipped=1)
             return _delimited_table(path, lines, "\t" if kind == "TSV" else _delimiter(lines))
 
 
@@ -160,6 +171,10 @@ def _undecodable(path: File, packing: str, error: UnicodeDecodeError) -> Excepti
     return fault(path, f"is not UTF-8 ({error.reason}); {advice}")
 
 
+def _after_first(lines: Lines) -> Iterator[str]:
+    return itertools.islice(lines(), 1, None)
+
+
 def _delimiter(lines: Lines) -> str:
     """That of which the first line has the most."""
 
@@ -173,26 +188,31 @@ def _delimiter(lines: Lines) -> str:
     return max(_DELIMITERS, key=columns)
 
 
-def _delimited_table(path: File, lines: Lines, delimiter: str) -> Table:
+def _delimited_table(path: File, lines: Lines, delimiter: str, *, skipped: int = 0) -> Table:
+    """The rows of a delimited file, before whose header `skipped` lines were left out."""
     # A limit of the process, which is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
-    read = functools.partial(_delimited_rows, path, lines, delimiter)
+    read = functools.partial(_delimited_rows, path, lines, delimiter, skipped)
     is_plain = delimiter == "\t" and _is_plain(read, lines)
-    return Table(path, _DELIMITERS[delimiter], read(is_plain=is_plain), has_header=True)
+    kind = _DELIMITERS.get(delimiter, f"CSV with {delimiter}")
+    return Table(path, kind, read(is_plain=is_plain), has_header=True)
 
 
 def _is_plain(read: Callable[..., Iterator[Row]], lines: Lines) -> bool:
-    """Whether all is well if quotes are ordinary characters, and only then."""
+    """Whether all is well if quotes are ordinary characters, and only then.
+
+    As quotes they fail, or swallow rows: each line is a whole row, and there are fewer records.
+    """
+    if len({line.count("\t") for line in lines() if line.strip("\r\n")}) != 1:
+        return False
     try:
-        for _ in read(is_plain=False):
-            pass
+        return sum(1 for _ in read(is_plain=False)) < sum(1 for _ in read(is_plain=True))
     except ValueError:
-        return len({line.count("\t") for line in lines() if line.strip("\r\n")}) == 1
-    return False
+        return True
 
 
 def _delimited_rows(
-    path: File, lines: Lines, delimiter: str, *, is_plain: bool = False
+    path: File, lines: Lines, delimiter: str, skipped: int, *, is_plain: bool = False
 ) -> Iterator[Row]:
     records = _records(path, lines, delimiter, csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
     number, header = next(records, (0, []))
@@ -204,14 +224,35 @@ def _delimited_rows(
         raise fault(
             f"{shown(path)}: line {number}", f"names the column {twice!r} twice; names must differ"
         )
+    empty: list[Row] = []
     for number, record in records:
+        where = f"{shown(path)}: line {number + skipped}"
         if len(record) != len(names):
             raise fault(
-                f"{shown(path)}: line {number}",
+                where,
                 f"has {len(record)} cells where the header has {len(names)}; a cell that holds "
                 f"{delimiter!r} must stand in quotes",
             )
-        yield Row(number, dict(zip(names, record, strict=True)))
+        _require_no_swallowed_rows(where, record, delimiter)
+        row = Row(number + skipped, dict(zip(names, record, strict=True)))
+        if not any(record):
+            empty.append(row)  # As spreadsheets end with; in between they are rows.
+            continue
+        yield from empty
+        empty.clear()
+        yield row
+
+
+def _require_no_swallowed_rows(where: str, record: Sequence[str], delimiter: str) -> None:
+    """Refuses a cell whose inner lines are all whole rows: a quote was left open before them."""
+    for cell in record:
+        inner = cell.split("\n")[1:-1] if "\n" in cell else ()
+        if inner and all(line.count(delimiter) == len(record) - 1 for line in inner):
+            raise fault(
+                where,
+                f"a quote opens a cell that holds {len(inner):,} whole lines like other rows; "
+                "double a quote that is no quotation of the cell, or remove it",
+            )
 
 
 def _records(
@@ -264,7 +305,15 @@ def _json_array_rows(path: File, items: list[Any]) -> Iterator[Row]:
 def _as_object(where: str, item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise fault(where, 'is no JSON object; it must be like {"text": "...", "label": "..."}')
-    return item
+    # Tools that label texts write a list of labels, also where there is one.
+    return {name: _alone(cell) for name, cell in item.items()}
+
+
+def _alone(cell: Any) -> Any:
+    """The only element of a list that has one, if it is no list or object itself."""
+    if isinstance(cell, list) and len(cell) == 1 and not isinstance(cell[0], list | dict):
+        return cell[0]
+    return cell
 
 
 def _parquet_table(path: File) -> Table:
@@ -291,7 +340,7 @@ def _parquet_rows(path: File, columns: list[str]) -> Iterator[Row]:
 
 
 def _is_scalar(kind: Any) -> bool:
-    """Whether cells of this type are strings, numbers or booleans."""
+    """Whether cells of this type are strings (or their bytes), numbers or booleans."""
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
@@ -299,6 +348,8 @@ def _is_scalar(kind: Any) -> bool:
         types.is_string,
         types.is_large_string,
         types.is_string_view,
+        types.is_binary,
+        types.is_large_binary,
         types.is_integer,
         types.is_floating,
         types.is_boolean,

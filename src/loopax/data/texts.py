@@ -286,6 +286,13 @@ class _Reader:
                     self.table.where(row), f"{column!r} holds half of a surrogate pair, no text"
                 )
             return cell
+        if isinstance(cell, bytes):
+            try:
+                return cell.decode()
+            except UnicodeDecodeError as error:
+                raise fault(
+                    self.table.where(row), f"{column!r} holds bytes that are not UTF-8 ({error})"
+                ) from error
         if isinstance(cell, bool):
             return str(cell).lower()
         if isinstance(cell, float) and cell.is_integer():
@@ -316,7 +323,7 @@ class _Reader:
 
 def _as_label(cell: str | None) -> str | None:
     """A label as its class is called: one spelling for the many of numbers and booleans."""
-    name = (cell or "").strip()
+    name = unicodedata.normalize("NFC", cell or "").strip()
     if name.lower() in ("true", "false"):
         return name.lower()
     return re.sub(r"^([-+]?\d+)\.0+$", r"\1", name) or None
@@ -334,6 +341,8 @@ def _roles(columns: Columns) -> Iterator[str]:
 def _facts(texts: Texts) -> Iterator[str]:
     kind = "texts" if len(texts.columns.text) == 1 else "pairs"
     yield f"{len(texts):,} {kind}"
+    if broken := sum("\n" in text or "\r" in text for row in texts.rows for text in row):
+        yield f"{broken:,} of several lines"
     if empty := sum(not all(map(str.strip, row)) for row in texts.rows):
         yield f"{empty:,} with an empty text"
     if texts.class_names:
@@ -345,6 +354,8 @@ def _facts(texts: Texts) -> Iterator[str]:
         if len(listed) > _MANY:
             listed[2:-1] = ["..."]
         yield f"{len(counts):,} classes ({', '.join(listed)})"
+    if alike := _alike(texts.class_names):
+        yield f"classes that differ in case or spaces alone: {', '.join(map(_brief, alike))}"
     if texts.class_names and (unlabelled := int((texts.labels < 0).sum())):
         yield f"{unlabelled:,} without a label"
     if texts.groups is not None:
@@ -353,6 +364,14 @@ def _facts(texts: Texts) -> Iterator[str]:
     if lengths:
         yield f"{statistics.median_low(lengths):,} characters in the median"
         yield f"{max(lengths):,} at most"
+
+
+def _alike(class_names: Sequence[str]) -> list[str]:
+    """The names of classes that are probably meant to be one."""
+    spelled: dict[tuple[str, ...], list[str]] = {}
+    for name in class_names:
+        spelled.setdefault(content_of([name]), []).append(name)
+    return [name for names in spelled.values() if len(names) > 1 for name in names]
 
 
 def _brief(text: str) -> str:
