@@ -7,10 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
+import numpy as np
+import optax
 import pytest
 
+from loopax import TrainState, steps
 from loopax.signals import PoliteStop
 
 PROGRAM = """
@@ -232,6 +235,21 @@ def test_a_signal_to_oneself_is_seen_at_once_and_announced_before_the_end():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received is signal.SIGTERM
     assert told == ["SIGTERM: finishing the chunk and saving; once more stops at once"]
+
+
+def test_a_signal_that_nobody_answered_goes_to_whoever_handles_it_now():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    batches, state = [np.ones(2)] * 9, TrainState.create(params={"x": np.ones(2)}, tx=optax.sgd(1))
+    try:
+        with closing(steps(state, lambda p, b, _: (p["x"] * b).sum(), batches, steps=9)) as chunks:
+            for _ in chunks:
+                os.kill(os.getpid(), signal.SIGTERM)
+                break  # as early stopping does, which does not look at signals
+            assert heard == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_an_announcement_that_fails_is_nobodys_concern(monkeypatch):

@@ -37,7 +37,11 @@ def seconds_left() -> float | None:
     return max(1e-3, min(_deadlines) - time.monotonic()) if _deadlines else None
 
 
-def check_time() -> None:
-    """Leaves the block of `time_limit` around the caller when its time is over."""
-    if _deadlines and time.monotonic() >= min(_deadlines):
+def check_time(needed: float = 0.0) -> None:
+    """Leaves the block of `time_limit` around the caller when its time is over.
+
+    With `needed` it does so when no more than that many seconds are left, and with infinity
+    however many are: a training inside of it, which has to save, ends before its time is up.
+    """
+    if _deadlines and min(_deadlines) - time.monotonic() <= needed:
         raise _OverError

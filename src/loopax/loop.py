@@ -400,6 +400,8 @@ def _trained(session: _Session) -> Generator[Chunk, None, Run]:
                 session.shown, f"{_name(run)}: interrupted; returned as it is at step {run.step:,}"
             )
     except GeneratorExit:
+        if session.stop is not None:
+            session.stop.pass_on()  # The caller, who left, has not seen it and would go on.
         raise
     except BaseException as error:
         _carry(error.error if isinstance(error, HookError) else error, run)

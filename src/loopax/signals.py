@@ -57,6 +57,11 @@ class PoliteStop:
             finally:
                 _active.remove(self)
 
+    def pass_on(self) -> None:
+        """After the block: sends what was received and not answered to whoever handles it now."""
+        if self.received is not None and not _active:
+            signal.raise_signal(self.received)
+
 
 _active: list[PoliteStop] = []
 _undo = ExitStack()

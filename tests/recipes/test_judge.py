@@ -98,6 +98,14 @@ def test_without_a_cache_it_is_trained_for_this_once(data, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_one_whose_time_was_up_is_not_kept_as_if_it_were_whole(data, tmp_path):
+    over = []
+    with loopax.time_limit(2, lambda: over.append(True)):
+        judge.train_judge(data, tmp_path / "judge.safetensors", epochs=1e5)
+    assert over == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_judged_or_read_is_refused(data, tmp_path):
     one = Dataset(data.train.columns, class_names=("one",))
     alone = Splits(one, None, one)

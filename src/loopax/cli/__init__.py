@@ -16,6 +16,7 @@ from loopax import __version__
 from loopax.cli import data, exploring, past, predicting, results, training
 from loopax.cli.parsing import unknown
 from loopax.errors import ConfigError, LoopaxError, StorageError
+from loopax.signals import POLITE
 
 USAGE = """\
 usage: loopax COMMAND ...
@@ -81,9 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return StorageError.exit_code
 
 
+ENDED_BY_CTRL_C = ("data", "explore", "predict", "verify")
+"""Commands that people end by it as a matter of course, or that have something to clear away."""
+
+
 def script() -> None:
     """The program `loopax`: a signal ends it at once, unless a training answers it."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in POLITE:
+        if number == signal.SIGINT and sys.argv[1:2] and sys.argv[1] in ENDED_BY_CTRL_C:
+            continue
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
             signal.signal(number, _end)
     sys.exit(main())

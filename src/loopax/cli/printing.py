@@ -14,17 +14,23 @@ PIPED_WIDTH = 200
 
 @contextmanager
 def output_optional() -> Iterator[None]:
-    """In it, what is printed when its reader has left is dropped: the work is not done for it."""
-    whole, sys.stdout = sys.stdout, cast(TextIO, _Optional(sys.stdout))
+    """In it, what nobody can read any more is dropped: the work is not done for what it says.
+
+    The reader of a pipe has left, the disk of a log is full, or there is no output at all.
+    """
+    whole = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, stream and _Optional(stream)) for stream in whole)
     try:
         yield
-        sys.stdout.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     finally:
-        sys.stdout = whole
+        sys.stdout, sys.stderr = whole
 
 
 class _Optional:
-    """A stream whose reader may leave."""
+    """A stream that may end before what writes to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -42,7 +48,7 @@ class _Optional:
     def _try(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from loopax.cli.parsing import RECIPES, is_target, parse, recipe_of
-from loopax.cli.printing import show, show_tables, table, tell
+from loopax.cli.printing import output_optional, show, show_tables, table, tell
 from loopax.errors import ConfigError, LoopaxError, StorageError
 
 
@@ -133,19 +133,21 @@ def evaluate(words: list[str]) -> int:
         options: dict[str, Any] = {
             "importance_samples": vae.importance_samples or None,
             "draws": vae.draws,
+            "progress": True,
         }
     else:
         bert = parse(EvaluateBERT, words, "loopax evaluate")
         trained = recipe.load(bert.run, bert.checkpoint)
         options = {} if bert.data is None else {"texts": recipe.texts_like(trained, bert.data)}
-    results = recipe.evaluate(trained, **options)
-    show_tables(recipe.tables(results))
-    try:
-        trained.dir.write_json("evaluation.json", results)
-    except StorageError as error:  # A run that may only be read can be measured all the same.
-        print(f"loopax: {error}", file=sys.stderr)
-    else:
-        print(f"\n{trained.dir.path / 'evaluation.json'}")
+    with output_optional():
+        results = recipe.evaluate(trained, **options)
+        show_tables(recipe.tables(results))
+        try:
+            trained.dir.write_json("evaluation.json", results)
+        except StorageError as error:  # A run that may only be read can be measured all the same.
+            print(f"loopax: {error}", file=sys.stderr)
+        else:
+            print(f"\n{trained.dir.path / 'evaluation.json'}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,12 @@ class TrainedClassifier:
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         longest = longest_of(self.config, self.pretrained)
         columns, _ = encode(self.pretrained.tokenizer, rows, longest)
-        function = functools.partial(_probabilities, self.model, self.params)
-        return in_batches(function, columns, longest, batch_size)
+
+        def probabilities(batch: Mapping[str, np.ndarray]) -> jax.Array:
+            loopax.check_time()
+            return _probabilities(self.model, self.params, batch)
+
+        return in_batches(probabilities, columns, longest, batch_size)
 
     def classify(self, texts: Sequence[str | tuple[str, ...]]) -> list[str]:
         """The most likely class of each text, or pair of texts."""

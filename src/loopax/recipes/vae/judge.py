@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -191,8 +192,9 @@ def train_judge(
         progress=progress,
         config={"format": FORMAT, "steps": steps, "shift": shift, "seed": seed},
     )
-    if run.step < steps:
-        loopax.check_time()
+    if run.step < steps:  # Half a judge is none: its time is up, or a notebook was interrupted.
+        loopax.check_time(math.inf)
+        raise KeyboardInterrupt
     with loopax.replacing(path.with_suffix(".json")) as partial:
         partial.write_text(json.dumps({"plain_accuracy": plain_accuracy(data)}))
     loopax.save_weights(path, run.state.eval_params)

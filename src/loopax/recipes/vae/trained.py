@@ -46,7 +46,7 @@ class TrainedVAE:
         dir: the run directory.
         step: how many updates the parameters have seen.
         find_problem: gives the problem that it solves, with its images.
-        mixtures: what the latents of samples are drawn from; None leaves it to the prior.
+        find_mixtures: gives what the latents of samples are drawn from; None for the prior.
     """
 
     config: VAEConfig
@@ -56,7 +56,7 @@ class TrainedVAE:
     dir: loopax.RunDir
     step: int
     find_problem: Callable[[], Problem] = field(repr=False)
-    mixtures: Mixtures | None = None
+    find_mixtures: Callable[[], Mixtures | None] = field(default=lambda: None, repr=False)
 
     @classmethod
     def of(cls, problem: Problem, params: Any, directory: loopax.RunDir, step: int) -> TrainedVAE:
@@ -73,6 +73,11 @@ class TrainedVAE:
             DataError: they are not where they were, or others than the run was trained on.
         """
         return self.find_problem()
+
+    @property
+    def mixtures(self) -> Mixtures | None:
+        """What the latents of samples are drawn from, None for the prior; found when asked for."""
+        return self.find_mixtures()
 
     @property
     def data(self) -> Splits:
@@ -113,7 +118,7 @@ class TrainedVAE:
 
     def from_prior(self) -> TrainedVAE:
         """The same, sampling from the prior."""
-        return replace(self, mixtures=None)
+        return replace(self, find_mixtures=lambda: None)
 
     def encode(self, images: np.ndarray, labels: Labels) -> tuple[Latents, Latents]:
         """Mean and log-variance of the latent of each image, given as uint8 or in [0, 1]."""
@@ -146,27 +151,29 @@ class TrainedVAE:
         raise ConfigError(f"there is no class {label!r}; there are {', '.join(names)}")
 
     def with_sampler(self) -> TrainedVAE:
-        """The same with the sampler that its configuration asks for: read, or fitted and kept.
+        """The same with the sampler that its configuration asks for: read, or fitted.
 
-        One that was fitted to other parameters, those of another step, is not used. Hardly any
-        images leave it to the prior.
+        That is done when it is first asked for. One that was fitted to other parameters, those of
+        another step, is not used. Hardly any images leave it to the prior.
         """
         if self.config.sampler == "prior":
             return self
-        mixtures = self._kept_mixtures()
-        if mixtures is None:
-            train = self.data.train
-            if len(train) < FEWEST:
-                return self
-            mean, _ = self.encode(*(train.columns[name] for name in ("image", "label")))
-            mixtures = fit_mixtures(
-                mean,
-                train.columns["label"],
-                len(self.class_names),
-                self.config.mixture_components,
-                seed=self.config.seed,
-            )
-        return replace(self, mixtures=mixtures)
+        return replace(self, find_mixtures=functools.cache(self._read_or_fitted))
+
+    def _read_or_fitted(self) -> Mixtures | None:
+        if (kept := self._kept_mixtures()) is not None:
+            return kept
+        train = self.data.train
+        if len(train) < FEWEST:
+            return None
+        mean, _ = self.encode(*(train.columns[name] for name in ("image", "label")))
+        return fit_mixtures(
+            mean,
+            train.columns["label"],
+            len(self.class_names),
+            self.config.mixture_components,
+            seed=self.config.seed,
+        )
 
     def save_sampler(self) -> None:
         """Keeps what was fitted in the run directory."""

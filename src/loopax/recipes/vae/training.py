@@ -151,7 +151,6 @@ def _finish(trained: TrainedVAE, say: Callable[[str], None], progress: bool) -> 
     loopax.check_time()
     if config.sampler == "mixture":
         say(f"{path}: fitting the sampler to step {trained.step:,}")
-    trained = trained.with_sampler()
     trained.save_sampler()
     loopax.check_time()
     say(f"{path}: drawing and measuring samples")
