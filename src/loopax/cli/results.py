@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,8 +126,10 @@ def reconstruct(words: list[str]) -> int:
 def evaluate(words: list[str]) -> int:
     """`loopax evaluate RUN`: what is measured depends on what was trained."""
     run = next((word for index, word in enumerate(words) if is_target(words, index)), None)
-    recipe: Any = None if run is None else recipe_of(Path(run))
-    if recipe is None or recipe.__name__.endswith(".vae"):
+    if run is None:
+        return _evaluate_helps(words)
+    recipe = recipe_of(Path(run))
+    if recipe.__name__.endswith(".vae"):
         vae = parse(EvaluateVAE, words, "loopax evaluate")
         recipe = recipe_of(vae.run)
         trained = recipe.load(vae.run, vae.checkpoint, data=vae.data)
@@ -148,6 +151,17 @@ def evaluate(words: list[str]) -> int:
             print(f"loopax: {error}", file=sys.stderr)
         else:
             print(f"\n{trained.dir.path / 'evaluation.json'}")
+    return 0
+
+
+def _evaluate_helps(words: list[str]) -> int:
+    """The options for runs of each recipe, which differ."""
+    if not {"-h", "--help"} & {*words}:
+        raise ConfigError("give a run directory (loopax evaluate --help)")
+    for kind, recipe in ((EvaluateVAE, "vae"), (EvaluateBERT, "bert")):
+        print(f"Of a run of {recipe}:\n", flush=True)
+        with suppress(SystemExit):
+            parse(kind, ["--help"], "loopax evaluate")
     return 0
 
 
