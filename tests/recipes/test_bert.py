@@ -14,7 +14,7 @@ import pytest
 import loopax
 from loopax import Optimizer, Schedule
 from loopax.account import Account
-from loopax.errors import CheckpointError, ConfigError
+from loopax.errors import CheckpointError, ConfigError, DataError
 from loopax.program import TrainProgram
 from loopax.randomness import Rngs
 from loopax.recipes import bert
@@ -300,3 +300,88 @@ def test_a_run_that_was_not_measured_yet_is_loaded_at_its_latest_and_says_so(
     )
     with pytest.raises(CheckpointError, match="no checkpoint of step 7"):
         bert.load(tmp_path / "run", 7)
+
+
+def problem_of(config, **changes):
+    return bert.Problem.of(dataclasses.replace(config, **changes), say=lambda line: None)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        header, *found = csv.reader(file)
+    return header, found
+
+
+def test_texts_that_are_tested_on_are_not_trained_on_however_they_are_written(full, tmp_path):
+    header, found = rows_of(Path(full.data))
+    with (tmp_path / "test.csv").open("w", newline="") as file:
+        shouted = [(f"  {text.upper()} ", verdict) for text, verdict in found[:30]]
+        csv.writer(file).writerows([header, *shouted])
+    problem = problem_of(full, test_data=str(tmp_path / "test.csv"))
+    assert len(problem.texts.test) == 30
+    assert len(problem.texts.train) + len(problem.texts.validation) == 110
+    assert "30 of 140 texts are also in test.csv" in problem.description
+    with pytest.raises(DataError, match=r"every text of .* is also there"):
+        problem_of(full, test_data=full.data)
+
+
+def test_how_many_texts_are_cut_is_said_and_what_the_model_cannot_read(full):
+    assert "longer than 16 tokens" in problem_of(full, max_length=16).description
+    assert "the model reads at most 40 tokens, not 128" in problem_of(full).description
+    assert "the model reads" not in problem_of(full, max_length=40).description
+
+
+def test_few_texts_are_trained_on_in_small_batches_for_long_enough(full):
+    problem = problem_of(full, epochs=None, batch_size=None)
+    assert problem.batch_size == 8
+    assert 400 <= problem.steps < 400 + 14
+    assert f"batches of 8 and at most {problem.epochs} passes" in problem.description
+    assert problems.batch_size_for(10_000) == 32
+    assert problem_of(full).steps == 42, "what is given is kept to"
+
+
+def test_with_classes_that_weigh_alike_the_best_is_by_macro_f1_over_all_batches(full, trained):
+    logged = [row for row in trained.dir.metrics if row["source"] in ("validation", "hook")]
+    for counts, hook in zip(logged[::2], logged[1::2], strict=True):
+        right, predicted, there = (np.array(counts[name]) for name in problems.COUNTS)
+        assert there.sum() == len(problem_of(full).texts.validation)
+        assert hook["macro_f1"] == pytest.approx((2 * right / (predicted + there)).mean())
+    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
+        best = store.step_of("best")
+    figures = {row["step"]: row["macro_f1"] for row in logged if row["source"] == "hook"}
+    assert figures[best] == max(figures.values())
+    assert trained.step == best
+
+
+def test_texts_that_have_changed_since_are_refused(full, trained, tmp_path):
+    shutil.copytree(trained.dir.path, tmp_path / "run")
+    header, found = rows_of(Path(full.data))
+    table = tmp_path / "reviews.csv"
+    with table.open("w", newline="") as file:
+        flipped = [("bad" if verdict == "good" else "good") for _, verdict in found[:1]]
+        corrected = [(found[0][0], *flipped), *found[1:]]
+        csv.writer(file).writerows([header, *corrected])
+    changed = dataclasses.replace(full, data=str(table))
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    with pytest.raises(DataError, match=r"are not those that .* was trained on"):
+        bert.train(changed, tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_another_table_is_read_from_the_columns_that_were_trained_on(trained, tmp_path):
+    (tmp_path / "t.csv").write_text("text,review,verdict\na title,the film is dull poor,bad\n")
+    texts = bert.texts_like(trained, tmp_path / "t.csv")
+    assert texts.rows == [("the film is dull poor",)]
+
+
+def test_pairs_for_a_model_of_one_segment_are_refused(full, tmp_path):
+    shutil.copytree(TINY, tmp_path / "one")
+    config = json.loads((TINY / "config.json").read_text()) | {"type_vocab_size": 1}
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config))
+    arrays = loopax.read_weights(TINY / "model.safetensors")
+    name = next(name for name in arrays if "token_type" in name)
+    loopax.save_weights(tmp_path / "one" / "model.safetensors", arrays | {name: arrays[name][:1]})
+    lines = [f"a {index},b {index % 7},{index % 2}" for index in range(60)]
+    (tmp_path / "p.csv").write_text("\n".join(["premise,hypothesis,label", *lines]))
+    with pytest.raises(ConfigError, match=r"type_vocab_size is 1.* holds pairs"):
+        problem_of(full, data=str(tmp_path / "p.csv"), model=str(tmp_path / "one"))

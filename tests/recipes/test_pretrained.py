@@ -577,3 +577,52 @@ def test_names_that_do_not_tell_the_classes_apart_are_refused(pretrained, tmp_pa
     with pytest.raises(ConfigError, match=r"class_names are .* different names; the model has 3"):
         saved(pretrained, tmp_path / "out", names=names)
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_in_several_files_and_words_alone_are_a_model_too(pretrained, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    arrays = loopax.read_weights(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(arrays)
+    parts = {"model-00001-of-00002.safetensors": names[::2]}
+    parts["model-00002-of-00002.safetensors"] = names[1::2]
+    for file, part in parts.items():
+        loopax.save_weights(folder / file, {name: arrays[name] for name in part})
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    vocabulary = pretrained.tokenizer.get_vocab()
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)))
+    found = read_pretrained(folder)
+    for path, array in pretrained.weights.items():
+        np.testing.assert_array_equal(found.weights[path], array)
+    rows = [("The film is GREAT, really!", "dull")]
+    one, other = (encode(each.tokenizer, rows, 30)[0] for each in (found, pretrained))
+    for name, column in other.items():
+        np.testing.assert_array_equal(one[name], column)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    refused(folder, CheckpointError, "names model-00002-of-00002.safetensors, which is not there")
+
+
+def test_a_folder_of_torch_weights_alone_says_what_to_do(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    refused(tmp_path / "model", ConfigError, "pytorch_model.bin, which can run code")
+
+
+def test_a_head_of_several_classes_at_once_is_left_aside(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    config = json.loads((TINY / "config.json").read_text())
+    config["problem_type"] = "multi_label_classification"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert read_pretrained(tmp_path / "model").class_names == ()
+
+
+def test_how_sentence_transformers_pool_is_asked_of_their_folder(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    (tmp_path / "model" / "1_Pooling").mkdir()
+    said = tmp_path / "model" / "1_Pooling" / "config.json"
+    said.write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    assert read_pretrained(TINY).pooling == "pooler", "its head saw that"
+    assert read_pretrained(tmp_path / "model").pooling == "mean"

@@ -473,9 +473,13 @@ def _notes(texts: Texts, contents: Sequence[bytes]) -> list[str]:
         labels.setdefault(content, set()).add(label)
     notes = []
     if again := len(contents) - len(labels):
-        notes.append(f"{again:,} texts to train on repeat others; such stay in one part together")
+        notes.append(
+            f"of the texts to train on {again:,} repeat others; such stay in one part together"
+        )
     if torn := sum(len(each) > 1 for each in labels.values()):
-        notes.append(f"{torn:,} texts come with different labels; one of them must be wrong")
+        notes.append(
+            f"different labels of the same text: {torn:,} times; one of them must be wrong"
+        )
     return notes
 
 
