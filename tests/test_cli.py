@@ -12,6 +12,7 @@ import pytest
 import loopax
 from loopax.cli import main, training
 from loopax.cli.parsing import seconds
+from loopax.cli.printing import output_optional
 
 
 @pytest.fixture(scope="module")
@@ -489,3 +490,13 @@ def test_numbers_that_are_none_are_listed(run, tmp_path, capsys):
         file.write('{"step": 18, "source": "test", "loss": "nan"}\n')
     assert main(["runs", str(tmp_path)]) == 0
     assert "nan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_training_goes_on_where_what_it_says_cannot_be_written(name, monkeypatch):
+    with open("/dev/full", "w") as full:
+        for stream in (full, None):  # a log on a full disk, and no output at all
+            monkeypatch.setattr(sys, name, stream)
+            with output_optional():
+                print("a line", file=getattr(sys, name), flush=True)
+            assert getattr(sys, name) is stream
