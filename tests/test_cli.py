@@ -500,3 +500,64 @@ def test_training_goes_on_where_what_it_says_cannot_be_written(name, monkeypatch
             with output_optional():
                 print("a line", file=getattr(sys, name), flush=True)
             assert getattr(sys, name) is stream
+
+
+# --- Elsewhere, and damaged -----------------------------------------------------
+
+
+def test_a_run_goes_on_from_another_folder_with_its_images_moved(
+    run, images, tmp_path, monkeypatch, capfd
+):
+    shutil.copytree(run, tmp_path / "moved")
+    (tmp_path / "there").mkdir()
+    shutil.copy(images, tmp_path / "there" / "d.npz")
+    monkeypatch.chdir(tmp_path / "there")
+    assert main(["resume", "../moved", "--data", "d.npz"]) == 0
+    command = ["train", "vae", "--run-dir", "../moved", *SMALL]
+    assert main([*command, "--data", "./d.npz"]) == 0
+    content = np.load("d.npz")
+    np.savez("other.npz", image=255 - content["image"], label=content["label"])
+    capfd.readouterr()
+    assert main([*command, "--data", "other.npz"]) == 3
+    told = capfd.readouterr().err
+    assert "other.npz" in told
+    assert str(images) in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", b"", "sample RUN"),
+        ("config.json", b"[1]", "resume RUN"),
+        ("config.json", None, "sample RUN"),
+        ("model.json", b"{", "sample RUN"),
+        ("model.json", b'{"image_shape": 3}', "export RUN"),
+        (
+            "model.json",
+            b'{"image_shape": ["6", 5, 1], "class_names": ["0"], "data": "d", "sha256": "s"}',
+            "sample RUN",
+        ),
+        ("model.json", None, "sample RUN"),
+        ("results.json", b"", "resume RUN"),
+        ("results.json", b"[1]", "resume RUN"),
+        ("results.json", b'{"step": 3}', "resume RUN"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_with_its_cure(run, tmp_path, capfd, name, content, words):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / name
+    file.unlink() if content is None else file.write_bytes(content)
+    assert main(words.replace("RUN", str(tmp_path / "run")).split()) == 2
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert name in told
+    assert any(cure in told for cure in ("remove it", "writes it"))
+
+
+def test_what_a_run_has_lost_is_written_anew_by_the_command_that_trained(run, images, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    lost = {name: (tmp_path / "run" / name).read_text() for name in ("config.json", "model.json")}
+    for name in lost:
+        (tmp_path / "run" / name).unlink()
+    words = ["train", "vae", "--data", str(images), "--run-dir", str(tmp_path / "run"), *SMALL]
+    assert main(words) == 0
+    assert {name: (tmp_path / "run" / name).read_text() for name in lost} == lost

@@ -198,3 +198,14 @@ def test_the_order_of_a_set_is_not_that_of_the_process():
         for seed in ("1", "2")
     }
     assert len(told) == 1
+
+
+def test_two_ways_to_name_one_file_are_one_setting(tmp_path, monkeypatch):
+    (tmp_path / "d.npz").write_text("")
+    (tmp_path / "link").symlink_to("d.npz")
+    (tmp_path / "other").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("./d.npz", "link", "~/d.npz", str(tmp_path / "d.npz")):
+        assert differences({"data": "d.npz"}, {"data": name}) == []
+    assert differences({"data": "d.npz"}, {"data": "other"}) == ["data = 'd.npz', not 'other'"]

@@ -12,6 +12,7 @@ import numbers
 import os
 import types
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -53,7 +54,16 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
             for key in keys
             for line in differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))
         ]
-    return [] if old == new else [f"{name} = {old!r}, not {new!r}"]
+    return [] if old == new or _same_file(old, new) else [f"{name} = {old!r}, not {new!r}"]
+
+
+def _same_file(old: Any, new: Any) -> bool:
+    """Whether both are paths to one file or folder: from where it was named is no setting."""
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    with suppress(OSError, ValueError):
+        return os.path.samefile(os.path.expanduser(old), os.path.expanduser(new))
+    return False
 
 
 def plain(value: Any, name: str) -> Any:

@@ -33,6 +33,10 @@ BEFORE_CONFIG = {"lock", "holder.json"}
 """What a run that was ended early may have left before it wrote its configuration."""
 
 
+WRITTEN_ANEW = "remove it, and the command that trained writes it anew"
+"""What is to be done about a file of a run that is damaged."""
+
+
 class RunDir:
     """The files of one run.
 
@@ -80,6 +84,8 @@ class RunDir:
     def open(cls, path: str | Path) -> RunDir:
         """An existing run, to read from."""
         run = cls(path)
+        if not run.config_file.is_file() and run.starts:
+            raise RunDirError(f"{run.config_file}: is missing; `loopax train` writes it anew")
         if not run.config_file.is_file():
             raise RunDirError(f"{run.path}: is not a run directory (it has no config.json)")
         return run
@@ -126,7 +132,7 @@ class RunDir:
         """The configuration the run was made with."""
         config = self.read_json("config.json")
         if not isinstance(config, dict):
-            raise RunDirError(f"{self.config_file}: is not a configuration")
+            raise RunDirError(f"{self.config_file}: is not a configuration; {WRITTEN_ANEW}")
         return config
 
     @property
@@ -211,7 +217,9 @@ class RunDir:
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError, RecursionError) as error:
-            raise RunDirError(f"{self.path / name}: cannot be read as JSON: {error}") from error
+            raise RunDirError(
+                f"{self.path / name}: cannot be read as JSON ({error}); {WRITTEN_ANEW}"
+            ) from error
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes one JSON file whole or not at all."""

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from loopax import Checkpoints
 from loopax.cli.parsing import RECIPES, parse, recipe_of, seconds, unknown, value_of
 from loopax.cli.printing import output_optional, show_tables
-from loopax.errors import ConfigError
+from loopax.errors import ConfigError, LoopaxError, RunDirError
 from loopax.recipes.vae import VAEConfig
 
 C = TypeVar("C")
@@ -159,6 +159,18 @@ def _trained(
             else max(1e-3, budget - (time.monotonic() - STARTED)),
         )
         if trained.results_file.exists():
-            show_tables(recipe.tables(trained.dir.read_json("results.json")))
+            show_tables(_results_of(recipe, trained))
             print(f"\n{run_dir}: report.html, pictures/, results.json, metrics.jsonl, checkpoints/")
     return 0
+
+
+def _results_of(recipe: Any, trained: Any) -> Any:
+    try:
+        return recipe.tables(trained.dir.read_json("results.json"))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, LoopaxError):
+            raise
+        raise RunDirError(
+            f"{trained.results_file}: is damaged, or of an older version; remove it, and the same "
+            "command measures anew"
+        ) from error

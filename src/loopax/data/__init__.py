@@ -10,7 +10,7 @@ from loopax.data.folder import read_folder
 from loopax.data.idx import read_idx
 from loopax.data.mnist import mnist
 from loopax.data.npz import read_npz
-from loopax.data.reading import as_path
+from loopax.data.reading import absolute, as_path
 from loopax.data.splits import Splits
 from loopax.data.texts import Texts, read_texts, split_texts
 
@@ -23,6 +23,7 @@ __all__ = [
     "IterableBatches",
     "Splits",
     "Texts",
+    "absolute",
     "as_batches",
     "as_path",
     "bucket_lengths",

@@ -59,6 +59,16 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     return next((each for each in (found, *others) if os.path.lexists(each)), found)
 
 
+def absolute(name: str) -> str:
+    """What exists as a path that holds from any folder; any other name as it is.
+
+    Raises:
+        ConfigError: it is empty.
+    """
+    path = as_path(name)
+    return os.path.abspath(path) if os.path.lexists(path) else name
+
+
 def is_foreign(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or left there by another program."""
     return name.startswith(".") or name.lower() in _FOREIGN

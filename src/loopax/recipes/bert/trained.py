@@ -84,12 +84,12 @@ def _probabilities(model: BertForSequenceClassification, params: Any, batch: Any
     return jax.nn.softmax(logits)
 
 
-def note_model(run: loopax.Run, problem: Problem) -> None:
+def note_model(run: loopax.RunDir | None, problem: Problem) -> None:
     """Keeps in a run's directory what its classifier is made of: by path and hash, and its classes.
 
     The directory exists only once the run has begun; this is called after each chunk.
     """
-    if run.dir is None or (run.dir.path / MODEL_FILE).exists():
+    if run is None or (run.path / MODEL_FILE).exists():
         return
     pretrained, train = problem.pretrained, problem.texts.train
     noted = {
@@ -100,7 +100,7 @@ def note_model(run: loopax.Run, problem: Problem) -> None:
         "label": train.columns.label,
         "texts": problem.texts.fingerprint,
     }
-    run.dir.write_json(MODEL_FILE, noted)
+    run.write_json(MODEL_FILE, noted)
 
 
 def check_texts(run: str | Path, texts: Parts, data: str) -> None:
@@ -123,10 +123,16 @@ def _noted(directory: loopax.RunDir) -> dict[str, Any]:
     """What `note_model` has kept."""
     file = directory.path / MODEL_FILE
     if not file.exists():
-        raise RunDirError(f"{directory.path}: has no {MODEL_FILE}; the run has not begun to train")
+        raise RunDirError(
+            f"{directory.path}: has no {MODEL_FILE}; `loopax resume {directory.path}` writes it"
+        )
     noted = directory.read_json(MODEL_FILE)
     kinds = {"pretrained": str, "sha256": str, "class_names": list, "text": list, "texts": str}
-    if not isinstance(noted, dict) or not all(isinstance(noted.get(n), kinds[n]) for n in kinds):
+    if (
+        not isinstance(noted, dict)
+        or not all(isinstance(noted.get(n), kinds[n]) for n in kinds)
+        or not all(isinstance(name, str) for name in [*noted["class_names"], *noted["text"]])
+    ):
         raise RunDirError(
             f"{file}: is damaged; remove it, and the same training command writes it anew"
         )

@@ -13,7 +13,14 @@ from loopax.recipes.bert import report
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.evaluation import evaluate
 from loopax.recipes.bert.problem import Problem
-from loopax.recipes.bert.trained import TrainedClassifier, check_texts, load, note_model
+from loopax.recipes.bert.trained import (
+    MODEL_FILE,
+    TrainedClassifier,
+    check_texts,
+    load,
+    note_model,
+    stored_config,
+)
 
 
 def train(
@@ -41,10 +48,18 @@ def train(
     with loopax.time_limit(
         max_seconds, lambda: say(f"{run_dir}: time is up; the same command measures the test texts")
     ):
+        test = config.test_data and loopax.data.absolute(config.test_data)
+        config = replace(
+            config,
+            data=loopax.data.absolute(config.data),
+            test_data=test,
+            model=loopax.data.absolute(config.model),
+        )
         problem = Problem.of(config, say)
         say(problem.description)
         check_texts(run_dir, problem.texts, config.data)
         _fit(problem, run_dir, steps, checkpoints, progress, say)
+        note_model(loopax.RunDir(run_dir), problem)  # of a finished run that has lost it
         trained = load(run_dir, say=_silent)
         if _is_finished(trained, problem) and not trained.results_file.exists():
             loopax.check_time()
@@ -87,14 +102,22 @@ def _fit(
         max_seconds=loopax.seconds_left(),
         log_every=config.log_every,
         progress=progress,
-        config=config.to_json(),
+        config=_as_begun(config, run_dir).to_json(),
     )
     with closing(chunks):
         for chunk in chunks:
-            note_model(chunk.run, problem)
+            note_model(chunk.run.dir, problem)
             if _stalls(chunk.run.history, problem):
                 say(f"{run_dir}: {config.patience} evaluations without a better one; done")
                 break
+
+
+def _as_begun(config: FineTuneConfig, run_dir: str | Path) -> FineTuneConfig:
+    """The configuration as the run has it: its texts, which are the same, may have moved."""
+    if not (loopax.RunDir(run_dir).path / MODEL_FILE).exists():
+        return config
+    stored = stored_config(run_dir)
+    return replace(config, data=stored.data, test_data=stored.test_data)
 
 
 def _stalls(history: Sequence[Mapping[str, Any]], problem: Problem) -> bool:

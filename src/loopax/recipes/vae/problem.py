@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import loopax
@@ -189,7 +188,7 @@ def _with_validation(data: Splits, fraction: float) -> Splits:
 
 def weights_of(source: str, params: Any) -> Any:
     """`params` with the values of a `.safetensors` file or of a run's latest checkpoint."""
-    path = Path(source)
+    path = loopax.data.as_path(source)
     if path.is_dir():
         with loopax.CheckpointStore(loopax.RunDir.open(path).checkpoints) as store:
             return loopax.with_weights(params, store.weights(), source=source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -143,10 +144,11 @@ class TrainedVAE:
 
         Where all names are numbers, a number is a name and nothing else.
         """
-        names, given = self.class_names, unicodedata.normalize("NFC", str(label))
+        names = [unicodedata.normalize("NFC", name) for name in self.class_names]
+        given = unicodedata.normalize("NFC", str(label))
         if given in names:
             return names.index(given)
-        if given.isdecimal() and int(given) < len(names) and not all(map(str.isdecimal, names)):
+        if given.isdecimal() and int(given) < len(names) and not all(map(_is_number, names)):
             return int(given)
         raise ConfigError(f"there is no class {label!r}; there are {', '.join(names)}")
 
@@ -349,10 +351,17 @@ def _noted(directory: loopax.RunDir) -> dict[str, Any]:
     """What `note_model` has kept."""
     file = directory.path / MODEL_FILE
     if not file.exists():
-        raise RunDirError(f"{directory.path}: has no {MODEL_FILE}; the run has not begun to train")
+        raise RunDirError(
+            f"{directory.path}: has no {MODEL_FILE}; `loopax resume {directory.path}` writes it"
+        )
     noted = directory.read_json(MODEL_FILE)
     kinds = {"image_shape": list, "class_names": list, "data": str, "sha256": str}
-    if not isinstance(noted, dict) or not all(isinstance(noted.get(n), kinds[n]) for n in kinds):
+    if (
+        not isinstance(noted, dict)
+        or not all(isinstance(noted.get(n), kinds[n]) for n in kinds)
+        or [type(size) for size in noted["image_shape"]] != [int] * 3
+        or not all(isinstance(name, str) for name in noted["class_names"])
+    ):
         raise RunDirError(
             f"{file}: is damaged; remove it, and the same training command writes it anew"
         )
@@ -361,8 +370,7 @@ def _noted(directory: loopax.RunDir) -> dict[str, Any]:
 
 def absolute(data: str) -> str:
     """Where data is, from any working directory; a name that is no path stays as it is."""
-    path = loopax.data.as_path(data)
-    return str(path.absolute()) if data != "mnist" and path.exists() else data
+    return data if data == "mnist" else loopax.data.absolute(data)
 
 
 def stored_config(run: str | Path) -> VAEConfig:
@@ -378,6 +386,13 @@ def stored_config(run: str | Path) -> VAEConfig:
     config = VAEConfig.from_json(directory.config)
     directory.check(config.to_json())
     return config
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
 
 
 def _checked(count: int) -> int:

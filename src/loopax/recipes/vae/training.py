@@ -51,10 +51,12 @@ def train(
             f"{run_dir}: time is up; the same command fits, measures and draws what is left"
         ),
     ):
-        config = replace(config, data=absolute(config.data))
+        weights = config.weights and loopax.data.absolute(config.weights)
+        config = replace(config, data=absolute(config.data), weights=weights)
         problem = Problem.of(config)
         say(problem.description)
         _fit(problem, run_dir, steps, checkpoints, progress, say)
+        note_model(loopax.RunDir(run_dir), problem)  # of a finished run that has lost it
         trained = load(run_dir, problem=problem, say=_silent)
         if _is_finished(trained, problem) and not trained.results_file.exists():
             _finish(trained, say, progress)
