@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from loopax.data.files import load
 from loopax.data.folder import read_folder
 from loopax.errors import ConfigError
 
@@ -88,7 +89,8 @@ def test_lossy_formats_give_the_pixels_nearly(tmp_path, name):
         (Image.fromarray(GREY).quantize(24), GREY[..., None]),
         (Image.fromarray(GREY.astype(np.uint16) * 257), GREY[..., None]),
         (Image.fromarray(np.full((6, 4), 65535, np.uint16)), np.full((6, 4, 1), 255)),
-        (Image.fromarray(np.full((6, 4), 4095, np.uint16)), np.full((6, 4, 1), 16)),
+        (Image.fromarray(np.full((6, 4), 4095, np.uint16)), np.full((6, 4, 1), 255)),
+        (Image.fromarray(GREY.astype(np.uint16)), GREY[..., None]),
     ],
     ids=[
         "rgb",
@@ -100,11 +102,22 @@ def test_lossy_formats_give_the_pixels_nearly(tmp_path, name):
         "16-bit",
         "16-bit-max",
         "12-bit",
+        "8-bit-in-16",
     ],
 )
 def test_every_way_to_store_pixels_becomes_grey_or_rgb(tmp_path, image, expected):
     save(tmp_path / "x.png", image)
     np.testing.assert_array_equal(only_image(tmp_path), expected)
+
+
+def test_wide_images_are_scaled_by_the_brightest_of_all_parts(tmp_path):
+    for part, values in {"train": (500, 700), "test": (1000, 3780)}.items():
+        for value in values:
+            save(tmp_path / part / f"{value:04}.png", np.full((6, 4), value, np.uint16))
+    splits = load(tmp_path)
+    found = [each.columns["image"][:, 0, 0, 0].tolist() for each in (splits.train, splits.test)]
+    assert found == [[31, 44], [62, 235]]
+    assert splits.description.endswith("16-bit images hold 12 bits (4,095 became 255)")
 
 
 def test_cmyk_becomes_rgb(tmp_path):
@@ -213,11 +226,20 @@ def test_transparent_pixels_are_refused(tmp_path, refuses):
     alpha[2, 3] = 7
     for name, pixels in [("rgba", np.dstack([COLOUR, alpha])), ("la", np.dstack([GREY, alpha]))]:
         save(tmp_path / name / "x.png", pixels)
-        with refuses(f"{name}/x.png", "transparent", "7 of 255", "background"):
+        with refuses(f"{name}/x.png", "transparent", "7 of 255", "--background white"):
             read_folder(tmp_path / name)
+        for background, value in (("white", 255), ("#00f", (0, 0, 255))):
+            found = only_image(tmp_path / name, background=background)
+            assert found.shape[2] == (3 if name == "rgba" or background == "#00f" else 1)
+            np.testing.assert_allclose(found[2, 3], value, atol=7)
+            expected = pixels[:2, :, :3] if name == "rgba" else pixels[:2, :, :1]
+            np.testing.assert_array_equal(found[:2] + 0 * expected, expected + 0 * found[:2])
     save(tmp_path / "keyed" / "x.png", GREY, transparency=int(GREY[0, 1]))
     with refuses("keyed/x.png", "0 of 255"):
         read_folder(tmp_path / "keyed")
+    assert only_image(tmp_path / "keyed", background="#0b0b0b")[0, 1] == 11
+    with refuses("background is 'mauvish'", "white, black or", error=ConfigError):
+        read_folder(tmp_path / "keyed", background="mauvish")
 
 
 @pytest.mark.filterwarnings("error")
@@ -255,10 +277,46 @@ def test_a_folder_without_images_is_refused(tmp_path, refuses):
     (tmp_path / "notes.txt").touch()
     with refuses(tmp_path.name, "holds no image", "only 1 files"):
         read_folder(tmp_path)
-    save(tmp_path / "cat" / "x.png", GREY)
     (tmp_path / "dog").mkdir()
+    with refuses(tmp_path.name, "only empty folders: dog"):
+        read_folder(tmp_path)
+    save(tmp_path / "cat" / "x.png", GREY)
+    (tmp_path / "dog" / "notes.txt").touch()
     with refuses("dog", "holds no image"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["heic", "CR2", "svg"])
+def test_mostly_images_that_cannot_be_read_are_refused(tmp_path, refuses, kind):
+    save(tmp_path / "cat" / "x.png", GREY)
+    for index in range(3):
+        (tmp_path / "cat" / f"{index}.{kind}").write_bytes(b"not read")
+    with refuses(f"3 of its 4 images cannot be read (3 .{kind.lower()})", "PNG or JPEG"):
+        read_folder(tmp_path)
+
+
+def test_an_image_needs_no_suffix(tmp_path):
+    save(tmp_path / "one", GREY, format="PNG")
+    (tmp_path / "LICENSE").write_text("free")
+    found = read_folder(tmp_path)
+    np.testing.assert_array_equal(found.columns["image"], GREY[None, ..., None])
+    assert found.notes == ("1 file left out: 1 without suffix",)
+
+
+def test_an_empty_file_is_named(tmp_path, refuses):
+    (tmp_path / "x.png").touch()
+    with refuses("x.png", "is empty, 0 bytes"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [("Cat", "cat"), ("STRASSE", "straße"), ("cat", "cat "), ("A\u0301", "\u00e1")]
+)
+def test_classes_that_differ_only_in_spelling_are_said(tmp_path, names):
+    for position, name in enumerate((*names, "🐕 كلب")):
+        for index in range(2):
+            save(tmp_path / name / f"{index}.png", GREY + position * 10 + index)
+    assert "are different classes" in load(tmp_path).description
 
 
 def test_a_folder_that_can_be_taken_two_ways_is_refused(tmp_path, refuses):

@@ -2,6 +2,7 @@ import gzip
 import io
 import struct
 import unicodedata
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -41,8 +42,11 @@ def write_image(path, pixels):
 
 
 def write_images(folder, count=1, value=0, shape=(6, 4)):
+    """Images of one value each, but in a corner, where those of each folder are different."""
     for index in range(count):
-        write_image(folder / f"{index:03}.png", np.full(shape, value + index, np.uint8))
+        pixels = np.full(shape, value + index, np.uint8)
+        pixels[-1, -2:].flat[:2] = [*zlib.crc32(str(folder).encode()).to_bytes(4)][:2]
+        write_image(folder / f"{index:03}.png", pixels)
 
 
 def png(pixels):
@@ -185,7 +189,7 @@ def test_two_parts_to_choose_by_are_refused(tmp_path, refuses, layout):
 def test_what_lies_beside_the_parts_is_said_to_be_passed_over(tmp_path):
     for part in ("train", "test", "unsorted"):
         write_images(tmp_path / part / "cat")
-    assert "(folder of images, 'unsorted' passed over)" in load(tmp_path).description
+    assert load(tmp_path).description.endswith("left out beside the parts: unsorted")
 
 
 def test_a_training_folder_alone_is_split(tmp_path):
@@ -225,11 +229,13 @@ def test_one_folder_is_split(tmp_path):
     splits = load(tmp_path / "d", test_fraction=0.2)
     assert [each.name for each in splits.parts.values()] == ["d train", "d test"]
     assert [each.class_names for each in splits.parts.values()] == [("cat", "dog")] * 2
-    assert splits.test.columns["image"][:, 0, 0, 0].tolist() == [4, 9, 14, 19, 104, 109]
+    # They grow brighter one by one, as frames of a film may.
+    assert splits.test.columns["image"][:, 0, 0, 0].tolist() == [16, 17, 18, 19, 108, 109]
     assert len(splits.train) == 24
     assert (
         "(folder of images): 24 to train on, 6 to test on (1 in 5 held out)" in splits.description
     )
+    assert "neighbours are alike" in splits.description
 
 
 def test_a_folder_called_train_alone_may_be_a_class(tmp_path):
@@ -271,7 +277,7 @@ def test_channels_and_size_mean_the_same_for_every_layout(tmp_path, layout):
     found = test.columns["image"][np.argsort(test.columns["label"], kind="stable")]
     expected = [
         np.asarray(Image.fromarray(pixels[row]).resize((5, 12), Image.Resampling.BILINEAR))
-        for row in (6, 12, 18, 7, 13, 19)
+        for row in (2, 6, 18, 3, 7, 19)
     ]
     np.testing.assert_array_equal(found, np.stack([expected] * 3, axis=-1))
 
@@ -330,7 +336,7 @@ def test_a_parquet_file_is_split(tmp_path):
     splits = load(write_parquet(tmp_path / "d.parquet", IMAGES, LABELS), test_fraction=0.3)
     assert [each.name for each in splits.parts.values()] == ["d.parquet train", "d.parquet test"]
     assert [each.class_names for each in splits.parts.values()] == [("0", "1")] * 2
-    rows = [6, 7, 12, 13, 18, 19]
+    rows = [2, 3, 6, 7, 18, 19]
     np.testing.assert_array_equal(splits.test.columns["image"][..., 0], IMAGES[rows])
     assert splits.test.columns["label"].tolist() == [0, 1] * 3
 
@@ -351,7 +357,7 @@ def test_a_folder_of_parquet_shards_is_one_whole(tmp_path):
         write_parquet(path, IMAGES[rows], LABELS[rows])
     splits = load(tmp_path, test_fraction=0.3)
     np.testing.assert_array_equal(
-        splits.train.columns["image"][..., 0], np.delete(IMAGES, [6, 7, 12, 13, 18, 19], axis=0)
+        splits.train.columns["image"][..., 0], np.delete(IMAGES, [2, 3, 6, 7, 18, 19], axis=0)
     )
 
 
@@ -460,7 +466,7 @@ def test_a_layout_is_taken_at_its_word(tmp_path, refuses):
     for layout, source in [
         (None, "IDX"),
         ("idx", "IDX"),
-        ("folder", "folder of images, 5 other files passed over"),
+        ("folder", "folder of images"),
         ("parquet", "Parquet, images in 'image', labels in 'label'"),
     ]:
         assert load(tmp_path / "d", layout=layout).train.source == source
@@ -657,7 +663,10 @@ def test_a_split_is_exact_and_in_proportion(labels, fraction):
 
 def test_a_split_is_spread_over_the_stored_order():
     test = stratified_split(labels_dataset([0] * 100), 0.1).test
-    assert test.columns["row"].tolist() == list(range(9, 100, 10))
+    rows = test.columns["row"]
+    assert (rows // 10).tolist() == list(range(10))
+    # Nor always the same of ten things that come again and again.
+    assert len({*(rows % 10)}) > 5
 
 
 def test_a_split_is_made_without_chance():
@@ -679,6 +688,66 @@ def test_every_class_of_two_is_tested(tmp_path, refuses):
     assert "5 to train on, 2 to test on (1 in 3.5 held out)" in splits.description
     with refuses("d:", "1 example of each class"):
         stratified_split(labels_dataset([0, 1, 2]), 0.9)
+
+
+# Images that come again
+
+
+def distinct(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 6, 4), np.uint8)
+
+
+def shared(one, other):
+    return {each.tobytes() for each in one.columns["image"]} & {
+        each.tobytes() for each in other.columns["image"]
+    }
+
+
+@pytest.mark.parametrize(
+    "order", [np.repeat(np.arange(12), 10), np.tile(np.arange(12), 10), [*range(100), *range(20)]]
+)
+def test_copies_of_an_image_are_on_one_side_of_each_split(tmp_path, order):
+    images = distinct(100)[np.array(order)]
+    splits = load(npz(tmp_path / "d.npz", x=images)).with_validation(0.2)
+    assert not shared(splits.train, splits.test)
+    assert not shared(splits.train, splits.validation)
+    assert not shared(splits.validation, splits.test)
+    assert sum(map(len, splits.parts.values())) == len(order)
+    assert 0.05 < len(splits.test) / len(order) < 0.2
+    copies = len(order) - len(set(order))
+    assert splits.description.endswith(f"copies of images kept on one side of each split: {copies}")
+
+
+def test_training_copies_of_test_images_are_left_out(tmp_path, refuses):
+    images = distinct(30)
+    parts = {"train_images": images[:20], "val_images": images[15:26]}
+    splits = load(npz(tmp_path / "d.npz", **parts, test_images=images[[3, 25, 27, 28]]))
+    assert [len(part) for part in splits] == [14, 10, 4]
+    assert "left out as copies of images in other parts: 6 (train)" in splits.description
+    assert "left out as copies of images in other parts: 1 (validation)" in splits.description
+    with refuses("e.npz train", "all its images are also in another part"):
+        load(npz(tmp_path / "e.npz", train_images=images, test_images=images))
+
+
+def test_of_frames_in_a_row_the_last_are_held_out(tmp_path):
+    """Two films, of which each changes by a tenth from one frame to the next, cut at 45."""
+    generator = np.random.default_rng(0)
+    frames = [generator.random((8, 8))]
+    for index in range(1, 100):
+        new = generator.random((8, 8))
+        frames.append(new if index in (45, 50, 95) else 0.9 * frames[-1] + 0.1 * new)
+    images = (np.stack(frames) * 255).astype(np.uint8)
+    splits = load(npz(tmp_path / "d.npz", x=images, y=np.arange(100) // 50))
+    np.testing.assert_array_equal(
+        splits.test.columns["image"][..., 0], images[[*range(45, 50), *range(95, 100)]]
+    )
+    assert "neighbours are alike, like frames of a film" in splits.description
+    assert "neighbours" not in load(npz(tmp_path / "n.npz", x=distinct(100))).description
+
+
+def test_an_npz_of_training_data_only_is_split(tmp_path):
+    splits = load(npz(tmp_path / "d.npz", x_train=distinct(20), y_train=LABELS))
+    assert [len(part) for part in (splits.train, splits.test)] == [18, 2]
 
 
 # Paths as people type and move them
@@ -739,7 +808,7 @@ def test_what_other_programs_leave_is_no_class_and_no_image(tmp_path, left, wher
     file.write_bytes(b"no picture")
     splits = load(tmp_path)
     assert splits.train.class_names == ("cat", "dog")
-    assert "passed over" not in splits.description
+    assert "left out" not in splits.description
     assert len(splits.train) == 4
 
 
@@ -747,7 +816,10 @@ def test_what_could_be_meant_is_not_passed_over_in_silence(tmp_path, refuses):
     write_images(tmp_path / "a" / "cat", 9)
     (tmp_path / "a" / "cat" / "from-a-phone.heic").write_bytes(b"not read")
     (tmp_path / "a" / "README.md").write_text("about")
-    assert "(folder of images, 2 other files passed over)" in load(tmp_path / "a").description
+    (tmp_path / "a" / "New folder").mkdir()
+    assert load(tmp_path / "a").description.endswith(
+        "1 empty folder left out: New folder, 2 files left out: 1 .heic, 1 .md"
+    )
     (tmp_path / "a" / "dog").symlink_to(tmp_path / "unplugged")
     with refuses("dog", "No such file"):
         load(tmp_path / "a")

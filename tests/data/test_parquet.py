@@ -231,7 +231,7 @@ def test_columns_of_other_types_are_refused(tmp_path, refuses):
 def test_a_cell_that_is_no_image_is_named(tmp_path, refuses):
     for content, part in [
         (b"not a picture", "is none of PNG, JPEG"),
-        (b"", "is none of PNG, JPEG"),
+        (b"", "is empty, 0 bytes"),
         (png(COLOUR[0])[:-400], "cannot be read as an image"),
         (png(np.dstack([COLOUR[0], GREY[0, :32, :32]])), "transparent pixels"),
         (png(COLOUR[0, :31]), "is 31x32 pixels (height x width), but"),

@@ -65,6 +65,8 @@ class Judge:
     """As for training."""
     channels: Literal[1, 3] | None = None
     """As for training."""
+    background: str | None = None
+    """As for training."""
     epochs: float | None = None
     """Passes over the training images; when left out, as many as for samples that are measured."""
     shift: int = 0
@@ -80,7 +82,12 @@ def judge(words: list[str]) -> int:
     from loopax.durable import storing
     from loopax.recipes import vae
 
-    config = VAEConfig(data=command.data, image_size=command.image_size, channels=command.channels)
+    config = VAEConfig(
+        data=command.data,
+        image_size=command.image_size,
+        channels=command.channels,
+        background=command.background,
+    )
     data = vae.data_of(config)
     folder = None if command.out else loopax.cache_folder("judges")
     if command.out is None and folder is None:

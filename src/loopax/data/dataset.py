@@ -42,6 +42,7 @@ class Dataset:
         source: what it was read from, in words.
         held_out: the fraction by which a whole was split into this and its counterpart; None if
             the parts were given.
+        notes: what was left out, kept together or changed when it was read, in words.
 
     Raises:
         DataError: there are no columns, their lengths differ, or one is not made of numbers.
@@ -52,6 +53,7 @@ class Dataset:
     class_names: tuple[str, ...] = field(default=())
     source: str = ""
     held_out: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.columns, Mapping) or not all(

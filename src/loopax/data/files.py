@@ -13,14 +13,21 @@ import numpy as np
 
 from loopax.data.checks import as_images, as_labels, as_named_labels
 from loopax.data.dataset import Dataset
-from loopax.data.folder import listing, read_folder
+from loopax.data.folder import dataset_of, listing
 from loopax.data.idx import read_idx
-from loopax.data.images import Form, fitted
+from loopax.data.images import Form, at_one_white, fitted
 from loopax.data.npz import read_npz
 from loopax.data.parquet import read_parquet
 from loopax.data.reading import as_path, fault, open_file, shown
 from loopax.data.shards import find_shards
-from loopax.data.splits import PART_NAMES, VALIDATION_NAMES, Splits, check_fraction, hold_out
+from loopax.data.splits import (
+    PART_NAMES,
+    VALIDATION_NAMES,
+    Splits,
+    check_fraction,
+    hold_out,
+    without_copies,
+)
 from loopax.errors import ConfigError
 
 Layout = Literal["idx", "npz", "folder", "parquet"]
@@ -30,6 +37,7 @@ _IDX_NAMES = tuple(
     f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
 _NPZ_SPLIT = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
+_MANY = 6
 _NPZ_WHOLE = (("image", "label"), ("images", "labels"), ("x", "y"))
 
 Parts = Mapping[str, Dataset]
@@ -42,6 +50,7 @@ def load(
     test_fraction: float = 0.1,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
+    background: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     layout: Layout | None = None,
@@ -59,22 +68,25 @@ def load(
     - a folder as `read_folder` reads it;
     - an `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`, or with `train_images`,
       `train_labels`, `test_images`, `test_labels`, and either with the same for `val`, `valid` or
-      `validation`, which may also stand in for `test`; or, not split, with `image` and `label`,
-      `images` and `labels`, or `x` and `y`; or with nothing but images: one array of any name, or
-      those of such parts;
+      `validation`, which may also stand in for `test`; or, not split, with those for `train` only,
+      with `image` and `label`, `images` and `labels`, or `x` and `y`; or with nothing but images:
+      one array of any name, or those of such parts;
     - an IDX file of images, not split; the labels are in the file beside it whose name has
       `labels-idx1` for `images-idx3`.
 
     A part to choose by is `Splits.validation` if there is also one to test on; alone it is the
-    part to test on. What is not split is split by `stratified_split`. A label of -1, or null in
-    Parquet, means that the class is not known; it is kept as -1. Where there are no labels, or all
-    are -1, there is one class, named after the data, and all labels are 0.
+    part to test on. What is not split is split by `stratified_split`. Images to train on, or to
+    choose by, that come again in a later part, of equal pixels, are left out. A label of -1, or
+    null in Parquet, means that the class is not known; it is kept as -1. Where there are no labels,
+    or all are -1, there is one class, named after the data, and all labels are 0.
 
     Args:
         path: the folder or file.
         test_fraction: the part of the examples to test on, where the files are not split.
         size: (height, width) in pixels to resize the images to.
         channels: 1 makes the images grey (ITU-R BT.601 luma), 3 makes them colour.
+        background: the colour that transparent pixels are put on: `white`, `#rrggbb`, ...; without
+            one they are refused.
         image_column: the column of a Parquet file that holds the images.
         label_column: the column of a Parquet file that holds the labels, "" for none.
         layout: what `path` is, instead of finding out.
@@ -90,7 +102,7 @@ def load(
     check_fraction("test_fraction", test_fraction)
     if layout not in (None, *get_args(Layout)):
         raise ConfigError(f"layout is {layout!r}; it must be one of {', '.join(get_args(Layout))}")
-    path, form = as_path(path), Form(size, channels).checked()
+    path, form = as_path(path), Form(size, channels, background).checked()
     layout = layout or (_layout_of_folder(path) if isdir(path) else _layout_of_file(path))
     if layout != "parquet" and (image_column, label_column) != (None, None):
         raise ConfigError(
@@ -103,24 +115,26 @@ def load(
         case "npz":
             parts = _from_npz(path, form)
         case "folder":
-            parts = _from_images(path, form)
+            parts = at_one_white(lambda form: _from_images(path, form), form)
         case "parquet":
-            parts = _from_parquet(path, form, image_column, label_column)
+            parts = at_one_white(
+                lambda form: _from_parquet(path, form, image_column, label_column), form
+            )
     splits = _split(path, parts, test_fraction)
     _require_agreement(path, splits)
-    return _with_a_class(path, splits)
+    return _with_a_class(path, splits if len(parts) == 1 else without_copies(splits))
 
 
 def stratified_split(dataset: Dataset, test_fraction: float) -> Splits:
     """Splits each class of `dataset` in the same proportion, without chance.
 
     Of the `n` examples of a class `test_fraction * n`, rounded, are for testing, but at least one
-    and never all. They are evenly spaced in the stored order, and both parts keep that order: the
-    split is a function of the labels alone. Those of an unknown class, -1, are split as if they
-    were a class.
+    and never all. They are spread over the stored order, or the last of each class where
+    neighbours are alike, and copies of an image stay together, as `hold_out` says; both parts keep
+    the stored order. Those of an unknown class, -1, are split as if they were a class.
 
     Raises:
-        DataError: no class has two examples.
+        DataError: no class has two examples that differ, or the parts do not fit in memory.
     """
     train, test = hold_out(dataset, test_fraction)
     return Splits(
@@ -199,8 +213,8 @@ def _from_images(folder: Path, form: Form) -> Parts:
         first, second = (each.name for each in below[:2])
         raise fault(folder, f"holds {first!r} and {second!r}, but no 'train' beside them")
     if "train" not in named or (len(named) == 1 and len(below) > 1):
-        return {"": read_folder(folder, **form._asdict())}
-    parts = {part: read_folder(each, **form._asdict()) for part, each in named.items()}
+        return {"": dataset_of(folder, form)}
+    parts = {part: dataset_of(each, form) for part, each in named.items()}
     if all(data.class_names == (named[part].name,) for part, data in parts.items()):
         # No classes: the images lie directly in each of them.
         return {part: replace(data, class_names=(_name(folder),)) for part, data in parts.items()}
@@ -215,8 +229,8 @@ def _from_images(folder: Path, form: Form) -> Parts:
                 "both must have the same classes",
             )
     if passed_over := [each.name for each in below if each.name.lower() not in PART_NAMES]:
-        said = f"{parts['train'].source}, {passed_over[0]!r} passed over"
-        parts["train"] = replace(parts["train"], source=said)
+        note = f"left out beside the parts: {', '.join(map(shown, passed_over[:_MANY]))}"
+        parts = {part: replace(data, notes=(*data.notes, note)) for part, data in parts.items()}
     return parts
 
 
@@ -233,7 +247,7 @@ def _from_npz(path: Path, form: Form) -> Parts:
     }
     for images, labels in _NPZ_SPLIT:
         parts = [part for part in PART_NAMES if images.format(part) in arrays]
-        if "train" not in parts or len(parts) == 1:
+        if "train" not in parts:
             continue
         pixels = {part: arrays[images.format(part)] for part in parts}
         if arrays.keys() >= {labels.format(part) for part in parts}:

@@ -4,35 +4,92 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
+from loopax.data.dataset import Dataset
 from loopax.data.reading import blaming, fault, shown
 from loopax.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it for integers
 
 
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that it can read here."""
+    from PIL import features
+
+    return tuple(each for each in _FORMATS if each != "AVIF" or features.check("avif"))
+
+
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins like an image that can be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=readable_formats()):
+            return True
+    except Exception:  # What parsers raise on other bytes is open-ended.
+        return False
+
+
+class White:
+    """The value of 16-bit images that becomes 255: the most that as many bits can hold as are used.
+
+    Scanners and cameras keep 10, 12 or 14 bits in 16; by the range of the type they would be black.
+    """
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.has_grown = False
+
+    def scaled(self, wide: np.ndarray) -> np.ndarray:
+        """Pixels of 16 bits as uint8, by what is white as far as images have been seen."""
+        needed = max(255, 2 ** int(wide.max()).bit_length() - 1)
+        if needed > self.value:
+            self.has_grown |= self.value > 0
+            self.value = needed
+        return ((wide.astype(np.uint32) * 255 + self.value // 2) // self.value).astype(np.uint8)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of images that do not use all 16 bits."""
+        if self.value in (0, 2**16 - 1):
+            return ()
+        bits = self.value.bit_length()
+        return (f"16-bit images hold {bits} bits ({self.value:,} became 255)",)
+
+
 class Form(NamedTuple):
-    """What all images are brought to; what is None stays as it is stored."""
+    """What all images are brought to; what is None stays as it is stored.
+
+    Attributes:
+        size: (height, width) in pixels.
+        channels: 1 or 3.
+        background: the colour that transparent pixels are put on.
+        white: what 16-bit images are scaled by.
+    """
 
     size: tuple[int, int] | None = None
     channels: int | None = None
+    background: str | None = None
+    white: White | None = None
 
     def checked(self) -> Form:
         """Itself, with nothing wrong in it.
 
         Raises:
-            ConfigError: the size is not two positive whole numbers, or the channels not 1 or 3.
+            ConfigError: the size is not two positive whole numbers, the channels not 1 or 3, or the
+                background is no colour.
         """
-        size, channels = self
+        size, channels, background, _ = self
         if size is not None and not (
             isinstance(size, Sequence)
             and len(size) == 2
@@ -43,7 +100,35 @@ class Form(NamedTuple):
             )
         if channels not in (None, 1, 3):
             raise ConfigError(f"channels is {channels!r}; it must be 1 (grey) or 3 (colour)")
+        if background is not None:
+            _colour(background)
         return self
+
+
+def _colour(background: str) -> tuple[int, int, int]:
+    from PIL import ImageColor
+
+    try:
+        red, green, blue = ImageColor.getcolor(background, "RGB")  # type: ignore[misc]
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"background is {background!r}; it must be a colour: white, black or '#rrggbb'"
+        ) from error
+    return red, green, blue
+
+
+def at_one_white(read: Callable[[Form], Mapping[str, Dataset]], form: Form) -> dict[str, Dataset]:
+    """What `read` makes of a form in which 16-bit images of all parts are scaled alike.
+
+    They are read twice where the first ones are darker than others.
+    """
+    white = White()
+    form = form._replace(white=white)
+    parts = read(form)
+    if white.has_grown:
+        del parts
+        parts = read(form)
+    return {name: replace(part, notes=(*part.notes, *white.notes)) for name, part in parts.items()}
 
 
 class EncodedImage(NamedTuple):
@@ -57,12 +142,12 @@ def decode_images(images: Iterable[EncodedImage], count: int, form: Form) -> np.
     """Encoded images as pixels, uint8 `(count, height, width, channels)`.
 
     Images are turned as their EXIF data say. If all are stored as greyscale they have 1 channel,
-    otherwise 3 (RGB). 16-bit greyscale is scaled to 8 bits, so 65535 becomes 255.
+    otherwise 3 (RGB). 16-bit greyscale is scaled to 8 bits, by `form.white`.
 
     Raises:
         DataError: an image is damaged, animated, has transparent pixels (which colour would they
-            be?) or 32-bit ones, or is a decompression bomb; or images differ in size and the form
-            has none.
+            be?) where the form has no background, or 32-bit ones, or is a decompression bomb; or
+            images differ in size and the form has none.
     """
     from PIL import Image
 
@@ -140,13 +225,15 @@ def _decoded(where: str | os.PathLike[str], stream: BinaryIO, form: Form) -> np.
 
     with blaming(where, "cannot be read as an image"):
         try:
-            stored = Image.open(stream, formats=_FORMATS)
+            stored = Image.open(stream, formats=readable_formats())
         except UnidentifiedImageError as error:
-            raise fault(where, f"is none of {', '.join(_FORMATS)}, or damaged") from error
+            if not stream.seek(0, os.SEEK_END):
+                raise fault(where, "is empty, 0 bytes; copy it anew, or delete it") from error
+            raise fault(where, f"is none of {', '.join(readable_formats())}, or damaged") from error
         frames = getattr(stored, "n_frames", 1)
         if frames > 1 and stored.format != "MPO":  # a camera's JPEG with previews
             raise fault(where, f"is animated or has pages, {frames} of them; it must be one image")
-        image = _eight_bit(where, ImageOps.exif_transpose(stored))
+        image = _eight_bit(where, ImageOps.exif_transpose(stored), form)
         if form.channels is not None:
             image = image.convert("L" if form.channels == 1 else "RGB")
         image = _resized(image, form)
@@ -163,23 +250,31 @@ def _resized(image: Image, form: Form) -> Image:
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _eight_bit(where: str | os.PathLike[str], image: Image) -> Image:
+def _eight_bit(where: str | os.PathLike[str], image: Image, form: Form) -> Image:
     """The image in Pillow's mode L or RGB."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        assert form.white is not None, "read by at_one_white"
+        return Image.fromarray(form.white.scaled(np.asarray(image)))
     if image.mode in ("I", "F"):
-        raise fault(where, "has 32 bits per pixel; a pixel must have 8 or 16 bits")
+        raise fault(where, "has 32 bits per pixel; a pixel must have 8 or 16 bits: convert it")
     if image.has_transparency_data:
-        opacity = image.convert("RGBA").getchannel("A").getextrema()[0]
-        if opacity != 255:
+        clear = image.convert("RGBA")
+        opacity = clear.getchannel("A").getextrema()[0]
+        if opacity != 255 and form.background is None:
             raise fault(
                 where,
                 f"has transparent pixels (opacity {opacity} of 255), whose colour is not known; "
-                "put it on a background first",
+                "put them on a background: background='white', or --background white",
             )
+        if opacity != 255:
+            assert form.background is not None
+            ground = Image.new("RGBA", clear.size, _colour(form.background))
+            ground.alpha_composite(clear)
+            flat = ground.convert("RGB")
+            red, green, blue = flat.split()
+            return red if red == green == blue else flat
         image.info.pop("transparency", None)  # or Pillow warns that it is lost
     return image.convert("L" if _is_grey(image) else "RGB")
 

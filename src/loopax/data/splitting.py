@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 def even_split(labels: np.ndarray, fraction: float) -> np.ndarray:
     """Picks `fraction` of every class, rounded, without chance.
 
     At least one of a class is picked, but never all: a class of one is never picked from. The
-    picked are evenly spaced in the stored order, so they are a function of the labels alone.
+    stored order is cut into equal stretches, and one is picked of each, by multiples of the golden
+    ratio (Weyl's sequence): so what comes again in the order, such as the ten views of each thing,
+    is not always or never picked. The picked are a function of the labels alone.
 
     Args:
         labels: the class of each row, `(rows,)`; -1, which is unknown, counts as a class.
@@ -25,7 +29,11 @@ def even_split(labels: np.ndarray, fraction: float) -> np.ndarray:
     chosen = np.zeros(len(labels), bool)
     for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
         picked = min(max(1, int(n * fraction + 0.5)), n - 1)
-        chosen[labels == label] = np.diff(np.arange(n + 1) * picked // n) == 1
+        if picked:
+            starts = np.arange(picked + 1) * n // picked
+            offsets = np.arange(1, picked + 1) * _GOLDEN % 1 * np.diff(starts)
+            rows = np.flatnonzero(labels == label)
+            chosen[rows[starts[:-1] + offsets.astype(int)]] = True
     return chosen
 
 

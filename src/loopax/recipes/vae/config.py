@@ -27,6 +27,9 @@ class VAEConfig:
     """Height and width to bring images to, in pixels; needed if theirs differ."""
     channels: Literal[1, 3] | None = None
     """1 to train on grey images, 3 on colour; as they are stored when left out."""
+    background: str | None = None
+    """The colour that transparent pixels are put on: white, black or '#rrggbb'; they are refused
+    when left out."""
     test_fraction: float = 0.1
     """The part of the images to test on, where the data does not say which."""
     validation: float = 0.1

@@ -175,7 +175,11 @@ def data_of(config: VAEConfig) -> Splits:
         return loopax.data.mnist()
     size = None if config.image_size is None else (config.image_size[0], config.image_size[1])
     return loopax.data.load(
-        config.data, test_fraction=config.test_fraction, size=size, channels=config.channels
+        config.data,
+        test_fraction=config.test_fraction,
+        size=size,
+        channels=config.channels,
+        background=config.background,
     )
 
 
