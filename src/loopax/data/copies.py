@@ -19,7 +19,7 @@ def digests_of(images: np.ndarray) -> list[bytes]:
     ]
 
 
-def are_alike_in_a_row(images: np.ndarray, labels: np.ndarray) -> bool:
+def are_alike_in_a_row(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> bool:
     """Whether images are like those stored beside them, as frames of a film are.
 
     They are where neighbours of one class differ by less than half of what images differ by that
@@ -29,11 +29,12 @@ def are_alike_in_a_row(images: np.ndarray, labels: np.ndarray) -> bool:
     Args:
         images: `(examples, height, width, channels)`.
         labels: the class of each, `(examples,)`.
+        rows: which of them to look at, in their order.
     """
     pairs = []
     for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        pairs.append(np.stack([rows, np.roll(rows, -1), np.roll(rows, -(len(rows) // 2))])[:, :-1])
+        of = rows[labels[rows] == label]
+        pairs.append(np.stack([of, np.roll(of, -1), np.roll(of, -(len(of) // 2))])[:, :-1])
     first, beside, apart = np.concatenate(pairs, axis=1)
     if len(first) < _FEWEST_PAIRS:
         return False

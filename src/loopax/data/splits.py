@@ -141,9 +141,10 @@ def _image_split(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Which images are held out, bool `(examples,)`, and what is to be said of it."""
     digests, notes = digests_of(images), list[str]()
-    if copies := len(digests) - len(set(digests)):
+    firsts = np.sort(np.unique(digests, return_index=True)[1])
+    if copies := len(digests) - len(firsts):
         notes.append(f"copies of images kept on one side of each split: {copies:,}")
-    if alike := are_alike_in_a_row(images, labels):
+    if alike := are_alike_in_a_row(images, labels, firsts):
         chosen = ending_split(images, labels, fraction)
         notes.append(
             "neighbours are alike, like frames of a film, so the last of each class are held out "
