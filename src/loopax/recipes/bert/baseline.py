@@ -13,8 +13,9 @@ import loopax
 from loopax.data import Texts
 
 BASELINE = "TF-IDF with logistic regression"
-STRENGTHS = (1.0, 10.0, 100.0)
-"""How little the weights are held back; the one that is best on the validation texts is taken."""
+KINDS = ((1, 100.0), (1, 10.0), (2, 100.0), (2, 10.0))
+"""Words that a term has at most, and how little the weights of terms are held back. The one that
+is best on the validation texts is taken, of equals the first."""
 TERMS_LIMIT = 200_000
 CHARACTERS_A_WORD = 20
 """From so many on, on average, words are not set apart by spaces, and characters are counted."""
@@ -36,33 +37,37 @@ class Baseline(NamedTuple):
 
 
 def fit_baseline(train: Texts, validation: Texts) -> Baseline | None:
-    """TF-IDF of words and pairs of words, and a logistic regression on it.
+    """TF-IDF of words, or also of pairs of them, and a logistic regression on it.
 
     None where there is nothing to count: texts without words, or of a single class.
     """
+    if len(np.unique(train.labels)) < 2:
+        return None
+    fitted = []
+    for words, strength in KINDS:
+        loopax.check_time()
+        try:
+            fitted.append(_fitted(train, words, strength))
+        except ValueError:  # as the vectoriser says that there are no words
+            return None
+    return max(fitted, key=lambda each: _right(each, validation))
+
+
+def _fitted(train: Texts, words: int, strength: float) -> Baseline:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     texts = _joined(train.rows)
-    if len(np.unique(train.labels)) < 2:
-        return None
-    words = {"analyzer": "word", "ngram_range": (1, 2)}
+    kind = {"analyzer": "word", "ngram_range": (1, words)}
     if sum(map(len, texts)) > CHARACTERS_A_WORD * sum(len(text.split()) for text in texts):
-        words = {"analyzer": "char", "ngram_range": (1, 3)}
-    vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=TERMS_LIMIT, **words)
-    try:
-        terms = vectorizer.fit_transform(texts)
-    except ValueError:  # as it says that there are no words
-        return None
-    fitted = []
+        kind = {"analyzer": "char", "ngram_range": (1, 1 + words)}
+    vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=TERMS_LIMIT, **kind)
+    terms = vectorizer.fit_transform(texts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for strength in STRENGTHS:
-            loopax.check_time()
-            classifier = LogisticRegression(C=strength, max_iter=300).fit(terms, train.labels)
-            fitted.append(Baseline(vectorizer, classifier, len(train.class_names)))
-    return max(fitted, key=lambda each: _right(each, validation))
+        classifier = LogisticRegression(C=strength, max_iter=300).fit(terms, train.labels)
+    return Baseline(vectorizer, classifier, len(train.class_names))
 
 
 def _right(baseline: Baseline, texts: Texts) -> int:
