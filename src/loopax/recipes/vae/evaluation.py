@@ -122,7 +122,7 @@ def objective_means(trained: TrainedVAE) -> dict[str, dict[str, float]]:
 
 def is_density(config: VAEConfig) -> bool:
     """Whether the objective has a likelihood: a squared error has one by the weight beside it."""
-    return config.likelihood != "squared_error" or config.kl_weight > 0
+    return config.likelihood != "squared_error" or config.kl_weight != 0
 
 
 def density(trained: TrainedVAE) -> Objective:

@@ -46,7 +46,7 @@ class Objective:
         is the importance-weighted bound (Burda et al., 2016) and `dreg` the same with the doubly
         reparametrised gradient (Tucker et al., 2019).
         """
-        weight: Any = self.config.kl_weight
+        weight: Any = self.kl_weight
         if rngs.training and self.warmup_steps:
             weight *= jnp.minimum(1.0, (rngs.step + 1) / self.warmup_steps)
         free = self.config.free_bits if rngs.training else 0.0
@@ -165,7 +165,7 @@ class Objective:
             fit = optax.l2_loss(decoded, image).sum(axis=(1, 2, 3))
         else:
             fit = -self.log_likelihood(params, image, mean, label)
-        return fit + self.config.kl_weight * kl_nats
+        return fit + self.kl_weight * kl_nats
 
     def variance(self, params: Any) -> Float[Array, ""]:
         """Of a pixel around its decoded value, where the decoder is normal and this is no batch's.
@@ -173,7 +173,7 @@ class Objective:
         Beside half a squared error it is the weight of the KL divergence.
         """
         if self.config.likelihood == "squared_error":
-            return jnp.float32(self.config.kl_weight)
+            return jnp.float32(self.kl_weight)
         if self.config.sigma == "learned":
             return jnp.square(self._apply(params, "sigma"))
         return jnp.square(jnp.float32(self.config.sigma))
@@ -185,13 +185,19 @@ class Objective:
         return jax.random.bernoulli(rngs["binarise"], image).astype(jnp.float32)
 
     @property
+    def kl_weight(self) -> float:
+        """Weight of the KL divergence."""
+        assert self.config.kl_weight is not None, "a Problem knows it"
+        return self.config.kl_weight
+
+    @property
     def pixels(self) -> int:
         """Numbers in one image."""
         return math.prod(self.model.image_shape)
 
     def _as_density(self, sse_half: Any) -> Any:
         """-log p of a normal decoder whose variance is the weight of the KL divergence."""
-        weight = self.config.kl_weight or math.nan
+        weight = self.kl_weight or math.nan
         return sse_half / weight + 0.5 * self.pixels * (LOG_2PI + math.log(weight))
 
     def _apply(self, params: Any, method: str, *args: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import loopax
@@ -14,11 +14,13 @@ from loopax.recipes.vae.objective import Objective
 
 FEWEST_TO_CHOOSE_BY = 10
 """Images below which a difference between two checkpoints is chance."""
-EPOCHS, STEPS_AT_LEAST = 12, 4000
+EPOCHS, STEPS_AT_LEAST = 24, 4000
 """Of a training whose length is left to the data: passes, and steps in more passes."""
 BATCH, SMALLEST_BATCH = 128, 16
 BATCHES_AT_LEAST = 8
 """In a pass, where the size of batches is left to the data."""
+SHARP, SMOOTH, FEW_IMAGES = 0.005, 0.2, 1000
+"""Weights of the KL divergence beside half the squared error; the second one of few images."""
 EVALUATIONS = 20
 """In a training, about, but at most one after each pass."""
 PATIENCE = 6
@@ -52,6 +54,8 @@ class Problem:
         given = data_of(config)
         data = _with_validation(given, config.validation)
         train = data.train
+        if config.kl_weight is None:
+            config = replace(config, kl_weight=kl_weight_for(config, len(train)))
         model = model_of(config, train.columns["image"].shape[1:], len(train.class_names))
         size = config.batch_size or batch_size_for(len(train))
         return cls(config, given, data, model, train.batches(size))
@@ -141,6 +145,13 @@ def costs(config: VAEConfig) -> list[str]:
     problem = Problem.of(config)
     estimate = loopax.estimate(problem.state(), problem.loss_fn, problem.batches)
     return [problem.description, *estimate.lines()]
+
+
+def kl_weight_for(config: VAEConfig, images: int) -> float:
+    """The weight of the KL divergence where it is left to the data."""
+    if config.likelihood != "squared_error":
+        return 1.0
+    return SHARP if images >= FEW_IMAGES else SMOOTH
 
 
 def batch_size_for(images: int) -> int:

@@ -70,7 +70,10 @@ def _settings(trained: TrainedVAE) -> Rows:
     epochs, batch_size = problem.epochs, problem.batch_size
     chosen = replace(trained.config, epochs=epochs, batch_size=batch_size)
     left = replace(
-        preset, epochs=preset.epochs or epochs, batch_size=preset.batch_size or batch_size
+        preset,
+        epochs=preset.epochs or epochs,
+        batch_size=preset.batch_size or batch_size,
+        kl_weight=chosen.kl_weight if preset.kl_weight is None else preset.kl_weight,
     )
     return loopax.settings_table(chosen, left)
 
