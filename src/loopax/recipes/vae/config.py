@@ -80,7 +80,9 @@ class VAEConfig:
     mixture_components: int = 100
     """Normals in the mixture of a class, at most."""
     optimizer: Optimizer = field(
-        default_factory=lambda: Optimizer(learning_rate=3e-3, schedule=Schedule("cosine"))
+        default_factory=lambda: Optimizer(
+            learning_rate=3e-3, schedule=Schedule("cosine"), clip_norm=10.0
+        )
     )
     """How the parameters are updated."""
     weights: str | None = None
@@ -138,16 +140,27 @@ class VAEConfig:
 
 
 # Presets beside published figures, or the article's, train on every image and choose nothing.
+_UNCLIPPED = Optimizer(learning_rate=3e-3, schedule=Schedule("cosine"))
 _BERNOULLI = VAEConfig(
     preset="bernoulli",
     validation=0.0,
     epochs=10,
+    batch_size=128,
+    optimizer=_UNCLIPPED,
     likelihood="bernoulli",
     kl_weight=1.0,
 )
 PRESETS: dict[Preset, VAEConfig] = {
     "sharp": VAEConfig(),
-    "wide": VAEConfig(preset="wide", validation=0.0, epochs=6, kl_weight=0.5, sampler="prior"),
+    "wide": VAEConfig(
+        preset="wide",
+        validation=0.0,
+        epochs=6,
+        batch_size=128,
+        kl_weight=0.5,
+        sampler="prior",
+        optimizer=_UNCLIPPED,
+    ),
     "article": VAEConfig(
         preset="article",
         validation=0.0,
@@ -170,9 +183,7 @@ PRESETS: dict[Preset, VAEConfig] = {
         prior="class",
         bound="dreg",
         importance_samples=4,
-        optimizer=Optimizer(
-            learning_rate=3e-3, schedule=Schedule("cosine"), weight_decay=0.03, params_ema=0.999
-        ),
+        optimizer=replace(_UNCLIPPED, weight_decay=0.03, params_ema=0.999),
     ),
     "conv": VAEConfig(preset="conv", network="conv", widths=(32, 64, 128)),
 }
