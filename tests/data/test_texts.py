@@ -136,26 +136,65 @@ def test_a_quote_that_opens_a_text_and_one_that_ends_a_later_one_swallow_no_rows
     assert read_texts(written(tmp_path / "p.tsv", proper)).rows[0] == ('one "two"',)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_lines_that_became_one_row_are_told_of(tmp_path, end):
+    mails = [("Hi\nno, I am late\nBest,\nA", "no"), ("Great\nno, really\n\n!", "yes")]
+    content = delimited(mails).replace("\r\n", "\n").replace("\n", end)
+    texts = read_texts(written(tmp_path / "t.csv", content))
+    assert [row[0].split(end) for row in texts.rows] == [text.split("\n") for text, _ in mails]
+    assert "8 lines, 2 rows; the longest row has 4 lines" in texts.description
+    stray = 'label,text\nno,"open\nyes,shut"\nyes,"Hi\nno, late\n\nBest"\n'
+    assert "6 lines, 2 rows" in read_texts(written(tmp_path / "s.csv", stray)).description
+    plain = written(tmp_path / "p.csv", "text,label\n\na,b\nc,d")
+    assert "lines" not in read_texts(plain).description
+
+
 def test_what_spreadsheets_add_is_no_data(tmp_path, refuses):
     content = "sep=;\r\ntext;label\r\na, b;no\r\nc;yes\r\n;\r\n;\r\n"
     texts = read_texts(written(tmp_path / "t.csv", content))
     assert pairs(texts) == [("a, b", "no"), ("c", "yes")]
     assert "CSV with ;" in texts.description
+    assert "2 blank rows at the end left out" in texts.description
+    assert len(read_texts(tmp_path / "t.csv", labelled=False)) == 4
     between = "sep=;\ntext;label\na;no\n;\nc;yes\n"
     with refuses("b.csv: line 4", "has no label"):
         read_texts(written(tmp_path / "b.csv", between))
 
 
-def test_tools_that_label_write_lists_of_one(tmp_path):
+def test_tools_that_label_write_lists_of_one(tmp_path, refuses):
     objects = [{"text": "a", "label": ["no"]}, {"text": "b", "label": ["yes"]}]
     path = written(tmp_path / "t.jsonl", "\n".join(map(json.dumps, objects)))
     assert pairs(read_texts(path)) == [("a", "no"), ("b", "yes")]
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": [["a"], ["b"]], "label": [["no"], ["yes"]]}), path)
+    assert pairs(read_texts(path)) == [("a", "no"), ("b", "yes")]
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [{"name": "no"}, {"name": "b"}]}), path)
+    with refuses("t.parquet", "'label' (struct<name: string>)", "a string or a number"):
+        read_texts(path)
 
 
 def test_classes_that_differ_in_case_alone_are_told_of(tmp_path):
     rows = [(f"text {index}", ("Pos", "pos", "neg")[index % 3]) for index in range(9)]
     texts = read_texts(written(tmp_path / "t.csv", delimited(rows)))
     assert "differ in case or spaces alone: Pos, pos" in texts.description
+
+
+def test_labels_that_may_mean_nothing_are_told_of_and_invisible_characters_are_nothing(tmp_path):
+    rows = [("a", "NA"), ("b", "no\u200b"), ("c", "\ufeff no"), ("d", "null")]
+    texts = read_texts(written(tmp_path / "t.csv", delimited(rows, header=("text", "label\u200b"))))
+    assert texts.class_names == ("NA", "no", "null")
+    assert texts.columns.label == "label"
+    assert "'NA', 'null' (remove their rows" in texts.description
+
+
+def test_columns_that_nobody_uses_do_no_harm(tmp_path):
+    header = ("text", "verdict", "note", "note", "split")
+    rows = [(f"text {row}", "ab"[row % 2], 1, 2, ("train", "test")[row % 2]) for row in range(8)]
+    texts = read_texts(written(tmp_path / "t.csv", delimited(rows, header=header)))
+    assert texts.columns == Columns(("text",), "verdict")
+    assert "column 'split' not looked at" in texts.description
 
 
 def test_a_cell_of_ten_megabytes_is_read(tmp_path):
@@ -350,7 +389,7 @@ def test_the_description_says_what_was_found(tmp_path):
     [
         ("t.csv", "", ["is empty", "name the columns"]),
         ("t.csv", "text,label\n", ["holds no rows of data"]),
-        ("t.csv", "text,label,text\na,b,c\n", ["line 1", "'text' twice"]),
+        ("t.csv", "text,label,text\na,b,c\n", ["'text' (named twice in line 1)"]),
         ("t.csv", "text,label\na,b\nc\n", ["line 3", "has 1 cells", "header has 2"]),
         ("t.csv", 'text,label\na,b\n"c,d\ne,f\n', ["line 3", "quotes", "doubled"]),
         ("t.csv", 'text,label\na,b\n"c"d,e\n', ["line 3", "quotes", "doubled"]),
@@ -372,9 +411,26 @@ def test_the_description_says_what_was_found(tmp_path):
         ("t.doc", "PK", ["must end in .csv, .tsv", ".parquet", ".gz"]),
         (
             "t.csv",
-            'label,text\nno,"open\nno,one\nyes,two\nyes,the end"\n',
+            'label,text\nno,"open\nno,one\nyes,two\nyes,the end"\nyes,3\n',
             ["line 2", "2 whole lines like other rows"],
         ),
+        (
+            "t.csv",
+            'label,text\rno,"open\rno,one\r\ra,b,c\ryes,two\ryes,1\rno,the end"\ryes,3\r',
+            ["line 2", "3 whole lines like other rows"],
+        ),
+        ("t.csv", 'sep=;\ntext;label\na;b\n"c"d;e\n', ["line 4", "quotes"]),
+        ("t.csv", "sep=;\ntext;label;text\na;b;c\n", ["'text' (named twice in line 2)"]),
+        ("t.csv", b"PK\x03\x04\0\0", ["is a spreadsheet", "save it as CSV"]),
+        (
+            "t.jsonl",
+            '{"text": "a", "label": ["b", "c"], "by": "x"}\n' * 4 + '{"text": "a", "by": "y"}\n',
+            ["'label' (a list in line 1", "a number in each row"],
+        ),
+        ("t.jsonl", '{"text": "a", "cats": {"b": 1}}\n', ["'cats' (an object in line 1", "number"]),
+        ("t.json", '[{"id": 1, "data": {"text": "a"}}]', ["'data' (an object in row 0", "string"]),
+        ("t.json", '{"data": [{"text": "a"}]}', ["'data' (a list in line 1"]),
+        ("t.json", '{\n"data": [{"text": "a"}]}', ["line 1", "an array of them"]),
         ("t.parquet.gz", "", ["must end in"]),
     ],
 )

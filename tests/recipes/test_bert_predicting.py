@@ -157,11 +157,12 @@ def test_a_text_alone_is_not_padded_and_few_sizes_are_compiled_for():
     assert trained.sizes == [(1, 1), (2, 8), (8, 8), (9, 30), (30, 30)]
 
 
-def test_columns_that_the_run_found_by_itself_are_known_to_it(tmp_path):
+def test_columns_that_the_run_found_by_itself_are_known_to_it(tmp_path, capsys):
     table = tmp_path / "pairs.csv"
-    table.write_text("premise,hypothesis\none,two\nthree,\n")
+    table.write_text('premise,hypothesis\none,two\nthree,\n"4\n",\n,\n')
     rows = [*predicting.rows_from_file(Counting("premise", "hypothesis"), table, 1)]
-    assert rows == [[("one", "two")], [("three", "")]]
+    assert rows == [[("one", "two")], [("three", "")], [("4\n", "")], [("", "")]]
+    assert "pairs.csv: 5 lines, 4 rows" in capsys.readouterr().err
     with pytest.raises(DataError, match="has no column 'text'; its columns are 'premise'"):
         [*predicting.rows_from_file(Counting(), table, 1)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,8 @@ LABEL_NAMES = (
     ("topic", "intent", "emotion", "polarity", "rating", "stars", "gold", "goldlabel", "y"),
 )
 GROUP_NAMES = (("group", "groups", "groupid"), ("movie",))
+SPLIT_NAME = "split"
+"""Of a column of parts, such as train and test; all rows are read, whatever it says."""
 
 _NO_TEXT = {name for names in (*LABEL_NAMES, *GROUP_NAMES) for name in names}
 _USUAL = _NO_TEXT.union(*TEXT_NAMES, *PAIR_NAMES)
@@ -65,32 +68,58 @@ def find_columns(table: Table, sample: Sequence[Row], given: Columns, *, labelle
     Raises:
         DataError: a column that is given is not there, or it is not clear which one is meant.
     """
-    columns = _scalar_columns(sample)
+    columns, unfit = _scalar_columns(table, sample)
     wanted = [*given.text, *filter(None, given[1:])]
     for name in wanted:
+        if name in unfit:
+            raise _unfit(table, [name], unfit)
         if not any(name in row.cells for row in sample):
             raise fault(table.path, f"has no column {name!r}; its columns are {_listed(columns)}")
     if table.has_header and not wanted and not any(_plain(name) in _USUAL for name in columns):
         _require_header(table, columns)
-    text = given.text or _find_text(table, columns, wanted)
+    text = given.text or _find_text(table, columns, unfit, wanted)
     others = {name: cells for name, cells in columns.items() if name not in text}
     groups = [name for names in GROUP_NAMES for name in _named(others, names)]
     group = given.group or next(iter(groups), None)
     label = given.label
     if labelled and label is None:
-        label = _find_label(table, {name: others[name] for name in others if name != group})
+        label = _find_label(table, {name: others[name] for name in others if name != group}, unfit)
     return Columns(text, label, group)
 
 
-def _scalar_columns(sample: Sequence[Row]) -> dict[str, list[Any]]:
-    """The cells of every column that has no lists or objects."""
-    names = dict.fromkeys(name for row in sample for name in row.cells)
-    columns = {name: [row.cells.get(name) for row in sample] for name in names}
-    return {
-        name: cells
-        for name, cells in columns.items()
-        if not any(isinstance(cell, list | dict) for cell in cells)
-    }
+def split_column(sample: Sequence[Row], chosen: Columns) -> str | None:
+    """The column that says which part a row is of, unless it was chosen for something."""
+    found = _named({name for row in sample for name in row.cells}, (SPLIT_NAME,))
+    return next((name for name in found if name not in (*chosen.text, *chosen[1:])), None)
+
+
+def _scalar_columns(
+    table: Table, sample: Sequence[Row]
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """The cells of the columns that could be used, and what is the matter with each of the others.
+
+    A cell that is a list or an object makes a column unfit.
+    """
+    columns: dict[str, list[Any]] = {}
+    unfit = dict(table.unfit)
+    for name in dict.fromkeys(name for row in sample for name in row.cells):
+        columns[name] = [row.cells.get(name) for row in sample]
+        for row, cell in zip(sample, columns[name], strict=True):
+            if isinstance(cell, list | dict):
+                kind = "a list" if isinstance(cell, list) else "an object"
+                unfit[name] = f"{kind} in {table.unit} {row.number}: {_brief(json.dumps(cell))}"
+                break
+    return {name: columns[name] for name in columns if name not in unfit}, unfit
+
+
+def _unfit(table: Table, names: Iterable[str], unfit: Mapping[str, str]) -> DataError:
+    return fault(table.path, _unfit_words(names, unfit))
+
+
+def _unfit_words(names: Iterable[str], unfit: Mapping[str, str]) -> str:
+    listed = ", ".join(f"{_brief(name)!r} ({unfit[name]})" for name in names)
+    listed = textwrap.shorten(listed, 400, placeholder=" ...")
+    return f"{listed} must be one column, with a string or a number in each row"
 
 
 def _require_header(table: Table, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -106,7 +135,10 @@ def _require_header(table: Table, columns: Mapping[str, Sequence[Any]]) -> None:
 
 
 def _find_text(
-    table: Table, columns: Mapping[str, Sequence[Any]], taken: Sequence[str]
+    table: Table,
+    columns: Mapping[str, Sequence[Any]],
+    unfit: Mapping[str, str],
+    taken: Sequence[str],
 ) -> tuple[str, ...]:
     free = {
         name: cells
@@ -121,6 +153,8 @@ def _find_text(
             return found[0]
         if found:
             raise _unclear(table, "texts", "text", [name for each in found for name in each])
+        if usual := _named(unfit, names):
+            raise _unfit(table, usual, unfit)
     strings = {
         name: [len(cell) for cell in cells if isinstance(cell, str) and not _is_number(cell)]
         for name, cells in free.items()
@@ -130,24 +164,33 @@ def _find_text(
     if not longest:
         raise fault(
             table.path,
-            f"no column looks like texts; there are {_listed(columns)}, pass text= to name one",
+            f"no column looks like texts; there are {_listed(columns)}, pass text= to name one"
+            + (f"; {_unfit_words(unfit, unfit)}" if unfit else ""),
         )
     if len(longest) > 1 and lengths[longest[0]] < _MANY_TIMES * lengths[longest[1]]:
         raise _unclear(table, "texts", "text", longest)
     return (longest[0],)
 
 
-def _find_label(table: Table, columns: Mapping[str, Sequence[Any]]) -> str:
+def _find_label(
+    table: Table, columns: Mapping[str, Sequence[Any]], unfit: Mapping[str, str]
+) -> str:
     for names in LABEL_NAMES:
         if found := _named(columns, names):
             break
+        if usual := _named(unfit, names):
+            raise _unfit(table, usual, unfit)
     else:
-        found = [name for name, cells in columns.items() if _has_few_values(cells)]
+        found = [
+            name
+            for name, cells in columns.items()
+            if _has_few_values(cells) and _plain(name) != SPLIT_NAME
+        ]
     if not found:
         raise fault(
             table.path,
             f"no column looks like labels; besides the texts there are {_listed(columns)}, pass "
-            "label= to name one",
+            "label= to name one" + (f"; {_unfit_words(unfit, unfit)}" if unfit else ""),
         )
     if len(found) > 1:
         raise _unclear(table, "labels", "label", found)

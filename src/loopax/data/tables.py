@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
@@ -18,6 +20,7 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
 
 from loopax.data.parquet import declared_features, open_parquet, require_plausible_sizes
 from loopax.data.reading import blaming, fault, open_file, shown
+from loopax.errors import DataError
 
 MAX_LINE = 2**26
 """Characters of a line, or of a cell that spans many; beyond this it is taken for damage."""
@@ -38,6 +41,8 @@ _UNPACKERS: Mapping[str, Callable[..., Any]] = {
 }
 _DELIMITERS = {",": "CSV", ";": "CSV with ;", "\t": "TSV"}
 _SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+_ARCHIVES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")
+"""How zip files (such as .xlsx), old files of Microsoft Office and gzip files begin."""
 _PARQUET_ROWS = 1024
 
 File = str | os.PathLike[str]
@@ -45,10 +50,11 @@ Lines = Callable[[], Iterator[str]]
 
 
 class Row(NamedTuple):
-    """The cells of a row by column; `number` is its line from 1, or its position from 0."""
+    """The cells of a row by column; `number` is its first line from 1, or its position from 0."""
 
     number: int
     cells: Mapping[str, Any]
+    lines: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,9 @@ class Table:
         unit: what `Row.number` counts: `line` or `row`.
         has_header: whether the names of the columns are a line that could also have been data.
         class_names: the names that the file itself gives to the integers of a column.
+        unfit: the columns that cannot be used, because their cells are no strings or numbers or
+            because two have the name, and what is the matter with each.
+        delimiter: what is between the cells of a line, "" where lines do not end by themselves.
     """
 
     path: File
@@ -70,6 +79,23 @@ class Table:
     unit: str = "line"
     has_header: bool = False
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    delimiter: str = ""
+
+    def inner_rows(self, row: Row) -> list[dict[str, str]]:
+        """What a row's lines but the first and the last were as rows, if most of them could be.
+
+        In them a quote was left open, or a cell quotes a table.
+        """
+        if row.lines < 4 or not self.delimiter:
+            return []
+        columns = list(row.cells)
+        text = self.delimiter.join(row.cells.values())
+        lines = [line for line in re.split(r"\r\n|\r|\n", text)[1:-1] if line]
+        split = [line.split(self.delimiter) for line in lines]
+        whole = [cells for cells in split if len(cells) == len(columns)]
+        rows = [dict(zip(columns, cells, strict=True)) for cells in whole]
+        return rows if 2 * len(rows) > len(lines) else []
 
     def where(self, row: Row) -> str:
         """The row as messages name it."""
@@ -80,13 +106,13 @@ def read_table(path: File) -> Table:
     """The rows of a CSV, TSV, JSON or Parquet file, which its name tells apart.
 
     CSV is as RFC 4180 has it, delimited by `,`, `;` or tab: by what a first line `sep=;` names, as
-    spreadsheets write it, else by whichever makes the most columns of the first line. Rows without
-    any content at the end are left out. In what is delimited by tabs quotes are ordinary characters
-    where as quotes they would make no sense, or make one row of several that are whole.
+    spreadsheets write it, else by whichever makes the most columns of the first line. Blank lines
+    are no rows. In what is delimited by tabs quotes are ordinary characters where as quotes they
+    would make no sense, or make one row of several that are whole.
 
     JSON is an object on each line, or an array of objects. Text is UTF-8, or UTF-16 with a byte
     order mark, and may be packed by gzip or bzip2. Cells are strings, or from JSON and Parquet
-    whatever those hold; a list of one element is that element.
+    whatever those hold; a list of one element is that element, an empty one null.
 
     Raises:
         DataError: the file is none of these or damaged; its rows raise it where they are read.
@@ -95,7 +121,8 @@ def read_table(path: File) -> Table:
     name = Path(path).name.lower()
     packing = next((each for each in (".gz", ".bz2") if name.endswith(each)), "")
     kind = _FORMATS.get(Path(name.removesuffix(packing)).suffix)
-    with open_file(path):  # A folder is a worse fault than a name.
+    with open_file(path) as file:  # A folder is a worse fault than a name.
+        start = file.read(8)
         if Path(name).suffix in _SPREADSHEETS:
             raise fault(path, "is a spreadsheet; save it as CSV in UTF-8")
         if kind is None or (kind == "Parquet" and packing):
@@ -103,6 +130,11 @@ def read_table(path: File) -> Table:
                 path,
                 f"its name must end in {', '.join(_FORMATS)}, all but the last also with .gz or "
                 ".bz2 behind",
+            )
+        if not packing and start.startswith(_ARCHIVES):
+            raise fault(
+                path,
+                "is a spreadsheet or an archive, in spite of its name; save it as CSV in UTF-8",
             )
     lines = functools.partial(_lines, path, packing)
     match kind:
@@ -113,8 +145,7 @@ def read_table(path: File) -> Table:
         case _:
             first = next(lines(), "")
             if said := re.fullmatch(r'"?sep=([,;\t|])"?[\r\n]*', first, re.IGNORECASE):
-                skipping = functools.partial(_after_first, lines)
-                return _delimited_table(path, skipping, said[1], skipped=1)
+                return _delimited_table(path, functools.partial(_blank_first, lines), said[1])
             return _delimited_table(path, lines, "\t" if kind == "TSV" else _delimiter(lines))
 
 
@@ -171,8 +202,9 @@ def _undecodable(path: File, packing: str, error: UnicodeDecodeError) -> Excepti
     return fault(path, f"is not UTF-8 ({error.reason}); {advice}")
 
 
-def _after_first(lines: Lines) -> Iterator[str]:
-    return itertools.islice(lines(), 1, None)
+def _blank_first(lines: Lines) -> Iterator[str]:
+    """The lines with the first one blank, so that the others keep their numbers."""
+    return itertools.chain(["\n"], itertools.islice(lines(), 1, None))
 
 
 def _delimiter(lines: Lines) -> str:
@@ -188,92 +220,91 @@ def _delimiter(lines: Lines) -> str:
     return max(_DELIMITERS, key=columns)
 
 
-def _delimited_table(path: File, lines: Lines, delimiter: str, *, skipped: int = 0) -> Table:
-    """The rows of a delimited file, before whose header `skipped` lines were left out."""
+def _delimited_table(path: File, lines: Lines, delimiter: str) -> Table:
     # A limit of the process, which is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
-    read = functools.partial(_delimited_rows, path, lines, delimiter, skipped)
+    read = functools.partial(_records, path, lines, delimiter)
     is_plain = delimiter == "\t" and _is_plain(read, lines)
-    kind = _DELIMITERS.get(delimiter, f"CSV with {delimiter}")
-    return Table(path, kind, read(is_plain=is_plain), has_header=True)
+    records = read(csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
+    header = next(records, None)
+    if header is None:
+        raise fault(path, "is empty; its first line must name the columns")
+    names = [name or f"column {index}" for index, name in enumerate(map(trimmed, header.cells), 1)]
+    return Table(
+        path,
+        _DELIMITERS.get(delimiter, f"CSV with {delimiter}"),
+        _delimited_rows(path, names, records, delimiter),
+        has_header=True,
+        unfit=dict.fromkeys(_duplicates(names), f"named twice in line {header.number}"),
+        delimiter=delimiter,
+    )
 
 
-def _is_plain(read: Callable[..., Iterator[Row]], lines: Lines) -> bool:
+def _is_plain(read: Callable[[Literal[0, 3]], Iterator[_Record]], lines: Lines) -> bool:
     """Whether all is well if quotes are ordinary characters, and only then.
 
     As quotes they fail, or swallow rows: each line is a whole row, and there are fewer records.
     """
+    if not any('"' in line for line in lines()):
+        return False
     if len({line.count("\t") for line in lines() if line.strip("\r\n")}) != 1:
         return False
     try:
-        return sum(1 for _ in read(is_plain=False)) < sum(1 for _ in read(is_plain=True))
-    except ValueError:
+        quoted = sum(1 for _ in read(csv.QUOTE_MINIMAL))
+    except DataError:
         return True
+    return quoted < sum(1 for _ in read(csv.QUOTE_NONE))
 
 
 def _delimited_rows(
-    path: File, lines: Lines, delimiter: str, skipped: int, *, is_plain: bool = False
+    path: File, names: Sequence[str], records: Iterator[_Record], delimiter: str
 ) -> Iterator[Row]:
-    records = _records(path, lines, delimiter, csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
-    number, header = next(records, (0, []))
-    if not header:
-        raise fault(path, "is empty; its first line must name the columns")
-    names = [name.strip() or f"column {index}" for index, name in enumerate(header, 1)]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise fault(
-            f"{shown(path)}: line {number}", f"names the column {twice!r} twice; names must differ"
-        )
-    empty: list[Row] = []
-    for number, record in records:
-        where = f"{shown(path)}: line {number + skipped}"
-        if len(record) != len(names):
-            raise fault(
-                where,
-                f"has {len(record)} cells where the header has {len(names)}; a cell that holds "
-                f"{delimiter!r} must stand in quotes",
-            )
-        _require_no_swallowed_rows(where, record, delimiter)
-        row = Row(number + skipped, dict(zip(names, record, strict=True)))
-        if not any(record):
-            empty.append(row)  # As spreadsheets end with; in between they are rows.
-            continue
-        yield from empty
-        empty.clear()
-        yield row
-
-
-def _require_no_swallowed_rows(where: str, record: Sequence[str], delimiter: str) -> None:
-    """Refuses a cell whose inner lines are all whole rows: a quote was left open before them."""
-    for cell in record:
-        inner = cell.split("\n")[1:-1] if "\n" in cell else ()
-        if inner and all(line.count(delimiter) == len(record) - 1 for line in inner):
-            raise fault(
-                where,
-                f"a quote opens a cell that holds {len(inner):,} whole lines like other rows; "
-                "double a quote that is no quotation of the cell, or remove it",
-            )
-
-
-def _records(
-    path: File, lines: Lines, delimiter: str, quoting: Literal[0, 3]
-) -> Iterator[tuple[int, list[str]]]:
-    """What lies between line ends that are not in quotes, with the number of its first line."""
-    reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)
-    while True:
-        number = reader.line_num + 1
-        try:
-            record = next(reader, None)
-        except csv.Error as error:
+    for number, lines, cells in records:
+        if len(cells) != len(names):
             raise fault(
                 f"{shown(path)}: line {number}",
+                f"has {len(cells)} cells where the header has {len(names)}; a cell that holds "
+                f"{delimiter!r} must stand in quotes",
+            )
+        yield Row(number, dict(zip(names, cells, strict=True)), lines)
+
+
+def _duplicates(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def trimmed(text: str) -> str:
+    """A name without the spaces and the invisible characters around it."""
+    if text.isascii():
+        return text.strip()
+    return text.strip("".join(c for c in text if c.isspace() or unicodedata.category(c) == "Cf"))
+
+
+class _Record(NamedTuple):
+    """What lies between line ends that are not in quotes; `number` is its first line from 1."""
+
+    number: int
+    lines: int
+    cells: list[str]
+
+
+def _records(path: File, lines: Lines, delimiter: str, quoting: Literal[0, 3]) -> Iterator[_Record]:
+    """The records that are not blank."""
+    reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)
+    while True:
+        before = reader.line_num
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise fault(
+                f"{shown(path)}: line {before + 1}",
                 f"its quotes cannot be understood ({error}); a cell that begins with a quote must "
                 "end with one, and those inside must be doubled",
             ) from error
-        if record is None:
+        if cells is None:
             return
-        if record:
-            yield number, record
+        if cells:
+            yield _Record(before + 1, reader.line_num - before, cells)
 
 
 def _json_table(path: File, lines: Lines) -> Table:
@@ -292,7 +323,7 @@ def _json_line_rows(path: File, lines: Lines) -> Iterator[Row]:
         if line.isspace():
             continue
         where = f"{shown(path)}: line {number}"
-        with blaming(where, "cannot be read as JSON"):
+        with blaming(where, "cannot be read as JSON (an object on each line, or an array of them)"):
             item = json.loads(line)
         yield Row(number, _as_object(where, item))
 
@@ -311,6 +342,8 @@ def _as_object(where: str, item: Any) -> dict[str, Any]:
 
 def _alone(cell: Any) -> Any:
     """The only element of a list that has one, if it is no list or object itself."""
+    if cell == []:
+        return None
     if isinstance(cell, list) and len(cell) == 1 and not isinstance(cell[0], list | dict):
         return cell[0]
     return cell
@@ -320,23 +353,34 @@ def _parquet_table(path: File) -> Table:
     with open_parquet(path) as file:
         require_plausible_sizes(path, file.metadata)
         features = declared_features(path, file.schema_arrow.metadata or {})
-        columns = [each.name for each in file.schema_arrow if _is_scalar(each.type)]
-    names = {
-        column: tuple(map(str, said["names"]))
-        for column, said in features.items()
-        if said.get("_type") == "ClassLabel" and isinstance(said.get("names"), list)
-    }
-    rows = _parquet_rows(path, columns)
-    return Table(path, "Parquet", rows, unit="row", class_names=names)
+        types = {each.name: each.type for each in file.schema_arrow}
+        twice = _duplicates(file.schema_arrow.names)
+    names = {}
+    for column, said in features.items():
+        said = said["feature"] if isinstance(said.get("feature"), dict) else said
+        if said.get("_type") == "ClassLabel" and isinstance(said.get("names"), list):
+            names[column] = tuple(map(str, said["names"]))
+    unfit = {name: str(kind) for name, kind in types.items() if not _is_readable(kind)}
+    unfit |= dict.fromkeys(twice, "named twice")
+    rows = _parquet_rows(path, [name for name in types if name not in unfit])
+    return Table(path, "Parquet", rows, unit="row", class_names=names, unfit=unfit)
 
 
 def _parquet_rows(path: File, columns: list[str]) -> Iterator[Row]:
-    if len(set(columns)) < len(columns):
-        raise fault(path, f"names a column twice: {', '.join(map(repr, columns))}")
     with open_parquet(path) as file:
         batches = file.iter_batches(_PARQUET_ROWS, columns=columns) if columns else ()
-        cells = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from itertools.starmap(Row, enumerate(cells))
+        items = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, item in enumerate(items):
+            yield Row(number, {name: _alone(cell) for name, cell in item.items()})
+
+
+def _is_readable(kind: Any) -> bool:
+    """Whether cells are scalars, or lists of strings or integers, which may have one element."""
+    from pyarrow import types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _is_scalar(kind.value_type) and not types.is_floating(kind.value_type)
+    return _is_scalar(kind)
 
 
 def _is_scalar(kind: Any) -> bool:
@@ -350,6 +394,7 @@ def _is_scalar(kind: Any) -> bool:
         types.is_string_view,
         types.is_binary,
         types.is_large_binary,
+        types.is_binary_view,
         types.is_integer,
         types.is_floating,
         types.is_boolean,

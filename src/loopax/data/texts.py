@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Int32
 
 from loopax.data.checks import MAX_CLASSES, class_order
-from loopax.data.columns import Columns, find_columns
+from loopax.data.columns import Columns, find_columns, split_column
 from loopax.data.reading import fault, shown
 from loopax.data.splitting import grouped_split
-from loopax.data.tables import Row, Table, read_table
+from loopax.data.tables import Row, Table, read_table, trimmed
 from loopax.errors import ConfigError, DataError
 
 _SAMPLE = 1000
@@ -29,6 +29,8 @@ _SAMPLE = 1000
 _MANY = 6
 _LONG = 40
 _FEW_CLASSES = 20
+_NOTHING = ("none", "nan", "na", "n/a", "null")
+"""How programs write that there is no label, which people may also call a class."""
 _ONE_COLUMN = Columns(("text",))
 
 
@@ -45,6 +47,7 @@ class Texts:
         name: what it is called in messages.
         source: what it was read from, in words.
         columns: which column was which.
+        notes: what to know of how it was read, in words.
 
     Raises:
         DataError: the lengths differ.
@@ -57,6 +60,7 @@ class Texts:
     name: str = "texts"
     source: str = ""
     columns: Columns = _ONE_COLUMN
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.rows)
@@ -112,10 +116,12 @@ def read_texts(
     `label`, `category`), else by their first 1,000 rows: texts are the strings that are by far the
     longest, labels the column with few different values.
 
-    Labels may be strings, numbers or booleans; 1.0 is 1, True is true, and space around them is
-    nothing. Classes are in the order of their numbers if all are numbers, as Hugging Face's
-    metadata have it in Parquet, otherwise sorted. Rows are never left out, so that predictions
-    line up with them: a text may be empty (null is), which `description` counts.
+    Labels may be strings, numbers or booleans; 1.0 is 1, True is true, and spaces and invisible
+    characters around them are nothing. Classes are in the order of their numbers if all are
+    numbers, as Hugging Face's metadata have it in Parquet, otherwise sorted. A text may be empty
+    (null is), which `description` counts. Rows are never left out, so that predictions line up
+    with them; but where there must be labels, rows without any content at the end are, as
+    spreadsheets write them.
 
     Args:
         path: the file.
@@ -135,8 +141,9 @@ def read_texts(
         ConfigError: an argument has a value that cannot work, or it is Parquet and pyarrow is not
             installed.
         DataError: the file is damaged, or no such table; it is not clear which columns are meant;
-            a label is missing or none of `class_names`; without these, there is but one class, or
-            almost as many as rows.
+            a label is missing or none of `class_names`; a quote was left open, so that a text
+            holds rows with labels; without `class_names`, there is but one class, or almost as
+            many as rows.
     """
     if len(text) > 2 or isinstance(text, str):
         raise ConfigError(f"text is {text!r}; it must be one column, or two, as a sequence")
@@ -150,7 +157,7 @@ def read_texts(
     names = tuple(class_names) if class_names is not None else None
     if names is None and columns.label is not None:
         names = table.class_names.get(columns.label)
-    reader = _Reader(table, columns, names, labelled)
+    reader = _Reader(table, columns, names, labelled, split_column(sample, columns))
     for row in chain(sample, table.rows):
         reader.add(row)
     return reader.texts(chosen=class_names is not None)
@@ -205,17 +212,38 @@ class _Reader:
     """Collects the rows of a table."""
 
     def __init__(
-        self, table: Table, columns: Columns, names: tuple[str, ...] | None, labelled: bool
+        self,
+        table: Table,
+        columns: Columns,
+        names: tuple[str, ...] | None,
+        labelled: bool,
+        split: str | None,
     ) -> None:
-        self.table, self.columns, self.labelled = table, columns, labelled
+        self.table, self.columns, self.labelled, self.split = table, columns, labelled, split
         self.known = None if names is None else {name: at for at, name in enumerate(names)}
         self.declared = table.class_names.get(columns.label or "", ())
         self.found: dict[str, int] = {} if self.known is None else self.known
         self.rows: list[tuple[str, ...]] = []
         self.labels: list[int] = []
         self.groups: list[str] = []
+        self.blank: list[Row] = []
+        self.lines = self.most_lines = 0
+        self.swallowed: list[tuple[str, list[dict[str, str]]]] = []
 
     def add(self, row: Row) -> None:
+        """Adds a row; blank ones only when others follow, or where no labels are needed."""
+        if self.labelled and self.table.has_header and not any(row.cells.values()):
+            self.blank.append(row)
+            return
+        for each in (*self.blank, row):
+            self._add(each)
+        self.blank.clear()
+
+    def _add(self, row: Row) -> None:
+        self.lines += row.lines
+        self.most_lines = max(self.most_lines, row.lines)
+        if inner := self.table.inner_rows(row):
+            self.swallowed.append((self.table.where(row), inner))
         self.rows.append(tuple(self._text(row, column) for column in self.columns.text))
         self.labels.append(-1 if self.columns.label is None else self._label(row))
         if self.columns.group is not None:
@@ -229,6 +257,7 @@ class _Reader:
             places = {name: place for place, name in enumerate(names)}
             # The last is where -1 leads.
             labels = np.array([*map(places.get, self.found), -1], np.int32)[labels]
+        self._require_no_swallowed_rows()
         if not any(each.strip() for row in self.rows for each in row):
             raise self._fault_of(self.columns.text[0], "holds only empty texts")
         if self.labelled and not chosen:
@@ -241,7 +270,34 @@ class _Reader:
             name=Path(self.table.path).name,
             source=", ".join([self.table.kind, *_roles(self.columns)]),
             columns=self.columns,
+            notes=tuple(self._notes()),
         )
+
+    def _require_no_swallowed_rows(self) -> None:
+        """Refuses a row most of whose lines are rows with labels that others have.
+
+        Two at least: one could be a sentence with a comma.
+        """
+        for where, rows in self.swallowed:
+            labels = [_as_label(row.get(self.columns.label or "")) for row in rows]
+            if len(rows) > 1 and all(label in self.found for label in labels):
+                raise fault(
+                    where,
+                    f"a quote opens a cell that holds {len(rows):,} whole lines like other rows; "
+                    "double a quote that is no quotation of the cell, or remove it (if they are "
+                    "one text, save the table as JSON lines)",
+                )
+
+    def _notes(self) -> Iterator[str]:
+        if self.lines > len(self.rows):
+            yield (
+                f"{self.lines:,} lines, {len(self.rows):,} rows; the longest row has "
+                f"{self.most_lines:,} lines"
+            )
+        if self.blank:
+            yield f"{len(self.blank):,} blank rows at the end left out"
+        if self.split is not None:
+            yield f"column {self.split!r} not looked at"
 
     def _text(self, row: Row, column: str) -> str:
         if column not in row.cells:
@@ -323,7 +379,7 @@ class _Reader:
 
 def _as_label(cell: str | None) -> str | None:
     """A label as its class is called: one spelling for the many of numbers and booleans."""
-    name = unicodedata.normalize("NFC", cell or "").strip()
+    name = trimmed(unicodedata.normalize("NFC", cell or ""))
     if name.lower() in ("true", "false"):
         return name.lower()
     return re.sub(r"^([-+]?\d+)\.0+$", r"\1", name) or None
@@ -341,8 +397,7 @@ def _roles(columns: Columns) -> Iterator[str]:
 def _facts(texts: Texts) -> Iterator[str]:
     kind = "texts" if len(texts.columns.text) == 1 else "pairs"
     yield f"{len(texts):,} {kind}"
-    if broken := sum("\n" in text or "\r" in text for row in texts.rows for text in row):
-        yield f"{broken:,} of several lines"
+    yield from texts.notes
     if empty := sum(not all(map(str.strip, row)) for row in texts.rows):
         yield f"{empty:,} with an empty text"
     if texts.class_names:
@@ -356,6 +411,11 @@ def _facts(texts: Texts) -> Iterator[str]:
         yield f"{len(counts):,} classes ({', '.join(listed)})"
     if alike := _alike(texts.class_names):
         yield f"classes that differ in case or spaces alone: {', '.join(map(_brief, alike))}"
+    if empty_words := [name for name in texts.class_names if name.casefold() in _NOTHING]:
+        yield (
+            f"labels that are classes here: {', '.join(map(repr, empty_words))} (remove their rows "
+            "if they mean nothing)"
+        )
     if texts.class_names and (unlabelled := int((texts.labels < 0).sum())):
         yield f"{unlabelled:,} without a label"
     if texts.groups is not None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import select
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -88,6 +89,8 @@ def rows_from_file(trained: TrainedClassifier, path: Path, size: int) -> Iterato
             f"{path}: holds {_kind(len(texts.columns.text))}, in {', '.join(texts.columns.text)}; "
             f"this run was trained on {_kind(len(columns))}, in {', '.join(columns)}"
         )
+    for note in texts.notes:  # Such as that there are fewer rows than lines, and so answers.
+        print(f"{path}: {note}", file=sys.stderr)
     for first in range(0, len(texts), size):
         yield texts.rows[first : first + size]
 

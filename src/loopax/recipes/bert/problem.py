@@ -419,6 +419,7 @@ def texts_of(config: FineTuneConfig, pretrained: Pretrained) -> Parts:
         test = read_texts(
             config.test_data, text=columns.text, label=columns.label, class_names=names
         )
+        notes += [f"{test.name}: {note}" for note in test.notes]
         tested, cut_there = seen(test)
         cut, count = cut + cut_there, count + len(test)
         kept = [index for index, each in enumerate(contents) if each not in {*tested}]
