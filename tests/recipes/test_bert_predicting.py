@@ -99,8 +99,26 @@ def test_lines_are_utf8_and_keep_their_place():
 def test_what_came_before_a_bad_line_is_given():
     groups = predicting.rows_from_lines([[b"a"], [b"b", b"c\xff", b"d"]], 1, "it: line")
     assert [next(groups), next(groups)] == [[("a",)], [("b",)]]
-    with pytest.raises(DataError, match=r"^it: line 3 is not UTF-8: byte 2 is 0xff$"):
+    with pytest.raises(
+        DataError, match=r"^it: line 3 is not UTF-8: byte 2 is 0xff; save .* as UTF-8$"
+    ):
         next(groups)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a good film\nbad\n".encode("utf-16"), "is not UTF-8: byte 1 is 0xff; save"),
+        ("a good film\nbad\n".encode("utf-16-le"), "holds a NUL character, as UTF-16 does"),
+        ("caf\u00e9\nbad\n".encode("latin-1"), "is not UTF-8: byte 4 is 0xe9; save"),
+        (b"a good film\rbad\r", "holds a carriage return"),
+    ],
+)
+def test_lines_of_another_kind_are_refused_and_not_answered(tmp_path, content, said):
+    (tmp_path / "lines.txt").write_bytes(content)
+    rows = predicting.rows_from_file(Counting("text"), tmp_path / "lines.txt", 8)
+    with pytest.raises(DataError, match=f"lines.txt: line 1 {said}"):
+        [row for group in rows for row in group]
 
 
 @pytest.mark.parametrize(("line", "tabs"), [(b"one", 0), (b"", 0), (b"a\tb\tc", 2)])
@@ -242,7 +260,7 @@ def test_its_own_table_of_answers_can_be_asked_again(run, tmp_path, capfd):
         (["x", "--checkpoint", "77"], 4, "there is no checkpoint of step '77'"),
         (["--file", "no.txt"], 3, "no.txt: cannot be read (No such file or directory)"),
         (["--file", "no.csv"], 3, "no.csv: cannot be read"),
-        (["fine", "b\udcffd"], 3, "text 2 is not UTF-8: byte 2 is 0xff"),
+        (["fine", "b\udcffd"], 3, "text 2 is not UTF-8: byte 2 is 0xff; save"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(run, words, code, said, capfd):
@@ -251,6 +269,12 @@ def test_what_cannot_be_answered_is_one_line(run, words, code, said, capfd):
     assert told.startswith("loopax: ")
     assert said in told
     assert all("checkpoint of step" in line for line in before)
+
+
+def test_a_closed_output_is_one_line(run, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["predict", str(run), "x"]) == ConfigError.exit_code
+    assert "standard output is closed" in capfd.readouterr().err
 
 
 def test_a_run_of_another_recipe_is_told_apart(tmp_path, capfd):
@@ -277,7 +301,7 @@ def test_each_line_is_answered_before_the_next_is_written(process, expected):
     process.stdin.write(b"half \xff\n")
     out, err = process.communicate()
     assert out == b""
-    assert err.endswith(b"\nloopax: standard input: line 5 is not UTF-8: byte 6 is 0xff\n")
+    assert b"\nloopax: standard input: line 5 is not UTF-8: byte 6 is 0xff;" in err
     assert process.returncode == DataError.exit_code
 
 

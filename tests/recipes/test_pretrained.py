@@ -20,7 +20,13 @@ from safetensors import safe_open
 import loopax
 from loopax.errors import CheckpointError, ConfigError, DataError, LoopaxError, StorageError
 from loopax.models.bert import BertForSequenceClassification
-from loopax.recipes.bert.pretrained import encode, params_for, read_pretrained, save_pretrained
+from loopax.recipes.bert.pretrained import (
+    encode,
+    head_order,
+    params_for,
+    read_pretrained,
+    save_pretrained,
+)
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 CLASSES = ("bad", "so-so", "good")
@@ -626,3 +632,40 @@ def test_how_sentence_transformers_pool_is_asked_of_their_folder(tmp_path):
     said.write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     assert read_pretrained(TINY).pooling == "pooler", "its head saw that"
     assert read_pretrained(tmp_path / "model").pooling == "mean"
+    assert read_pretrained(tmp_path / "model").notes == ()
+    said.write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": False}))
+    (note,) = read_pretrained(tmp_path / "model").notes
+    assert "1_Pooling/config.json: pools by cls, which is not supported here" in note
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_told_as_one(folder, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 133466304\n")
+    refused(folder, ConfigError, f"{name} is a pointer of Git LFS; `git lfs pull`")
+
+
+@pytest.mark.parametrize("inner", ["snapshots/0a1b", "0_Transformer"])
+def test_a_folder_around_a_model_names_the_model(tmp_path, inner):
+    shutil.copytree(TINY, tmp_path / "around" / inner)
+    refused(tmp_path / "around", ConfigError, f"name {tmp_path}/around/{inner}, which has one")
+
+
+def test_an_index_of_nothing_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    refused(folder, CheckpointError, "index.json: has no weight_map")
+
+
+def test_classes_that_differ_in_case_alone_make_no_head_fit(folder):
+    configured(folder, id2label={"0": "Pos", "1": "pos", "2": "neg"})
+    assert head_order(read_pretrained(folder), "pooler", ("pos", "Pos", "neg")) is None
+
+
+def test_special_tokens_of_a_list_of_words_are_whole_and_needed(folder, pretrained):
+    words = sorted(pretrained.tokenizer.get_vocab(), key=pretrained.tokenizer.get_vocab().get)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    tokens = read_pretrained(folder).tokenizer.encode("a [MASK] film").tokens
+    assert tokens == ["[CLS]", "a", "[MASK]", "film", "[SEP]"]
+    (folder / "vocab.txt").write_text("\n".join(words).replace("[CLS]", "cls"))
+    refused(folder, CheckpointError, r"vocab.txt: is not a tokenizer: it has no \[CLS\]")

@@ -45,6 +45,8 @@ def predict(words: list[str]) -> int:
         raise ConfigError("give texts or --file, not both")
     if command.batch_size < 1:
         raise ConfigError(f"--batch-size is {command.batch_size}; it must be at least 1")
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed; there is nowhere to write answers to")
     recipe = recipe_of(command.run, "bert")
     from loopax.environment import keep_compiled
     from loopax.recipes.bert.predicting import answers

@@ -149,11 +149,19 @@ def _is_ready(descriptor: int) -> bool:
 
 def _row(line: bytes, width: int, where: str) -> Row:
     try:
-        text = line.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\r").decode()
+        text = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r").decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{where} is not UTF-8: byte {error.start + 1} is 0x{error.object[error.start]:02x}"
+            f"{where} is not UTF-8: byte {error.start + 1} is 0x{error.object[error.start]:02x}; "
+            "save the texts as UTF-8"
         ) from error
+    if "\0" in text:
+        raise DataError(f"{where} holds a NUL character, as UTF-16 does; save the texts as UTF-8")
+    if "\r" in text:
+        raise DataError(
+            f"{where} holds a carriage return, which some programs end lines with; end them "
+            "with a line feed"
+        )
     if width == 1:
         return (text,)
     pair = tuple(text.split("\t"))

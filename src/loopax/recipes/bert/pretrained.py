@@ -51,6 +51,9 @@ POOLING = "1_Pooling/config.json"
 """How a model of sentence-transformers pools."""
 PATTERNS = (CONFIG, "model*.safetensors", INDEX, TOKENIZER, VOCABULARY, TOKENIZER_CONFIG, POOLING)
 """The files of a model on the hub that are of use here."""
+LFS = b"version https://git-lfs"
+"""How a file begins that Git left a pointer for."""
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NO_CLASSES = ("multi_label_classification", "regression")
 """Kinds of heads whose outputs are not one class of several."""
 OTHER_HEADS = ("cls.", "qa_outputs.")
@@ -74,6 +77,7 @@ class Pretrained:
         digest: SHA-256 of the files of weights.
         pooling: what its classifier sees, or what the model itself says; else `mean`.
         class_names: of its classifier, in the order of the logits; empty if it has none.
+        notes: what its folder asks for and does not get, in lines.
     """
 
     source: str
@@ -84,6 +88,7 @@ class Pretrained:
     digest: str
     pooling: Literal["mean", "pooler"]
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_pretrained(name: str | Path) -> Pretrained:
@@ -129,6 +134,11 @@ def read_pretrained(name: str | Path) -> Pretrained:
         digest=_digest(files),
         pooling=pooling,
         class_names=names,
+        notes=tuple(
+            f"{folder / POOLING}: pools by {way}, which is not supported here; see --pooling"
+            for way in _poolings(folder)
+            if way != "mean"
+        ),
     )
 
 
@@ -180,11 +190,13 @@ def head_order(
 ) -> list[int] | None:
     """Where a pretrained head has each of these classes; None if it is not of just these.
 
-    Classes are the same by name, whatever their order is; case does not matter.
+    Classes are the same by name, whatever their order is; case does not matter, so names that
+    differ in nothing else tell no classes apart.
     """
     theirs = [name.casefold() for name in pretrained.class_names]
     ours = [name.casefold() for name in class_names]
-    if pretrained.pooling != pooling or not theirs or sorted(theirs) != sorted(ours):
+    is_clear = theirs and len({*theirs}) == len(theirs) and sorted(theirs) == sorted(ours)
+    if pretrained.pooling != pooling or not is_clear:
         return None
     return [theirs.index(name) for name in ours]
 
@@ -313,14 +325,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _missing(folder: Path) -> str | None:
     """What a folder lacks to be that of a model, and what to do, in words."""
     if not (folder / CONFIG).is_file():
-        return f"has no {CONFIG}; a model has {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+        # As the cache of the hub and older models of sentence-transformers have it.
+        inner = [*folder.glob(f"snapshots/*/{CONFIG}"), *folder.glob(f"*_Transformer/{CONFIG}")]
+        there = f"; name {inner[0].parent}, which has one" if inner else ""
+        return f"has no {CONFIG}{there or f'; a model has {CONFIG}, {WEIGHTS} and {TOKENIZER}'}"
+    for file in (found for pattern in PATTERNS for found in folder.glob(pattern)):
+        with file.open("rb") as content:
+            if content.read(len(LFS)) == LFS:
+                return f"{file.name} is a pointer of Git LFS; `git lfs pull` there fetches the file"
     if not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
-        if (folder / "pytorch_model.bin").is_file():
-            return (
-                "has pytorch_model.bin, which can run code and is not read; save it anew with "
-                "transformers: AutoModel.from_pretrained(...).save_pretrained(...)"
-            )
-        return f"has no {WEIGHTS}; a model has {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+        return (
+            f"has no {WEIGHTS}; pytorch_model.bin, which can run code, is not read: save it anew "
+            "with transformers, AutoModel.from_pretrained(...).save_pretrained(...)"
+        )
     if not any((folder / file).is_file() for file in (TOKENIZER, VOCABULARY)):
         return f"has no {TOKENIZER} and no {VOCABULARY}; a model has one of them"
     return None
@@ -335,7 +352,8 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     shards = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+    is_map = isinstance(shards, dict) and all(isinstance(name, str) for name in shards.values())
+    if not shards or not is_map:
         raise CheckpointError(f"{folder / INDEX}: has no weight_map of names of files")
     files = [folder / Path(name).name for name in sorted(set(shards.values()))]
     for file in files:
@@ -361,11 +379,22 @@ def _pooling(
     """What a classifier of the folder sees, by its own word or its kind; else the mean."""
     if "pooling" in stored:
         return "mean" if stored["pooling"] == "mean" else "pooler"
-    if (folder / POOLING).is_file() and _read_json(folder / POOLING).get(
-        "pooling_mode_mean_tokens"
-    ):
+    if "mean" in _poolings(folder):
         return "mean"
     return "pooler" if has_head and has_pooler else "mean"
+
+
+def _poolings(folder: Path) -> list[str]:
+    """The ways in which a folder of sentence-transformers pools; none where it does not say."""
+    if not (folder / POOLING).is_file():
+        return []
+    said = _read_json(folder / POOLING)
+    mode = "pooling_mode_"
+    ways = [
+        name.removeprefix(mode) for name in said if name.startswith(mode) and said[name] is True
+    ]
+    ways += [said["pooling_mode"]] if isinstance(said.get("pooling_mode"), str) else []
+    return [way.removesuffix("_tokens").removesuffix("_token") for way in ways]
 
 
 def _read_vocabulary(folder: Path) -> Tokenizer:
@@ -375,8 +404,15 @@ def _read_vocabulary(folder: Path) -> Tokenizer:
     settings = folder / TOKENIZER_CONFIG
     said = _read_json(settings) if settings.is_file() else {}
     vocabulary = models.WordPiece.read_file(str(folder / VOCABULARY))
+    if missing := [token for token in SPECIAL[:4] if token not in vocabulary]:
+        raise ValueError(f"it has no {missing[0]}")
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=said.get("do_lower_case", True))
+    tokenizer.add_special_tokens([token for token in SPECIAL if token in vocabulary])
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=said.get("do_lower_case", True),
+        strip_accents=said.get("strip_accents"),
+        handle_chinese_chars=said.get("tokenize_chinese_chars", True),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ends = {token: vocabulary[token] for token in ("[CLS]", "[SEP]")}
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -201,6 +201,7 @@ class Problem:
             f"{len(train):,} texts to train on, {len(validation):,} to choose by, {len(test):,} "
             f"to test on; model {self.pretrained.source}",
             *self.texts.notes,
+            *self.pretrained.notes,
             *self._head_said(),
         ]
         passes, _ = LENGTHS[self.config.preset]
