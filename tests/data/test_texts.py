@@ -421,6 +421,11 @@ def test_the_description_says_what_was_found(tmp_path):
         ),
         ("t.csv", 'sep=;\ntext;label\na;b\n"c"d;e\n', ["line 4", "quotes"]),
         ("t.csv", "sep=;\ntext;label;text\na;b;c\n", ["'text' (named twice in line 2)"]),
+        (
+            "t.csv",
+            "text,label,group,group\na,b,1,1\nc,d,2,2\n",
+            ["'group' (named twice in line 1)"],
+        ),
         ("t.csv", b"PK\x03\x04\0\0", ["is a spreadsheet", "save it as CSV"]),
         (
             "t.jsonl",
@@ -429,7 +434,11 @@ def test_the_description_says_what_was_found(tmp_path):
         ),
         ("t.jsonl", '{"text": "a", "cats": {"b": 1}}\n', ["'cats' (an object in line 1", "number"]),
         ("t.json", '[{"id": 1, "data": {"text": "a"}}]', ["'data' (an object in row 0", "string"]),
-        ("t.json", '{"data": [{"text": "a"}]}', ["'data' (a list in line 1"]),
+        (
+            "t.json",
+            '{"data": [{"text": "a"}]}',
+            ["'data' (a list in line 1", 'each row, as in {"text":'],
+        ),
         ("t.json", '{\n"data": [{"text": "a"}]}', ["line 1", "an array of them"]),
         ("t.parquet.gz", "", ["must end in"]),
     ],

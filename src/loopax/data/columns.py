@@ -79,8 +79,10 @@ def find_columns(table: Table, sample: Sequence[Row], given: Columns, *, labelle
         _require_header(table, columns)
     text = given.text or _find_text(table, columns, unfit, wanted)
     others = {name: cells for name, cells in columns.items() if name not in text}
-    groups = [name for names in GROUP_NAMES for name in _named(others, names)]
-    group = given.group or next(iter(groups), None)
+    usual = [name for names in GROUP_NAMES for name in names]
+    group = given.group or next(iter(_named(others, usual)), None)
+    if group is None and (twice := _named(unfit, usual)) and table.has_header:
+        raise _unfit(table, twice, unfit)
     label = given.label
     if labelled and label is None:
         label = _find_label(table, {name: others[name] for name in others if name != group}, unfit)
@@ -113,13 +115,14 @@ def _scalar_columns(
 
 
 def _unfit(table: Table, names: Iterable[str], unfit: Mapping[str, str]) -> DataError:
-    return fault(table.path, _unfit_words(names, unfit))
+    return fault(table.path, _unfit_words(table, names, unfit))
 
 
-def _unfit_words(names: Iterable[str], unfit: Mapping[str, str]) -> str:
+def _unfit_words(table: Table, names: Iterable[str], unfit: Mapping[str, str]) -> str:
     listed = ", ".join(f"{_brief(name)!r} ({unfit[name]})" for name in names)
     listed = textwrap.shorten(listed, 400, placeholder=" ...")
-    return f"{listed} must be one column, with a string or a number in each row"
+    example = ', as in {"text": "...", "label": "..."}' if "JSON" in table.kind else ""
+    return f"{listed} must be one column, with a string or a number in each row{example}"
 
 
 def _require_header(table: Table, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -165,7 +168,7 @@ def _find_text(
         raise fault(
             table.path,
             f"no column looks like texts; there are {_listed(columns)}, pass text= to name one"
-            + (f"; {_unfit_words(unfit, unfit)}" if unfit else ""),
+            + (f"; {_unfit_words(table, unfit, unfit)}" if unfit else ""),
         )
     if len(longest) > 1 and lengths[longest[0]] < _MANY_TIMES * lengths[longest[1]]:
         raise _unclear(table, "texts", "text", longest)
@@ -190,7 +193,7 @@ def _find_label(
         raise fault(
             table.path,
             f"no column looks like labels; besides the texts there are {_listed(columns)}, pass "
-            "label= to name one" + (f"; {_unfit_words(unfit, unfit)}" if unfit else ""),
+            "label= to name one" + (f"; {_unfit_words(table, unfit, unfit)}" if unfit else ""),
         )
     if len(found) > 1:
         raise _unclear(table, "labels", "label", found)
