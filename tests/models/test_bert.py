@@ -38,7 +38,7 @@ def classifier(pretrained, pooling="pooler", dtype=jnp.float32, **changes):
     """A classifier with the parameters of the fixture, its dropout changed."""
     config = dataclasses.replace(pretrained.config, **changes)
     model = BertForSequenceClassification(config, 3, pooling, dtype)
-    return model, params_for(pretrained, model, jax.random.key(0))
+    return model, params_for(pretrained, model, jax.random.key(0), pretrained.class_names)
 
 
 def hidden_states(model, *inputs):

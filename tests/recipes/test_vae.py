@@ -37,7 +37,8 @@ def test_samples_are_colour_images_in_range_and_a_function_of_the_seed(tiny_vae)
 
 def test_data_that_has_changed_since_is_refused(tiny_vae, tiny_config, tmp_path):
     other = tmp_path / "other.npz"
-    np.savez(other, image=np.zeros((60, 5, 4, 3), np.uint8), label=np.arange(60) % 3)
+    image = np.random.default_rng(1).integers(0, 255, (60, 5, 4, 3), np.uint8)
+    np.savez(other, image=image, label=np.arange(60) % 3)
     changed = dataclasses.replace(tiny_config, data=str(other))
     with pytest.raises(loopax.LoopaxError, match="its images are not those that"):
         vae.train(changed, tiny_vae.dir.path, progress=False)

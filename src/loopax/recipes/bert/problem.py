@@ -423,7 +423,8 @@ def texts_of(config: FineTuneConfig, pretrained: Pretrained) -> Parts:
         notes += [f"{test.name}: {note}" for note in test.notes]
         tested, cut_there = seen(test)
         cut, count = cut + cut_there, count + len(test)
-        kept = [index for index, each in enumerate(contents) if each not in {*tested}]
+        there = {*tested}
+        kept = [index for index, each in enumerate(contents) if each not in there]
         if left_out := len(texts) - len(kept):
             notes.append(
                 f"{left_out:,} of {len(texts):,} texts are also in {test.name}; they are left out "

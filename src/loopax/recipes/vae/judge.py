@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Key
 
 import loopax
 from loopax.data import Dataset, Splits
-from loopax.errors import DataError, RunInUseError
+from loopax.errors import DataError, LoopaxError, RunInUseError
 from loopax.models.classifier import Classifier
 
 FORMAT = 2
@@ -127,6 +127,9 @@ def _train_alone(data: Splits, kept: Path, say: Callable[[str], None], progress:
             waiting = True
             loopax.check_time()
             time.sleep(1)
+        except LoopaxError:
+            if not kept.is_file():  # or the other has just finished, and removed its run
+                raise
 
 
 def name_for(data: Splits) -> str:

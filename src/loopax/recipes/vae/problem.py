@@ -73,7 +73,8 @@ class Problem:
             stop = " at most" if self.patience else ""
             lines.append(
                 f"{train.name}: few images, so batches of {self.batch_size} and "
-                f"{self.epochs:,} passes{stop} ({self.steps:,} steps)"
+                f"{self.epochs:,} passes{stop} ({self.steps:,} steps); KL weight "
+                f"{self.config.kl_weight}"
             )
         return "\n".join(lines)
 
