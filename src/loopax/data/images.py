@@ -109,6 +109,7 @@ def _colour(background: str) -> tuple[int, int, int]:
     from PIL import ImageColor
 
     try:
+        # Typed for all modes; in RGB it is three numbers.
         red, green, blue = ImageColor.getcolor(background, "RGB")  # type: ignore[misc]
     except (ValueError, AttributeError) as error:
         raise ConfigError(

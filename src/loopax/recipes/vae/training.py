@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import loopax
 from loopax.recipes.vae import pictures, report
@@ -113,9 +114,7 @@ def _fit(
     with closing(chunks):
         for chunk in chunks:
             note_model(chunk.run.dir, problem)
-            if problem.patience and loopax.has_stalled(
-                chunk.run.history, "validation/loss", patience=problem.patience, every=every
-            ):
+            if _stalls(chunk.run.history, problem):
                 say(f"{run_dir}: {problem.patience} evaluations without a better one; done")
                 break
 
@@ -128,16 +127,15 @@ def _as_begun(config: VAEConfig, run_dir: str | Path) -> VAEConfig:
     return replace(config, data=stored_config(run_dir).data)
 
 
+def _stalls(history: Sequence[Mapping[str, Any]], problem: Problem) -> bool:
+    return problem.patience is not None and loopax.has_stalled(
+        history, "validation/loss", patience=problem.patience, every=problem.evaluate_every
+    )
+
+
 def _has_stalled(run_dir: str | Path, problem: Problem) -> bool:
     directory = loopax.RunDir(run_dir)
-    if problem.patience is None or not directory.metrics_file.exists():
-        return False
-    return loopax.has_stalled(
-        directory.metrics,
-        "validation/loss",
-        patience=problem.patience,
-        every=problem.evaluate_every,
-    )
+    return directory.metrics_file.exists() and _stalls(directory.metrics, problem)
 
 
 def _is_finished(trained: TrainedVAE, problem: Problem) -> bool:
