@@ -37,7 +37,8 @@ def calling_purely(
         cure: what its author should do instead.
         function: what is called; it is traced again to compare where a generator has moved.
         args: PyTrees of arrays or tracers; traces that are compared get trees of their own.
-        traces: how many traces to compare in any case.
+        traces: how many traces to compare in any case; a clock is seen only where two of them
+            read numbers that differ in the type that they are computed in.
 
     Raises:
         ConfigError: it is another program each time it is traced.
