@@ -124,6 +124,18 @@ def test_features_that_were_computed_once_give_the_same_within_rounding(head, fr
     assert len(account["compilations"]["train"]) == 1
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_training_begins_with_the_head_that_suits_the_pretrained_part(head, cached):
+    problem = problems.Problem.of(dataclasses.replace(head, cache_features=cached))
+    tokens = problem.tokens(problem.texts.train)
+    features = problem._features(tokens)
+    right = [
+        (problem.model.apply(params, features, method="classify").argmax(-1) == tokens.columns["label"])
+        for params in (problem.state().params, problem.params)
+    ]
+    assert right[0].mean() > max(0.8, right[1].mean())
+
+
 def test_features_are_kept_for_the_next_run(head, tmp_path, monkeypatch):
     monkeypatch.setenv("LOOPAX_CACHE", str(tmp_path / "cache"))
     first = bert.train(head, tmp_path / "first", steps=14, progress=False)

@@ -30,10 +30,13 @@ from loopax.recipes.bert.pretrained import (
     params_for,
     read_pretrained,
 )
+from loopax.recipes.bert.probe import fit_probe
 from loopax.recipes.bert.tokens import BATCH, CUT, model_inputs
 
 LENGTHS = {"full": (3, 400), "head": (30, 2000)}
 """Of a training whose length is left to the data: passes, and steps in more passes of few texts."""
+PROBED = 2000
+"""Texts that a new head is fitted to before the training, where no features are kept of all."""
 BATCH_SIZE, SMALLEST_BATCH = 32, 8
 BATCHES_AT_LEAST = 40
 """In a pass, where the size of batches is left to the data."""
@@ -86,9 +89,30 @@ class Problem:
 
     @cached_property
     def params(self) -> Any:
-        """The parameters that training begins with: pretrained, and a new head."""
+        """The pretrained parameters, and those of a head that is random where it is new."""
         names = self.texts.train.class_names
         return params_for(self.pretrained, self.model, jax.random.key(self.config.seed), names)
+
+    @cached_property
+    def initial_params(self) -> Any:
+        """The parameters that training begins with: a new head is a linear probe."""
+        if self._takes_head:
+            return self.params
+        if self.uses_features:
+            probed = self.batches.dataset.columns
+        else:
+            texts = self.texts.train
+            order = np.random.default_rng(self.config.seed).permutation(len(texts))
+            tokens = self.tokens(texts.subset(order[:PROBED]))
+            probed = {"features": self._features(tokens), "label": tokens.columns["label"]}
+        head = fit_probe(probed["features"], probed["label"], self._class_weights)
+        return {**self.params, "params": {**self.params["params"], "classifier": head}}
+
+    @property
+    def _takes_head(self) -> bool:
+        """Whether the model came with a head of just these classes."""
+        names = self.texts.train.class_names
+        return head_order(self.pretrained, self.model.pooling, names) is not None
 
     @cached_property
     def is_frozen(self) -> bool:
@@ -132,15 +156,15 @@ class Problem:
             return BucketedBatches(
                 tokens, size, cut=[name for name in CUT if name in tokens.columns]
             )
-        config, identity = self.config, tokens.fingerprint
-        made_by = repr(self.pretrained.config), self.pretrained.digest
-        file = file_for(*made_by, identity, self.model.pooling, config.dtype)
-        features = features_of(
-            tokens.columns, self.model, self.params, self.longest, file, self.say
-        )
         columns = {name: tokens.columns[name] for name in ("length", "label")}
-        data = Dataset({"features": features, **columns}, name=tokens.name)
-        return BucketedBatches(data, size, cut=(), fingerprint=identity)
+        data = Dataset({"features": self._features(tokens), **columns}, name=tokens.name)
+        return BucketedBatches(data, size, cut=(), fingerprint=tokens.fingerprint)
+
+    def _features(self, tokens: Dataset) -> Float[np.ndarray, "texts hidden"]:
+        """What the pretrained part makes of tokens, computed once."""
+        made_by = repr(self.pretrained.config), self.pretrained.digest
+        file = file_for(*made_by, tokens.fingerprint, self.model.pooling, self.config.dtype)
+        return features_of(tokens.columns, self.model, self.params, self.longest, file, self.say)
 
     @property
     def batch_size(self) -> int:
@@ -217,27 +241,33 @@ class Problem:
         theirs = self.pretrained.class_names
         if not theirs:
             return []
-        names = self.texts.train.class_names
-        if head_order(self.pretrained, self.model.pooling, names) is not None:
-            return [f"the head of the model is taken: it is of the same {len(names)} classes"]
+        if self._takes_head:
+            count = len(self.texts.train.class_names)
+            return [f"the head of the model is taken: it is of the same {count} classes"]
         listed = ", ".join(theirs[:6]) + (", ..." if len(theirs) > 6 else "")
         return [f"the head is new: that of the model is of the classes {listed}"]
 
     @property
     def loss_fn(self) -> Callable[..., Any]:
         """Cross-entropy as `fit` takes it; dropout and class weights are for training alone."""
-        weights = class_weights(self.texts.train) if self.config.class_weights == "balanced" else 1
-        frozen, counted = self.is_frozen, self.metric == "macro-f1"
+        weights, frozen = self._class_weights, self.is_frozen
+        counted = self.metric == "macro-f1"
 
         def loss(params: Any, batch: Any, rngs: Any) -> Any:
             if not rngs.training:
                 logits = self._logits(params, batch, True, None)
-                mean, metrics = measured(logits, batch["label"], 1)
+                mean, metrics = measured(logits, batch["label"])
                 return mean, metrics | (counts_of(logits, batch["label"]) if counted else {})
             logits = self._logits(params, batch, frozen, {"dropout": rngs["dropout"]})
             return measured(logits, batch["label"], weights)
 
         return loss
+
+    @property
+    def _class_weights(self) -> Float[np.ndarray, " classes"]:
+        if self.config.class_weights == "balanced":
+            return class_weights(self.texts.train)
+        return np.ones(len(self.texts.train.class_names), np.float32)
 
     def _logits(self, params: Any, batch: Any, settled: bool, rngs: Any) -> Any:
         """Of a batch; `settled` leaves out the dropout of the pretrained part."""
@@ -255,10 +285,10 @@ class Problem:
             params, features, deterministic=rngs is None, method=model.classify, rngs=rngs
         )
 
-    def state(self) -> loopax.TrainState:
-        """The state that training begins with."""
+    def state(self, params: Any = None) -> loopax.TrainState:
+        """The state that training begins with, or one with other parameters."""
         return loopax.TrainState.create(
-            params=self.params,
+            params=self.initial_params if params is None else params,
             tx=self.optimizer,
             total_steps=self.steps,
             seed=self.config.seed,
@@ -296,7 +326,7 @@ def costs(config: FineTuneConfig) -> list[str]:
 
 
 def _costs(problem: Problem) -> list[str]:
-    return loopax.estimate(problem.state(), problem.loss_fn, problem.batches).lines()
+    return loopax.estimate(problem.state(problem.params), problem.loss_fn, problem.batches).lines()
 
 
 def model_of(
@@ -319,10 +349,10 @@ def model_of(
     )
 
 
-def measured(logits: Float[Array, "n classes"], labels: Any, weights: Any) -> Any:
+def measured(logits: Float[Array, "n classes"], labels: Any, weights: Any = None) -> Any:
     """The mean cross-entropy of logits, in nats, and the part of them that is right."""
     each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if not isinstance(weights, int):
+    if weights is not None:
         each = each * jnp.asarray(weights)[labels]
     return each.mean(), {"accuracy": (logits.argmax(-1) == labels).mean()}
 
