@@ -13,8 +13,8 @@ from jax import monitoring
 
 import loopax
 from loopax.account import Account
+from loopax.batches.iterable import as_batches
 from loopax.cost import estimate, explaining_memory
-from loopax.data.batches import as_batches
 from loopax.errors import ConfigError, DataError, DeviceMemoryError
 from loopax.program import TrainProgram
 

@@ -11,7 +11,7 @@ import pytest
 
 import loopax
 from loopax.account import Account
-from loopax.data.batches import as_batches
+from loopax.batches.iterable import as_batches
 from loopax.freezing import frozen_by
 from loopax.program import TrainProgram
 

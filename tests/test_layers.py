@@ -28,7 +28,8 @@ LAYERS = [
         "retention",
         "stopping",
     },
-    {"data", "optimizer", "updates"},
+    {"batches", "optimizer", "updates"},
+    {"data"},
     {"adapters"},
     {"state"},
     {"soundness"},
@@ -50,7 +51,8 @@ LAYERS = [
 ]
 FLOORS = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
 NARROWER = {
-    "data": {"errors", "paths", "purity", "randomness", "data"},
+    "batches": {"errors", "paths", "purity", "randomness", "batches"},
+    "data": {"errors", "batches", "data"},
     "models": {"errors", "models"},
 }
 """What may be imported where being lower is not enough."""
@@ -69,7 +71,7 @@ RECIPES = [name for name in MODULES if name.startswith("loopax.recipes")]
 
 
 def floor_name(module):
-    """`data` for `loopax.data.batches`, and an empty string for `loopax` itself."""
+    """`data` for `loopax.data.images`, and an empty string for `loopax` itself."""
     return module.partition(".")[2].partition(".")[0]
 
 

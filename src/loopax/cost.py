@@ -19,7 +19,8 @@ from jax.extend import core
 
 from loopax.account import Account
 from loopax.arguments import check_state
-from loopax.data.batches import Feed, Items, as_batches
+from loopax.batches.base import Feed, Items
+from loopax.batches.iterable import as_batches
 from loopax.errors import ConfigError, DeviceMemoryError
 from loopax.paths import PyTree
 from loopax.program import TrainProgram

@@ -13,7 +13,8 @@ from jax.interpreters import partial_eval
 
 from loopax.account import Account
 from loopax.arguments import check_state, kind_of, whole
-from loopax.data.batches import Batches, IterableBatches, as_batches
+from loopax.batches.base import Batches
+from loopax.batches.iterable import IterableBatches, as_batches
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree, leaf_path
 from loopax.program import EvalProgram

@@ -35,11 +35,12 @@ from jaxtyping import Num
 from loopax.account import Account, summary
 from loopax.accumulation import check_accumulation
 from loopax.arguments import check_state, directory, kind_of, positive_seconds, whole
+from loopax.batches.base import Batches
+from loopax.batches.iterable import as_batches
+from loopax.batches.loader import Loader
 from loopax.checkpoint import CheckpointStore
 from loopax.configuration import as_mapping
 from loopax.cost import explaining_memory
-from loopax.data.batches import Batches, as_batches
-from loopax.data.loader import Loader
 from loopax.environment import changes, check_fork, numerics
 from loopax.errors import (
     CheckpointError,

@@ -19,8 +19,8 @@ from jaxtyping import Array
 
 from loopax.account import Account
 from loopax.arguments import kind_of, whole
+from loopax.batches.base import Batches
 from loopax.checkpoint import CheckpointStore, check_leaves, checkpoint_meta
-from loopax.data.batches import Batches
 from loopax.errors import (
     ConfigError,
     LoopaxError,

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
 from loopax.account import Account
+from loopax.batches.base import Batches, Items
 from loopax.convolution import with_ordered_convolutions
-from loopax.data.batches import Batches, Items
 from loopax.errors import ConfigError, NonFiniteError
 from loopax.paths import PyTree, leaf_path
 from loopax.rows import Rows, Sums, no_sums, with_arrays

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 
 from loopax import loop
 from loopax.arguments import whole
+from loopax.batches.base import Batches, Feed, Items
+from loopax.batches.iterable import as_batches
 from loopax.checkpoint import CheckpointStore
-from loopax.data.batches import Batches, Feed, Items, as_batches
 from loopax.errors import LoopaxError, Stopped
 from loopax.moments import Hook, as_hooks
 from loopax.paths import leaf_path

@@ -130,7 +130,10 @@ def test_a_training_begins_with_the_head_that_suits_the_pretrained_part(head, ca
     tokens = problem.tokens(problem.texts.train)
     features = problem._features(tokens)
     right = [
-        (problem.model.apply(params, features, method="classify").argmax(-1) == tokens.columns["label"])
+        (
+            problem.model.apply(params, features, method="classify").argmax(-1)
+            == tokens.columns["label"]
+        )
         for params in (problem.state().params, problem.params)
     ]
     assert right[0].mean() > max(0.8, right[1].mean())

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from loopax.data.conversions import films, mails, weights
+from loopax.data.files import blaming, fault
 from loopax.data.packages import fetch_archive
-from loopax.data.reading import blaming, fault
 from loopax.errors import ConfigError, DataError, StorageError
 
 SUMS = "SHA256SUMS"

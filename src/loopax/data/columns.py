@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from loopax.data.reading import fault, shown
-from loopax.data.tables import Row, Table
+from loopax.data.files import fault, shown
+from loopax.data.texts.tables import Row, Table
 from loopax.errors import DataError
 
 TEXT_NAMES = (

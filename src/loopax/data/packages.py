@@ -10,7 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from loopax.data.reading import fault
+from loopax.data.files import fault
 from loopax.errors import ConfigError, StorageError
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopax.data.reading import fault, is_foreign
+from loopax.data.files import fault, is_foreign
 from loopax.data.splits import PART_NAMES
 
 _PART = re.compile(rf"({'|'.join(PART_NAMES)})(?![a-z])", re.IGNORECASE)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from loopax.batches.dataset import Dataset
 from loopax.data.copies import are_alike_in_a_row, digests_of, ending_split
-from loopax.data.dataset import Dataset
-from loopax.data.reading import fault, shown
+from loopax.data.files import fault, shown
 from loopax.data.splitting import even_split, grouped_split
 from loopax.errors import ConfigError
 

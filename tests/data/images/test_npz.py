@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from loopax.data.npz import read_npz
+from loopax.data.images.npz import read_npz
 
 MIB = 2**20
 quick = settings(deadline=None, max_examples=80)

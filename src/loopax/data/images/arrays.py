@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from loopax.data.reading import blaming, fault
-
-MAX_CLASSES = 65_536
-"""A label beyond this is taken for damage; the largest sets in use have some 22,000 classes."""
-
-
-def class_order(names: Iterable[str]) -> Callable[[str], Any]:
-    """What classes are sorted by: their numbers if all names are numbers, else their names."""
-    try:
-        numbers = {name: float(name) for name in names}
-    except ValueError:
-        return str
-    return (
-        (lambda name: (numbers[name], name)) if all(map(math.isfinite, numbers.values())) else str
-    )
+from loopax.data.classes import MAX_CLASSES, class_order
+from loopax.data.files import blaming, fault
 
 
 def as_images(array: np.ndarray, where: str) -> np.ndarray:

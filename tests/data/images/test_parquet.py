@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from loopax.data import checks, parquet
-from loopax.data.images import Form
-from loopax.data.parquet import read_parquet
+from loopax.data import parquet as files
+from loopax.data.images import arrays, parquet
+from loopax.data.images.decode import Form
+from loopax.data.images.parquet import read_parquet
 from loopax.errors import ConfigError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -263,7 +264,7 @@ def test_a_cell_without_an_image_is_named(tmp_path, refuses):
 
 
 def test_a_cell_that_is_too_large_is_refused(tmp_path, refuses, monkeypatch):
-    monkeypatch.setattr(parquet, "MAX_IMAGE_BYTES", 100_000)
+    monkeypatch.setattr(parquet, "MAX_CELL_BYTES", 100_000)
     images = [*(png(each) for each in COLOUR), bytes(200_000)]
     path = write(tmp_path / "one.parquet", pa.table({"image": images}))
     with refuses("one.parquet: row 12", "200,000 bytes", "at most 100,000"):
@@ -271,7 +272,7 @@ def test_a_cell_that_is_too_large_is_refused(tmp_path, refuses, monkeypatch):
 
 
 def test_cells_that_expand_are_refused_before_they_are_read(tmp_path, refuses, monkeypatch):
-    monkeypatch.setattr(parquet, "MAX_IMAGE_BYTES", 2**20)
+    monkeypatch.setattr(files, "MAX_CELL_BYTES", 2**20)
     table = pa.table({"image": [bytes(2**22)] * 3})
     path = write(tmp_path / "bomb.parquet", table, compression="zstd", use_dictionary=False)
     assert path.stat().st_size < 2**14
@@ -306,7 +307,7 @@ def test_classes_of_the_second_part_only_are_refused(tmp_path, refuses, monkeypa
 
 
 def test_more_strings_than_there_can_be_classes_are_refused(tmp_path, refuses, monkeypatch):
-    monkeypatch.setattr(checks, "MAX_CLASSES", 2)
+    monkeypatch.setattr(arrays, "MAX_CLASSES", 2)
     with refuses("x.parquet: column 'label'", "3 different", "at most 2"):
         read(write(tmp_path / "x.parquet", colours(label=["abc"[each] for each in LABELS])))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from loopax.data.idx import read_idx
+from loopax.data.images.idx import read_idx
 from loopax.errors import DataError
 
 MIB = 2**20

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from loopax.data.batches import Feed, Items
+from loopax.batches.base import Feed, Items
 
 PATIENCE_SECONDS = 10.0
 """How long the end of a run waits for a source that is just being read."""

@@ -18,8 +18,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
 
+from loopax.data.files import blaming, fault, open_file, shown
 from loopax.data.parquet import declared_features, open_parquet, require_plausible_sizes
-from loopax.data.reading import blaming, fault, open_file, shown
 from loopax.errors import DataError
 
 MAX_LINE = 2**26

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from loopax.data.checks import MAX_CLASSES, class_order
+from loopax.data.classes import MAX_CLASSES, class_order
 from loopax.data.columns import Columns, find_columns, split_column
-from loopax.data.reading import fault, shown
+from loopax.data.files import fault, shown
 from loopax.data.splitting import grouped_split
-from loopax.data.tables import Row, Table, read_table, trimmed
+from loopax.data.texts.tables import Row, Table, read_table, trimmed
 from loopax.errors import ConfigError, DataError
 
 _SAMPLE = 1000

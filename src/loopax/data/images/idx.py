@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loopax.data.reading import MAX_EXPANSION, blaming, fault, open_file, read_up_to, size_of
+from loopax.data.files import MAX_EXPANSION, blaming, fault, open_file, read_up_to, size_of
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead

@@ -1,86 +1,24 @@
-"""Batches as a function of (seed, step), from the device, from host memory or from any iterable.
-
-Every source answers the loop in the same two steps: on the host `Feed.take` gives the next few
-*items*, stacked; on the device `gather` turns one item into the examples that it stands for, as
-stored, and `prepare` these into the batch that the loss sees. For data that lives on the device an
-item is a row of indices, otherwise it is the examples themselves.
-"""
+"""Batches that come ready-made from an iterable, and what else `fit` may be given."""
 
 from __future__ import annotations
 
-import abc
 import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
-from loopax.data.arrays import as_held, as_numbers
+from loopax.batches.arrays import as_held, as_numbers
+from loopax.batches.base import Batches, Feed, Items, affordable
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree, forms, leaf_path
-
-CHUNK_LIMIT_BYTES = 64 * 2**20
-LEAST_CAPACITY = 2
-"""Items on a stack. An axis of one is compiled away, and what is around it then differently."""
 
 ENDLESS = 2**53
 """A length from which on it says that there is no end, as Grain has it for what is repeated."""
 NOTHING: Any = object()
-
-
-class Items(NamedTuple):
-    """What `length` steps in a row need: leaves `[capacity, ...]`, of which `length` are filled."""
-
-    stacked: PyTree
-    length: Any
-
-
-class Feed(Protocol):
-    """A position in the data; `take(n)` gives the items of up to `n` next steps."""
-
-    def take(self, n: int) -> Items: ...
-
-
-class Batches(abc.ABC):
-    """What `fit` trains on: batches whose content and order are a function of (seed, step)."""
-
-    steps_per_epoch: int | None
-    """How many batches one pass has, or None when the source does not tell."""
-
-    resident: PyTree
-    """Arrays that stay on the device during the whole run."""
-
-    advice: str = ""
-    """What to add where the identity is found to be another one."""
-
-    @property
-    @abc.abstractmethod
-    def identity(self) -> Mapping[str, Any]:
-        """What must be the same for a run to be continued exactly; kept in each checkpoint."""
-
-    @abc.abstractmethod
-    def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
-        """A feed that begins with the batch of step `start` and stacks at most `capacity`."""
-
-    @abc.abstractmethod
-    def once(self, capacity: int) -> Iterator[Items]:
-        """One pass in stored order in which every example comes exactly once."""
-
-    @abc.abstractmethod
-    def gather(self, resident: PyTree, item: PyTree) -> PyTree:
-        """The examples of one item, as they are stored; traced."""
-
-    def prepare(self, examples: PyTree, rngs: Any) -> PyTree:
-        """What the loss sees of gathered examples; traced into the step, whose keys `rngs` has."""
-        del rngs
-        return examples
-
-    def assemble(self, resident: PyTree, item: PyTree, rngs: Any) -> PyTree:
-        """One item to one batch: both at once."""
-        return self.prepare(self.gather(resident, item), rngs)
 
 
 class IterableBatches(Batches):
@@ -313,11 +251,6 @@ def _told(head: Sequence[PyTree]) -> dict[str, Any]:
         "data": f"an iterable whose first batch is {digest.hexdigest()[:16]}",
         "batch": told or "empty",
     }
-
-
-def affordable(capacity: int, batch_bytes: int) -> int:
-    """How many batches of that size are stacked at once: what waits on the host stays small."""
-    return max(LEAST_CAPACITY, min(capacity, CHUNK_LIMIT_BYTES // max(1, batch_bytes)))
 
 
 def _alike(batch: PyTree, other: PyTree) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from loopax.data.batches import LEAST_CAPACITY, Batches, Feed, Items
-from loopax.data.dataset import Dataset, checked_batch_size, scaled, scaled_columns
+from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items
+from loopax.batches.dataset import Dataset, checked_batch_size, scaled, scaled_columns
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
 

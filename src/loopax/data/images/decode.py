@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from loopax.data.dataset import Dataset
-from loopax.data.reading import blaming, fault, shown
+from loopax.batches.dataset import Dataset
+from loopax.data.files import blaming, fault, shown
 from loopax.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
-from loopax.data.arrays import as_held, as_numbers
-from loopax.data.batches import LEAST_CAPACITY, Batches, Feed, Items, affordable
+from loopax.batches.arrays import as_held, as_numbers
+from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items, affordable
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
 from loopax.purity import calling_purely

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loopax
-from loopax.data.buckets import BucketedBatches, bucket_lengths
+from loopax.batches.buckets import BucketedBatches, bucket_lengths
 from loopax.errors import ConfigError, LoopaxError
 
 

@@ -7,11 +7,11 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from loopax.data.files import load
-from loopax.data.mnist import mnist
+from loopax.data.images.layouts import load
+from loopax.data.images.mnist import mnist
 
 # By name: the package may have the function where the module was.
-module = importlib.import_module("loopax.data.mnist")
+module = importlib.import_module("loopax.data.images.mnist")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def splits():
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
     """A copy of the bundled files that `mnist` reads instead."""
-    bundled = resources.files("loopax.data") / "mnist_idx"
+    bundled = resources.files("loopax.data.images") / "mnist_idx"
     with resources.as_file(bundled) as folder:
         shutil.copytree(folder, tmp_path / "mnist_idx")
     monkeypatch.setattr(module.resources, "files", lambda _: tmp_path)
@@ -46,7 +46,7 @@ def test_all_digits_are_there(splits):
 
 
 def test_the_headers_that_were_skipped_say_the_same(splits):
-    with resources.as_file(resources.files("loopax.data") / "mnist_idx") as folder:
+    with resources.as_file(resources.files("loopax.data.images") / "mnist_idx") as folder:
         read = load(folder)
     assert splits.parts.keys() == read.parts.keys() == {"train", "test"}
     for ours, theirs in zip(splits.parts.values(), read.parts.values(), strict=True):

@@ -8,8 +8,8 @@ from importlib import resources
 
 import numpy as np
 
-from loopax.data.dataset import Dataset
-from loopax.data.reading import blaming, fault
+from loopax.batches.dataset import Dataset
+from loopax.data.files import blaming, fault
 from loopax.data.splits import Splits
 
 _MD5 = {
@@ -50,7 +50,7 @@ def _part(prefix: str, name: str) -> Dataset:
 
 
 def _official(name: str) -> bytearray:
-    file = resources.files("loopax.data") / "mnist_idx" / f"{name}.gz"
+    file = resources.files("loopax.data.images") / "mnist_idx" / f"{name}.gz"
     with blaming(str(file), "cannot be read, install loopax again"):
         content = gzip.decompress(file.read_bytes())
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()

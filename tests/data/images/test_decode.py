@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from loopax.data.images import Form, fitted
+from loopax.data.images.decode import Form, fitted
 from loopax.errors import ConfigError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (3, 6, 4, 3), np.uint8)

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 
-from loopax.data.reading import (
+from loopax.data.files import (
     MAX_EXPANSION,
     blaming,
     fault,

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from loopax.batches import loader as loading
+from loopax.batches.loader import Loader
 from loopax.data import as_batches
-from loopax.data import loader as loading
-from loopax.data.loader import Loader
 
 PLACE = contextvars.ContextVar("place", default="nowhere")
 

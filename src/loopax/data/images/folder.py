@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loopax.data.checks import class_order
-from loopax.data.dataset import Dataset
-from loopax.data.images import (
+from loopax.batches.dataset import Dataset
+from loopax.data.classes import class_order
+from loopax.data.files import as_path, blaming, fault, is_foreign, open_file
+from loopax.data.images.decode import (
     EncodedImage,
     Form,
     at_one_white,
@@ -21,7 +22,6 @@ from loopax.data.images import (
     is_image,
     readable_formats,
 )
-from loopax.data.reading import as_path, blaming, fault, is_foreign, open_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _OTHER_IMAGES = frozenset(

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loopax.data.files import load
-from loopax.data.folder import read_folder
+from loopax.data.images.folder import read_folder
+from loopax.data.images.layouts import load
 from loopax.errors import ConfigError
 
 GREY = np.arange(6 * 4, dtype=np.uint8).reshape(6, 4) * 10

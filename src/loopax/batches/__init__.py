@@ -1,0 +1,1 @@
+"""The food of the loop: batches as a function of (seed, step); no file formats."""
