@@ -41,7 +41,7 @@ from .run import Run as Run
 from .rundir import RunDir as RunDir
 from .rundir import read_config as read_config
 from .state import TrainState as TrainState
-from .stopping import has_stalled as has_stalled
+from .stopping import EarlyStopping as EarlyStopping
 from .weights import read_weights as read_weights
 from .weights import save_weights as save_weights
 from .weights import with_weights as with_weights

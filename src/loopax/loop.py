@@ -56,7 +56,16 @@ from loopax.evaluation import as_evaluation
 from loopax.freezing import warn_of_frozen_gradients
 from loopax.history import Extent, History
 from loopax.lock import RunLock
-from loopax.moments import Hook, HookError, Moment, Saving, as_hooks, calling, evaluations
+from loopax.moments import (
+    Hook,
+    HookError,
+    Moment,
+    Saving,
+    as_hooks,
+    calling,
+    evaluate_every,
+    evaluations,
+)
 from loopax.program import TrainProgram, guarding_transfers, probe_program
 from loopax.progress import Display, Silent, display, tell
 from loopax.randomness import key_words, stream
@@ -64,7 +73,7 @@ from loopax.recorder import Recorder
 from loopax.replay import Replay
 from loopax.retention import Checkpoints, ranking
 from loopax.rows import LEARNING_RATE, Rows
-from loopax.run import Run
+from loopax.run import STOPPED, Run
 from loopax.rundir import RunDir
 from loopax.signals import PoliteStop, is_interactive
 from loopax.soundness import check_sound, flags_of
@@ -361,7 +370,7 @@ def begin(arguments: dict[str, Any]) -> Chunks:
         batches=batches,
         total=total,
         evaluation=evaluation,
-        hooks=as_hooks(given["hooks"], log_every),
+        hooks=as_hooks(given["hooks"], log_every, evaluate_every(evaluation, batches)),
         nonfinite=nonfinite,
         began=began,
         max_seconds=seconds,
@@ -472,14 +481,15 @@ class _Session:
     left: Chunk | None = None
 
     def has_stopped(self) -> bool:
-        """Whether a signal asks to stop.
+        """Whether a hook or a signal asks to stop.
 
         Raises:
             RunInUseError: another process has taken the run directory over.
         """
         if self.lock is not None:
             self.lock.check()
-        return self.stop is not None and self.stop.received is not None
+        is_asked = self.stop is not None and self.stop.received is not None
+        return is_asked or self.run.stopped is not None
 
     def seconds_left(self) -> float:
         """Until what was reached must be saved."""
@@ -501,6 +511,13 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
     if (left := _left(session)) is not None:
         shown.say(f"{_name(run)}: was left at step {run.step:,}; the same chunk is given again")
         yield left
+    if (reason := _reason_to_stop(session)) is not None:
+        run.stopped = reason
+        shown.say(
+            f"{_name(run)}: ended at step {run.step:,} of {total:,}: {reason} (without "
+            f"{STOPPED} it would go on)"
+        )
+        return
     if run.step >= total:
         done = f"{_name(run)}: finished, {run.step:,} of {total:,} steps are done"
         if run.step == total:
@@ -545,7 +562,9 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         if run.dir is not None:
             run.dir.write_json("account.json", run.account)
         shown.say(summary(run.account))
-        if run.step < total:
+        if run.stopped is not None:
+            shown.say(f"ended at step {run.step:,} of {total:,}: {run.stopped}")
+        elif run.step < total:
             kept = f"; the same command continues {_name(run)}" if store is not None else ""
             shown.say(f"stopped at step {run.step:,} of {total:,}{kept}")
         if first + 1 == run.step < total and (over := session.seconds_over()) > 0:
@@ -690,6 +709,19 @@ def _left(session: _Session) -> Chunk | None:
         session.shown.say(f"{run.dir.path / LEFT}: cannot be read; passed over")
         return None
     return chunk if chunk.stop == run.step else None
+
+
+def _reason_to_stop(session: _Session) -> str | None:
+    """Why the run was stopped at the step that was restored; None where it was not."""
+    run = session.run
+    if run.dir is None or not (run.dir.path / STOPPED).exists():
+        return None
+    try:
+        stored = run.dir.read_json(STOPPED)
+        return str(stored["reason"]) if stored["step"] == run.step else None
+    except (RunDirError, TypeError, KeyError):
+        session.shown.say(f"{run.dir.path / STOPPED}: cannot be read; passed over")
+        return None
 
 
 def _resume(session: _Session) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from loopax.errors import (
     RunInUseError,
     StorageError,
 )
-from loopax.evaluation import as_evaluation, evaluator
+from loopax.evaluation import Evaluation, as_evaluation, evaluator
 from loopax.recorder import Recorder
 from loopax.retention import source_of
 from loopax.rows import check_names
@@ -36,6 +36,7 @@ from loopax.run import Run
 from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
 from loopax.step import LossFn
+from loopax.stopping import EarlyStopping
 from loopax.writers import Row, values_of
 
 FIRST_SAVE_SECONDS = 2.0
@@ -47,8 +48,9 @@ SHARE = 0.1
 class Hook:
     """Calls `function(run)` each time `every` steps have been made, and at the end.
 
-    It may draw, print, save or measure; numbers that it returns by name are logged. Whatever it
-    does, the trained parameters stay the same. What it raises ends the run, whose state is saved.
+    It may draw, print, save, measure, or end the run by `run.stop("reason")`; numbers that it
+    returns by name are logged. Whatever it does, the trained parameters stay the same. What it
+    raises ends the run, whose state is saved.
     """
 
     function: Callable[[Run], Mapping[str, float] | None]
@@ -351,15 +353,24 @@ def evaluations(
         measure = evaluator(evaluation.loss_fn or loss_fn, data, account, warn)
         return lambda: recorder.log(run.step, name, measure(run.state))
 
-    every = evaluation.every or batches.steps_per_epoch
+    every = evaluate_every(evaluation, batches)
     return [
         Moment(measuring(name, data), every, "evaluation")
         for name, data in evaluation.parts.items()
     ]
 
 
-def as_hooks(hooks: Any, log_every: int) -> tuple[Hook, ...]:
+def evaluate_every(evaluation: Evaluation | None, batches: Batches) -> int | None:
+    """Steps between two evaluations: an epoch where nothing is said; None where there are none."""
+    if evaluation is None:
+        return None
+    return evaluation.every or batches.steps_per_epoch
+
+
+def as_hooks(hooks: Any, log_every: int, evaluate_every: int | None) -> tuple[Hook, ...]:
     """What `fit` was given as hooks; a function alone is called whenever a row is logged.
+
+    `EarlyStopping` is called after each evaluation.
 
     Raises:
         ConfigError: something else is among them.
@@ -374,7 +385,21 @@ def as_hooks(hooks: Any, log_every: int) -> tuple[Hook, ...]:
                 f"hooks holds {kind_of(hook)}; give functions that are called with the run, or "
                 "loopax.Hook(function, every=100)"
             )
-    return tuple(hook if isinstance(hook, Hook) else Hook(hook, log_every) for hook in given)
+    return tuple(_as_hook(hook, log_every, evaluate_every) for hook in given)
+
+
+def _as_hook(hook: Any, log_every: int, evaluate_every: int | None) -> Hook:
+    if isinstance(hook, Hook):
+        return hook
+    if not isinstance(hook, EarlyStopping):
+        return Hook(hook, log_every)
+    every = hook.every or evaluate_every
+    if every is None:
+        raise ConfigError(
+            f"EarlyStopping looks at {hook.metric!r}; say how often that is measured, by the "
+            "evaluation of fit (loopax.Evaluation(data, every=100)) or EarlyStopping(every=100)"
+        )
+    return Hook(dataclasses.replace(hook, every=every), every)
 
 
 def calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
@@ -392,6 +417,7 @@ def calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
             values = hook.function(shown)
         except BaseException as error:
             raise HookError(error) from None
+        run.stopped = shown.stopped
         if values is not None and (logged := _logged(hook, values)):
             recorder.log(run.step, "hook", logged)
 

@@ -16,6 +16,8 @@ from loopax.rundir import RunDir
 from loopax.state import TrainState
 from loopax.writers import OWN_SOURCES, Row, values_of
 
+STOPPED = "stopped.json"
+"""Of the run directory: the step at which a run was stopped, and why."""
 SHOWN_ROWS = 1000
 WIDTH = 100
 
@@ -37,6 +39,7 @@ class Run:
         dir: the run directory, or None.
         account: where the wall time went, when the run has ended.
         rollbacks: how many times the run went back to a checkpoint because of bad numbers.
+        stopped: why `stop` ended the run; None where it did not.
     """
 
     state: TrainState
@@ -45,6 +48,19 @@ class Run:
     dir: RunDir | None = None
     account: dict[str, Any] = field(default_factory=dict)
     rollbacks: int = 0
+    stopped: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """Ends the run at this step, as a hook may want: it is saved, and done.
+
+        The run directory keeps the reason (`stopped.json`), so that the same call finds the run
+        finished; without that file it would go on.
+        """
+        self.stopped = reason
+        if self.dir is not None:
+            # Before the checkpoint of this step: a process that is killed in between comes by here
+            # again, while one that had only saved would train on.
+            self.dir.write_json(STOPPED, {"step": self.step, "reason": reason})
 
     def latest(self, source: str) -> Row:
         """The newest row of a source (`train`, `hook`, or the name of evaluation data), or {}."""

@@ -29,7 +29,8 @@ from loopax.batches.base import Batches, Feed, Items
 from loopax.batches.iterable import as_batches
 from loopax.checkpoint import CheckpointStore
 from loopax.errors import LoopaxError, Stopped
-from loopax.moments import Hook, as_hooks
+from loopax.evaluation import as_evaluation
+from loopax.moments import Hook, as_hooks, evaluate_every
 from loopax.paths import leaf_path
 from loopax.retention import Checkpoints
 from loopax.run import Run
@@ -102,7 +103,8 @@ def _watched(begin: Callable[[dict[str, Any]], loop.Chunks], plan: Plan) -> Any:
         total = min(plan.limit, total)
         saving = arguments["checkpoints"] or Checkpoints()
         seen = JsonLines(plan.seen)
-        hooks = as_hooks(arguments["hooks"], whole("log_every", arguments["log_every"]))
+        every = evaluate_every(as_evaluation(arguments["evaluation"]), batches)
+        hooks = as_hooks(arguments["hooks"], whole("log_every", arguments["log_every"]), every)
         planned = arguments | {
             "data": _recorded(batches, seen),
             "steps": total,

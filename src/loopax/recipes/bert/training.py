@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import loopax
 from loopax.recipes.bert import report
@@ -58,10 +55,11 @@ def train(
         problem = Problem.of(config, say)
         say(problem.description)
         check_texts(run_dir, problem.texts, config.data)
-        _fit(problem, run_dir, steps, checkpoints, progress, say)
+        run = _fit(problem, run_dir, steps, checkpoints, progress)
         note_model(loopax.RunDir(run_dir), problem)  # of a finished run that has lost it
         trained = load(run_dir, say=_silent)
-        if _is_finished(trained, problem) and not trained.results_file.exists():
+        is_finished = run.stopped is not None or run.step >= problem.steps
+        if is_finished and not trained.results_file.exists():
             loopax.check_time()
             count = len(problem.texts.test.rows)
             say(f"{run_dir}: measuring step {trained.step:,} on {count:,} texts")
@@ -78,13 +76,13 @@ def _fit(
     steps: int | None,
     checkpoints: loopax.Checkpoints | None,
     progress: bool,
-    say: Callable[[str], None],
-) -> None:
+) -> loopax.Run:
     """The training itself, or what is left of it."""
-    if _has_stalled(run_dir, problem):
-        return
     config, every = problem.config, problem.evaluate_every
-    chunks = loopax.steps(
+    patience = loopax.EarlyStopping(
+        problem.chosen_by, config.patience, problem.chosen_mode, every=every
+    )
+    return loopax.fit(
         problem.state(),
         problem.loss_fn,
         problem.batches,
@@ -97,19 +95,13 @@ def _fit(
             mode=problem.chosen_mode,
             self_contained=config.self_contained,
         ),
-        hooks=problem.hooks,
+        hooks=[lambda run: note_model(run.dir, problem), *problem.hooks, patience],
         nonfinite=config.nonfinite,
         max_seconds=loopax.seconds_left(),
         log_every=config.log_every,
         progress=progress,
         config=_as_begun(config, run_dir).to_json(),
     )
-    with closing(chunks):
-        for chunk in chunks:
-            note_model(chunk.run.dir, problem)
-            if _stalls(chunk.run.history, problem):
-                say(f"{run_dir}: {config.patience} evaluations without a better one; done")
-                break
 
 
 def _as_begun(config: FineTuneConfig, run_dir: str | Path) -> FineTuneConfig:
@@ -118,28 +110,6 @@ def _as_begun(config: FineTuneConfig, run_dir: str | Path) -> FineTuneConfig:
         return config
     stored = stored_config(run_dir)
     return replace(config, data=stored.data, test_data=stored.test_data)
-
-
-def _stalls(history: Sequence[Mapping[str, Any]], problem: Problem) -> bool:
-    return loopax.has_stalled(
-        history,
-        problem.chosen_by,
-        patience=problem.config.patience,
-        mode=problem.chosen_mode,
-        every=problem.evaluate_every,
-    )
-
-
-def _has_stalled(run_dir: str | Path, problem: Problem) -> bool:
-    directory = loopax.RunDir(run_dir)
-    return directory.metrics_file.exists() and _stalls(directory.metrics, problem)
-
-
-def _is_finished(trained: TrainedClassifier, problem: Problem) -> bool:
-    """Whether the run has come to its end, or to where it gets no better."""
-    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
-        reached = store.steps[-1]
-    return reached >= problem.steps or _has_stalled(trained.dir.path, problem)
 
 
 def _silent(message: str) -> None:

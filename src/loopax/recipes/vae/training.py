@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +55,11 @@ def train(
         config = replace(config, data=absolute(config.data), weights=weights)
         problem = Problem.of(config)
         say(problem.description)
-        _fit(problem, run_dir, steps, checkpoints, progress, say)
+        run = _fit(problem, run_dir, steps, checkpoints, progress)
         note_model(loopax.RunDir(run_dir), problem)  # of a finished run that has lost it
         trained = load(run_dir, problem=problem, say=_silent)
-        if _is_finished(trained, problem) and not trained.results_file.exists():
+        is_finished = run.stopped is not None or run.step >= problem.steps
+        if is_finished and not trained.results_file.exists():
             _finish(trained, say, progress)
     return load(run_dir, problem=problem, say=_silent)
 
@@ -70,8 +70,7 @@ def _fit(
     steps: int | None,
     checkpoints: loopax.Checkpoints | None,
     progress: bool,
-    say: Callable[[str], None],
-) -> None:
+) -> loopax.Run:
     """The training itself, or what is left of it."""
     check_data(run_dir, problem)
     config, data, every = problem.config, problem.data, problem.evaluate_every
@@ -83,8 +82,6 @@ def _fit(
     if checkpoints.best == loopax.Checkpoints.best:
         best = None if data.validation is None else "validation/loss"
         checkpoints = replace(checkpoints, best=best)
-    if _has_stalled(run_dir, problem):
-        return
 
     def draw(run: loopax.Run) -> None:
         if run.dir is not None:
@@ -92,9 +89,12 @@ def _fit(
             name = f"samples-epoch-{run.step // problem.batches.steps_per_epoch:03d}.png"
             pictures.save_grid(trained.samples_by_class(10), run.dir.pictures / name)
 
+    hooks: list[Any] = [lambda run: note_model(run.dir, problem), loopax.Hook(draw, every=every)]
+    if problem.patience is not None:
+        hooks.append(loopax.EarlyStopping("validation/loss", problem.patience, every=every))
     # What a run goes on from is in its checkpoint; the weights it began with may be gone.
     begun = loopax.CheckpointStore(Path(run_dir) / "checkpoints").steps
-    chunks = loopax.steps(
+    return loopax.fit(
         problem.state(weights=not begun),
         problem.loss_fn,
         problem.batches,
@@ -103,7 +103,7 @@ def _fit(
         evaluation=loopax.Evaluation(
             {name: watched.batches(min(EVAL_BATCH, len(watched)))}, every=every
         ),
-        hooks=[loopax.Hook(draw, every=every)],
+        hooks=hooks,
         checkpoints=checkpoints,
         nonfinite=config.nonfinite,
         max_seconds=loopax.seconds_left(),
@@ -111,12 +111,6 @@ def _fit(
         progress=progress,
         config=_as_begun(config, run_dir).to_json(),
     )
-    with closing(chunks):
-        for chunk in chunks:
-            note_model(chunk.run.dir, problem)
-            if _stalls(chunk.run.history, problem):
-                say(f"{run_dir}: {problem.patience} evaluations without a better one; done")
-                break
 
 
 def _as_begun(config: VAEConfig, run_dir: str | Path) -> VAEConfig:
@@ -125,24 +119,6 @@ def _as_begun(config: VAEConfig, run_dir: str | Path) -> VAEConfig:
     if not (directory.path / MODEL_FILE).exists():
         return config
     return replace(config, data=stored_config(run_dir).data)
-
-
-def _stalls(history: Sequence[Mapping[str, Any]], problem: Problem) -> bool:
-    return problem.patience is not None and loopax.has_stalled(
-        history, "validation/loss", patience=problem.patience, every=problem.evaluate_every
-    )
-
-
-def _has_stalled(run_dir: str | Path, problem: Problem) -> bool:
-    directory = loopax.RunDir(run_dir)
-    return directory.metrics_file.exists() and _stalls(directory.metrics, problem)
-
-
-def _is_finished(trained: TrainedVAE, problem: Problem) -> bool:
-    """Whether the run has come to its end, or to where it gets no better."""
-    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
-        reached = store.steps[-1]
-    return reached >= problem.steps or _has_stalled(trained.dir.path, problem)
 
 
 def _finish(trained: TrainedVAE, say: Callable[[str], None], progress: bool) -> None:
