@@ -17,10 +17,7 @@ from loopax.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
 
-MAX_EXPANSION = 1032
-"""DEFLATE packs at most this many bytes into one, so gzip and zip files cannot hold more."""
-
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**18
 _FOREIGN = {
     "__macosx",  # macOS, in zip files
     "desktop.ini",  # Windows
@@ -120,11 +117,6 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise fault(path, "is a device or a pipe; it must be a file")
         with found.open("rb") as file:
             yield file
-
-
-def size_of(file: BinaryIO) -> int:
-    """Bytes of an open file."""
-    return os.fstat(file.fileno()).st_size
 
 
 def read_up_to(stream: SupportsRead[bytes], count: int) -> bytearray:

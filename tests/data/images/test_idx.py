@@ -97,7 +97,7 @@ def test_any_bytes_are_refused_or_read_as_they_are(scratch, outcome, start, rest
 def test_a_promise_beyond_the_file_takes_no_memory(tmp_path, refuses, within, pack, shape):
     path = tmp_path / "liar.idx"
     path.write_bytes(pack(header(0x0E, *shape) + bytes(100)))
-    with within(MIB), refuses("liar.idx", shape, "float64", "more than"):
+    with within(MIB), refuses("liar.idx", shape, "float64", "only 100"):
         read_idx(path)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loopax.data.files import MAX_EXPANSION, blaming, fault, open_file, read_up_to, size_of
+from loopax.data.files import blaming, fault, open_file, read_up_to
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -33,18 +33,15 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         gzipped = file.read(2) == _GZIP_MAGIC
         file.seek(0)
         if not gzipped:
-            return _read(path, file, size_of(file))
+            return _read(path, file)
         with blaming(path, "the gzip stream is damaged"), gzip.GzipFile(fileobj=file) as stream:
-            return _read(path, stream, size_of(file) * MAX_EXPANSION)
+            return _read(path, stream)
 
 
-def _read(path: str | os.PathLike[str], stream: SupportsRead[bytes], ceiling: int) -> np.ndarray:
-    """Parses `stream`, which cannot hold more than `ceiling` bytes."""
+def _read(path: str | os.PathLike[str], stream: SupportsRead[bytes]) -> np.ndarray:
     dtype, shape = _read_header(path, stream)
     promised = math.prod(shape) * dtype.itemsize
     claim = f"its header says {shape} of {dtype.name}, {promised:,} bytes"
-    if promised > ceiling:
-        raise fault(path, f"{claim}, but the file cannot hold more than {ceiling:,}")
     data = read_up_to(stream, promised)
     if len(data) < promised:
         raise fault(path, f"{claim}, but only {len(data):,} follow; the file is truncated")
