@@ -66,13 +66,13 @@ class FineTuneConfig:
     metric: Literal["auto", "accuracy", "macro-f1", "loss"] = "auto"
     """What the best checkpoint is best in, on the validation texts; auto: accuracy, or macro-F1
     where classes are weighed alike."""
-    patience: int = 3
+    patience: int = 10
     """Evaluations without a better one after which training ends."""
     evaluations_per_epoch: int = 1
     """How often the validation texts are measured."""
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
-            learning_rate=1e-4,
+            learning_rate=5e-5,
             schedule=Schedule("linear"),
             weight_decay=0.01,
             decay_vectors=False,
@@ -132,7 +132,6 @@ PRESETS: dict[Preset, FineTuneConfig] = {
         _FULL,
         preset="head",
         warmup_fraction=0.0,
-        patience=10,
         optimizer=Optimizer(
             learning_rate=3e-3,
             schedule=Schedule("cosine"),
