@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import loopax
 
 ROOT = Path(loopax.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "jaxprs"},
     {
         "paths",
         "purity",
@@ -175,6 +176,29 @@ def test_a_recipe_touches_no_private_attribute():
             if isinstance(node.value, ast.Name) and node.value.id == "loopax":
                 public = {*loopax.__all__, "__version__"}
                 assert node.attr in public, f"{module}:{node.lineno} uses loopax.{node.attr}"
+
+
+def insides(tree):
+    """The lines of a syntax tree that import or touch what jaxprs are made of."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        if any(re.match(r"jax\.(core|extend|interpreters)\b|.*\.eqns$", name) for name in names):
+            yield node.lineno
+
+
+def test_one_module_knows_the_inside_of_a_jaxpr():
+    source = (
+        "from jax.extend import core\nimport jax.core\nfrom jax import core\njax.core.Jaxpr\nx.eqns"
+    )
+    assert {*insides(ast.parse(source))} == {1, 2, 3, 4, 5}
+    lines = {module: [*insides(parsed(module)[0])] for module in CORE}
+    assert {module for module, found in lines.items() if found} == {"loopax.jaxprs"}
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend import core
-from jax.interpreters import partial_eval
 from jaxtyping import Array, Int32
 
+from loopax import jaxprs
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, leaf_paths
 from loopax.state import TrainState
@@ -67,7 +66,7 @@ def _counted(state: TrainState, steps: int) -> tuple[list[Array], list[Array]]:
         _Counters(window.mini_step, window.gradient_step)
         for window in states_of(indices, optax.MultiStepsState)
     ]
-    needed, jaxpr, consts, inputs = _only(state, {index for pair in windows for index in pair})
+    needed, program, inputs = _only(state, {index for pair in windows for index in pair})
 
     def body(step: Int32[Array, ""], carry: Any) -> Any:
         values, latest = carry
@@ -76,7 +75,7 @@ def _counted(state: TrainState, steps: int) -> tuple[list[Array], list[Array]]:
             known[index] if index in known else jnp.zeros(shape.shape, shape.dtype)
             for index, shape in inputs
         ]
-        after = jax.core.eval_jaxpr(jaxpr, consts, *given)
+        after = jaxprs.as_function(program)(*given)
         new = dict(zip(needed, after, strict=True))
         return after, [
             jnp.where(new[at.gradient_step] != known[at.gradient_step], step + 1, before)
@@ -95,12 +94,12 @@ def _counted(state: TrainState, steps: int) -> tuple[list[Array], list[Array]]:
 
 def _only(
     state: TrainState, wanted: set[int]
-) -> tuple[list[int], core.Jaxpr, list[Any], list[tuple[int, Any]]]:
+) -> tuple[list[int], jaxprs.Program, list[tuple[int, Any]]]:
     """The update cut down to some leaves of the optimiser's state, and what these depend on.
 
     Returns:
-        The leaves that it computes by their numbers, the program with its constants, and the
-        inputs that it has left: the number of a leaf (-1 for gradients and parameters), its form.
+        The leaves that it computes by their numbers, the program, and the inputs that it has
+        left: the number of a leaf (-1 for gradients and parameters), its form.
     """
     trainable, opt_state = state.trainable, state.opt_state
 
@@ -109,17 +108,17 @@ def _only(
         return jax.tree.leaves(update(state.tx, grads, opt_state, params, extra_args)[1])
 
     shapes = jax.eval_shape(lambda *trees: trees, trainable, trainable, opt_state)
-    closed = jax.make_jaxpr(updated)(*shapes)
+    whole = jax.make_jaxpr(updated)(*shapes)
     forms = jax.tree.leaves(shapes)
     first = len(forms) - len(jax.tree.leaves(opt_state))
     numbers = [max(-1, index - first) for index in range(len(forms))]
     needed: set[int] = set()
     while not wanted <= needed:
         needed |= wanted
-        live = [index in needed for index in range(len(closed.out_avals))]
-        jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, live)
+        live = [index in needed for index in range(len(whole.out_avals))]
+        program, used = jaxprs.needed(whole, live)
         inputs = [
             each for each, use in zip(zip(numbers, forms, strict=True), used, strict=True) if use
         ]
         wanted = {number for number, _ in inputs if number >= 0}
-    return sorted(needed), jaxpr, closed.consts, inputs
+    return sorted(needed), program, inputs

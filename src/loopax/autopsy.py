@@ -25,12 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend import core, source_info_util
 from jaxtyping import Array, Bool, Float
 
 import loopax.state
 import loopax.step
 import loopax.updates
+from loopax import jaxprs
 from loopax.paths import PyTree, is_number, leaf_path
 from loopax.soundness import Flags, sound_leaves
 from loopax.state import TrainState
@@ -294,10 +294,10 @@ class _Place(NamedTuple):
     source: str = ""
     iteration: int | None = None
 
-    def of(self, eqn: core.JaxprEqn) -> _Place:
+    def of(self, equation: jaxprs.Equation) -> _Place:
         """The place of an equation that stands in the body of another one's."""
-        scopes = f"{self.scopes}/{eqn.source_info.name_stack}"
-        return _Place(scopes, _line(eqn.source_info) or self.source, self.iteration)
+        scopes = f"{self.scopes}/{jaxprs.scopes(equation)}"
+        return _Place(scopes, _line(equation) or self.source, self.iteration)
 
     def origin(self, primitive: str, kinds: Iterable[str], inputs: tuple[str, ...] = ()) -> Origin:
         """What is born here."""
@@ -308,52 +308,44 @@ class _Place(NamedTuple):
         return Origin(_name(kinds), layer, primitive, self.source, pass_, inputs, self.iteration)
 
 
-def _run(closed: Any, inputs: Sequence[_Value], place: _Place) -> list[_Value]:
-    """Evaluates the equations of a jaxpr in their order; what no other needs is let go."""
-    jaxpr = getattr(closed, "jaxpr", closed)
-    held = Origin("", "an array that the function holds", "argument")
-    values = dict(zip(jaxpr.invars, inputs, strict=True))
-    values |= {
-        var: _given(const, held)
-        for var, const in zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True)
-    }
-    last = {var: at for at, eqn in enumerate(jaxpr.eqns) for var in _variables(eqn.invars)}
-    last |= dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))
+def _run(program: Any, inputs: Sequence[_Value], place: _Place) -> list[_Value]:
+    """Evaluates a program that stands at `place`."""
 
-    def read(atom: Any, here: _Place) -> _Value:
-        if isinstance(atom, core.Literal):
-            kinds = _kinds(atom.val)
-            return _Value(atom.val, kinds, here.origin("constant", kinds) if kinds else None)
-        return values[atom]
+    def apply(equation: jaxprs.Equation, operands: list[_Value]) -> list[_Value]:
+        # Equations without results only watch, such as `jax.debug.print`.
+        return _evaluate(equation, operands, place.of(equation)) if equation.outvars else []
 
-    for at, eqn in enumerate(jaxpr.eqns):
-        if eqn.outvars:  # Others only watch, such as `jax.debug.print`.
-            here = place.of(eqn)
-            results = _evaluate(eqn, [read(atom, here) for atom in eqn.invars], here)
-            values |= dict(zip(eqn.outvars, results, strict=True))
-        values = {var: value for var, value in values.items() if last.get(var, -1) > at}
-    return [read(atom, place) for atom in jaxpr.outvars]
+    def constant(array: Any) -> _Value:
+        return _given(array, Origin("", "an array that the function holds", "argument"))
+
+    def literal(number: Any, equation: jaxprs.Equation | None) -> _Value:
+        if not (kinds := _kinds(number)):
+            return _Value(number)
+        here = place.of(equation) if equation else place
+        return _Value(number, kinds, here.origin("constant", kinds))
+
+    return jaxprs.evaluate(program, inputs, apply, constant, literal)
 
 
-def _evaluate(eqn: core.JaxprEqn, operands: list[_Value], here: _Place) -> list[_Value]:
-    name, params = eqn.primitive.name, eqn.params
+def _evaluate(equation: jaxprs.Equation, operands: list[_Value], here: _Place) -> list[_Value]:
+    name, params = equation.primitive.name, equation.params
     if name in CALLS:
         inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
         return _run(inner, operands, here)
     if name == "cond":
         index = min(max(int(operands[0].array), 0), len(params["branches"]) - 1)
         return _run(params["branches"][index], operands[1:], here)
-    arrays = _bind(eqn, [operand.array for operand in operands])
+    arrays = jaxprs.bind(equation, [operand.array for operand in operands])
     kinds = [_kinds(array) for array in arrays]
     if name == "scan" and any(kinds):
-        body = params["jaxpr"].jaxpr
-        if params["length"] * len(body.eqns) <= UNROLLED_LIMIT:
-            return _walk(eqn, operands, arrays, here)
-    return _judge(eqn, operands, arrays, kinds, here)
+        count = params["length"] * len(jaxprs.equations(params["jaxpr"]))
+        if count <= UNROLLED_LIMIT:
+            return _walk(equation, operands, arrays, here)
+    return _judge(equation, operands, arrays, kinds, here)
 
 
 def _judge(
-    eqn: core.JaxprEqn,
+    equation: jaxprs.Equation,
     operands: Sequence[_Value],
     arrays: Sequence[Any],
     kinds: Sequence[frozenset[str]],
@@ -368,13 +360,13 @@ def _judge(
 
     @functools.cache
     def with_harmless() -> list[Any]:
-        return _bind(eqn, [_harmless(v.array) if v.kinds else v.array for v in operands])
+        return jaxprs.bind(equation, [_harmless(v.array) if v.kinds else v.array for v in operands])
 
     def origin(index: int, found: frozenset[str]) -> Origin | None:
         alike = [operand for operand in bad if operand.kinds & found]
         if not alike and (not bad or _kinds(with_harmless()[index])):
             facts = tuple(_fact(operand.array) for operand in operands)
-            return here.origin(eqn.primitive.name, found, facts)
+            return here.origin(equation.primitive.name, found, facts)
         spoiler = min(
             alike or bad, key=lambda v: v.origin is None or v.origin.primitive == "constant"
         )
@@ -387,25 +379,24 @@ def _judge(
 
 
 def _walk(
-    eqn: core.JaxprEqn, operands: list[_Value], arrays: list[Any], here: _Place
+    equation: jaxprs.Equation, operands: list[_Value], arrays: list[Any], here: _Place
 ) -> list[_Value]:
     """A scan, iteration by iteration; `arrays` are its results, of which the origins are missing.
 
     What is scanned over or stacked up has one axis more outside of the body than inside.
     """
-    body, length = eqn.params["jaxpr"], eqn.params["length"]
+    body, length = equation.params["jaxpr"], equation.params["length"]
 
-    def outer_axis(outside: Sequence[Any], inside: Sequence[Any]) -> list[bool]:
-        pairs = zip(outside, inside, strict=True)
-        return [len(out.aval.shape) > len(within.aval.shape) for out, within in pairs]
+    def outer_axis(outside: Iterable[Any], inside: Iterable[Any]) -> list[bool]:
+        return [np.ndim(array) > aval.ndim for array, aval in zip(outside, inside, strict=True)]
 
-    scanned = outer_axis(eqn.invars, body.jaxpr.invars)
-    stacked = outer_axis(eqn.outvars, body.jaxpr.outvars)
+    scanned = outer_axis((operand.array for operand in operands), body.in_avals)
+    stacked = outer_axis(arrays, body.out_avals)
     carries = stacked.count(False)
     first_carry = scanned.count(False) - carries
     carry = operands[first_carry : first_carry + carries]
     origins: list[Origin | None] = [None] * len(arrays)
-    for index in range(length)[:: -1 if eqn.params["reverse"] else 1]:
+    for index in range(length)[:: -1 if equation.params["reverse"] else 1]:
         slices = [
             _part(v, index) for v, is_scanned in zip(operands, scanned, strict=True) if is_scanned
         ]
@@ -417,21 +408,11 @@ def _walk(
         ]
     origins[:carries] = [value.origin for value in carry]
     kinds = [_kinds(array) for array in arrays]
-    whole = _judge(eqn, operands, arrays, kinds, here)
+    whole = _judge(equation, operands, arrays, kinds, here)
     return [
         value._replace(origin=origin) if value.kinds and origin else value
         for value, origin in zip(whole, origins, strict=True)
     ]
-
-
-def _bind(eqn: core.JaxprEqn, arrays: Sequence[Any]) -> list[Any]:
-    with eqn.ctx.manager:
-        result = eqn.primitive.bind(*arrays, **eqn.primitive.get_bind_params(eqn.params))
-    return list(result) if eqn.primitive.multiple_results else [result]
-
-
-def _variables(atoms: Iterable[Any]) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, core.Literal)]
 
 
 def _given(array: Any, origin: Origin) -> _Value:
@@ -520,13 +501,11 @@ def _layer(scopes: str) -> str:
     return "/".join(name for name in names if name not in ("", "rematted_computation"))
 
 
-def _line(info: source_info_util.SourceInfo) -> str:
+def _line(equation: jaxprs.Equation) -> str:
     """`/path/vae.py:34`: the innermost line that is the user's own, if there is one."""
-    summary = source_info_util.summarize(info, num_frames=100).splitlines()
-    found = (re.match(r"(.*?:\d+)(?::\d+)? \(", frame) for frame in reversed(summary))
-    frames = [match.group(1) for match in found if match]
-    inside = list(itertools.takewhile(lambda frame: not frame.startswith(__file__), frames))
-    own = (frame for frame in inside if not frame.startswith(LIBRARIES))
+    lines = jaxprs.source_lines(equation)
+    inside = list(itertools.takewhile(lambda line: not line.startswith(__file__), lines))
+    own = (line for line in inside if not line.startswith(LIBRARIES))
     return next(own, inside[0] if inside else "")
 
 

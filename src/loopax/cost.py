@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
+from loopax import jaxprs
 from loopax.account import Account
 from loopax.arguments import check_state
 from loopax.batches.base import Feed, Items
@@ -223,8 +223,16 @@ def flops(function: Callable[..., Any], *args: Any) -> float | None:
 
     As XLA counts them before it optimises: only there loops are counted in the same way always.
     """
-    once = _counted(function, *args)
-    return None if once is None else once + _repeated(jax.make_jaxpr(function)(*args))
+    flops = _counted(function, *args)
+    if flops is None:
+        return None
+    for equation, around in jaxprs.walk(jax.make_jaxpr(function)(*args)):
+        if equation.primitive.name == "scan":
+            body = equation.params["jaxpr"]
+            shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
+            repetitions = math.prod(map(_length, around)) * (_length(equation) - 1)
+            flops += repetitions * (_counted(jaxprs.as_function(body), *shapes) or 0.0)
+    return flops
 
 
 def _counted(function: Callable[..., Any], *args: Any) -> float | None:
@@ -233,18 +241,8 @@ def _counted(function: Callable[..., Any], *args: Any) -> float | None:
     return float(analysis["flops"]) if analysis and "flops" in analysis else None
 
 
-def _repeated(closed: Any) -> float:
-    """The FLOPs of every scan's iterations but the first."""
-    flops = 0.0
-    for eqn in getattr(closed, "jaxpr", closed).eqns:
-        inner = sum(_repeated(body) for body in core.jaxprs_in_params(eqn.params))
-        if eqn.primitive.name == "scan":
-            length, body = eqn.params["length"], eqn.params["jaxpr"]
-            avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
-            once = _counted(core.jaxpr_as_fun(body), *avals) or 0.0
-            inner = (length - 1) * once + length * inner
-        flops += inner
-    return flops
+def _length(equation: jaxprs.Equation) -> int:
+    return equation.params["length"] if equation.primitive.name == "scan" else 1
 
 
 def _batch_size(train: TrainProgram, state: TrainState, items: Items) -> int:

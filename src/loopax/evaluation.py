@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.interpreters import partial_eval
 
+from loopax import jaxprs
 from loopax.account import Account
 from loopax.arguments import check_state, kind_of, whole
 from loopax.batches.base import Batches
@@ -183,9 +183,9 @@ def draws_dropout(loss_fn: LossFn, state: TrainState, batch: Batch) -> bool:
         rngs["dropout"] = key
         return call_loss(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
 
-    jaxpr = jax.make_jaxpr(measured)(state.key, state, batch).jaxpr
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return bool(used[0])
+    program = jax.make_jaxpr(measured)(state.key, state, batch)
+    _, used = jaxprs.needed(program, [True] * len(program.out_avals))
+    return used[0]
 
 
 def _batch(batches: Batches, state: TrainState, stacked: PyTree) -> Batch:

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
-from jax.interpreters import partial_eval
 
+from loopax import jaxprs
 from loopax.cost import flops
 from loopax.paths import PyTree, leaf_paths
 from loopax.state import TrainState
 from loopax.step import Batch, LossFn, differentiate
 from loopax.updates import stand_ins, update
 
+ZERO = "zero"
 LIKE_THEIR_INPUT = ("broadcast_in_dim", "convert_element_type", "copy", "neg", "reshape", "squeeze")
 """Primitives that give zeros for zeros, whatever else they do."""
 
@@ -66,18 +66,18 @@ def frozen_by(state: TrainState) -> Frozen:
     def updated(grads: PyTree, opt_state: PyTree, params: PyTree) -> Any:
         return update(state.tx, grads, opt_state, params, stand_ins(grads, params))
 
-    closed = jax.make_jaxpr(updated)(trainable, state.opt_state, trainable)
+    program = jax.make_jaxpr(updated)(trainable, state.opt_state, trainable)
     paths = leaf_paths(trainable)
-    jaxpr, count = closed.jaxpr, len(paths)
-    zero = _zeros(jaxpr, [_is_zero(const) for const in closed.consts], [False] * len(jaxpr.invars))
-    live = [not (index < count and zero[index]) for index in range(len(jaxpr.outvars))]
-    _, used = partial_eval.dce_jaxpr(jaxpr, live)
+    inputs = [f"input {index}" for index in range(len(program.in_avals))]
+    results = jaxprs.evaluate(program, inputs, _results, _content)
+    zero = [index < len(paths) and result == ZERO for index, result in enumerate(results)]
+    _, used = jaxprs.needed(program, [not known for known in zero])
     return Frozen(
-        tuple(path for path, none, use in zip(paths, zero, used, strict=False) if none and use),
+        tuple(path for path, known, use in zip(paths, zero, used, strict=False) if known and use),
         tuple(
             path
-            for path, update, gradient in zip(paths, jaxpr.outvars, jaxpr.invars, strict=False)
-            if update is gradient
+            for path, update, gradient in zip(paths, results, inputs, strict=False)
+            if update == gradient
         ),
     )
 
@@ -108,42 +108,28 @@ def _shown(paths: tuple[str, ...]) -> str:
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
-def _zeros(jaxpr: core.Jaxpr, consts: list[bool], given: list[bool]) -> list[bool]:
-    """Which results of a jaxpr are zero; `given` says it of its inputs."""
-    known: dict[Any, bool] = dict(zip(jaxpr.constvars, consts, strict=True))
-    known.update(zip(jaxpr.invars, given, strict=True))
-
-    def is_zero(atom: Any) -> bool:
-        return _is_zero(atom.val) if isinstance(atom, core.Literal) else known.get(atom, False)
-
-    for eqn in jaxpr.eqns:
-        known.update(zip(eqn.outvars, _results(eqn, list(map(is_zero, eqn.invars))), strict=True))
-    return [is_zero(atom) for atom in jaxpr.outvars]
-
-
-def _results(eqn: core.JaxprEqn, given: list[bool]) -> list[bool]:
-    """Which results of an equation are zero."""
-    name = eqn.primitive.name
+def _results(equation: jaxprs.Equation, operands: list[str]) -> list[str]:
+    """What the results of an equation are: zero, one of the inputs as it is, or not known."""
+    name, params = equation.primitive.name, equation.params
     if name == "cond":
-        branches = [_zeros(b.jaxpr, _flags(b.consts), given[1:]) for b in eqn.params["branches"]]
-        return [all(results) for results in zip(*branches, strict=True)]
+        branches = [_called(branch, operands[1:]) for branch in params["branches"]]
+        return [each[0] if len(set(each)) == 1 else "" for each in zip(*branches, strict=True)]
     if name in ("jit", "pjit"):
-        inner = eqn.params["jaxpr"]
-        return _zeros(inner.jaxpr, _flags(inner.consts), given)
-    if name == "mul":
-        return [any(given)]
-    if name in ("add", "sub", *LIKE_THEIR_INPUT):
-        return [all(given)]
-    if name == "select_n":
-        return [all(given[1:])]
-    return [False] * len(eqn.outvars)
+        return _called(params["jaxpr"], operands)
+    zero = [operand == ZERO for operand in operands]
+    is_zero = (
+        (name == "mul" and any(zero))
+        or (name in ("add", "sub", *LIKE_THEIR_INPUT) and all(zero))
+        or (name == "select_n" and all(zero[1:]))
+    )
+    return [ZERO if is_zero else ""] * len(equation.outvars)
 
 
-def _flags(consts: Any) -> list[bool]:
-    return [_is_zero(const) for const in consts]
+def _called(program: jaxprs.Program, operands: list[str]) -> list[str]:
+    return jaxprs.evaluate(program, operands, _results, _content)
 
 
-def _is_zero(value: Any) -> bool:
+def _content(value: Any) -> str:
     """Whether a number is 0; of larger constants nobody asks."""
     number = jnp.issubdtype(getattr(value, "dtype", np.float32), np.number)
-    return number and np.ndim(value) == 0 and bool(value == 0)
+    return ZERO if number and np.ndim(value) == 0 and bool(value == 0) else ""

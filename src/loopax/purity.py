@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from loopax import jaxprs
 from loopax.errors import ConfigError
 
 TRACES = 6
@@ -64,21 +65,15 @@ def _program(function: Callable[..., Any], args: Any, number: int) -> tuple[Any,
 
     # Another number is another context, in which what is jitted inside is traced again as well.
     with set_xla_metadata(loopax_trace=str(number)):
-        closed = jax.make_jaxpr(arrays)(*_copied(args))
+        program = jax.make_jaxpr(arrays)(*_copied(args))
     # Functions are printed with their addresses.
-    return re.sub("0x[0-9a-f]+", "", str(closed)), *_constants(closed)
+    text = re.sub("0x[0-9a-f]+", "", str(program))
+    return text, *map(_bytes, jaxprs.constants(program))
 
 
-def _constants(closed: Any) -> Iterator[bytes]:
-    for constant in getattr(closed, "consts", ()):
-        if not isinstance(constant, jax.core.Tracer):
-            is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
-            yield np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes()
-    for equation in getattr(closed, "jaxpr", closed).eqns:
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
-                    yield from _constants(inner)
+def _bytes(constant: Any) -> bytes:
+    is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes()
 
 
 def _copied(args: Any) -> Any:
