@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from loopax.data.words import shown
 from loopax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -69,12 +70,6 @@ def absolute(name: str) -> str:
 def is_foreign(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or left there by another program."""
     return name.startswith(".") or name.lower() in _FOREIGN
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as a message can carry it: line breaks and undecodable bytes are escaped."""
-    text = os.fspath(path)
-    return text if text.isprintable() else repr(text)
 
 
 def fault(where: str | os.PathLike[str], what: str) -> DataError:

@@ -1,17 +1,19 @@
-"""Parquet files: opened, with what Hugging Face's metadata say of their columns."""
+"""Parquet files: opened within bounds, and what their columns hold."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from loopax.data.files import blaming, fault, open_file, shown
+from loopax.data.files import blaming, fault, open_file
+from loopax.data.words import shown
 from loopax.errors import ConfigError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 MAX_CELL_BYTES = 2**28
@@ -19,6 +21,7 @@ MAX_CELL_BYTES = 2**28
 _BUFFER_BYTES = 2**20
 
 File = str | os.PathLike[str]
+Kind = Literal["text", "bytes", "number", "null", "other"]
 
 
 @contextmanager
@@ -37,12 +40,14 @@ def open_parquet(file: File) -> Iterator[pq.ParquetFile]:
         ) from error
     with open_file(file) as stream, blaming(file, "cannot be read as Parquet"):
         # Without a buffer the compressed column of a whole row group is read at once.
-        yield pq.ParquetFile(
+        table = pq.ParquetFile(
             stream, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
         )
+        _require_plausible_sizes(file, table.metadata)
+        yield table
 
 
-def require_plausible_sizes(file: File, metadata: pq.FileMetaData) -> None:
+def _require_plausible_sizes(file: File, metadata: pq.FileMetaData) -> None:
     """Refuses, before memory is taken, what the pages could not honestly expand to.
 
     For a whole row, because pyarrow aborts the process where it is asked for the size of a column
@@ -59,9 +64,41 @@ def require_plausible_sizes(file: File, metadata: pq.FileMetaData) -> None:
             )
 
 
-def declared_features(file: File, metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """What Hugging Face's metadata say of each column."""
+def declared_classes(file: File, schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """The columns that Hugging Face's metadata say hold classes, and the names of these.
+
+    Raises:
+        DataError: the metadata cannot be read.
+    """
     with blaming(file, "its Hugging Face metadata cannot be read"):
-        info = json.loads(metadata.get(b"huggingface", b"{}")).get("info") or {}
-        features = info.get("features") or {}
-        return {name: said for name, said in features.items() if isinstance(said, dict)}
+        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info") or {}
+        features = {**(info.get("features") or {})}
+    classes = {}
+    for column, feature in features.items():
+        while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+            feature = feature["feature"]  # of the elements of a list
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            names = feature.get("names") or []
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise fault(
+                    file, f"the names of the classes of {column!r} must be a list of strings"
+                )
+            classes[column] = tuple(names)
+    return classes
+
+
+def kind_of(column: pa.DataType) -> Kind:
+    """What the cells of a column of this type are; a dictionary is what its values are."""
+    from pyarrow import types
+
+    column = column.value_type if types.is_dictionary(column) else column
+    tests: dict[Kind, tuple[str, ...]] = {
+        "text": ("string", "large_string", "string_view"),
+        "bytes": ("binary", "large_binary", "binary_view"),
+        "number": ("integer", "floating", "boolean"),
+        "null": ("null",),
+    }
+    for kind, names in tests.items():
+        if any(getattr(types, f"is_{name}")(column) for name in names):
+            return kind
+    return "other"

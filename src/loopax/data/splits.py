@@ -12,8 +12,9 @@ import numpy as np
 
 from loopax.batches.dataset import Dataset
 from loopax.data.copies import are_alike_in_a_row, digests_of, ending_split
-from loopax.data.files import fault, shown
+from loopax.data.files import fault
 from loopax.data.splitting import even_split, grouped_split
+from loopax.data.words import shown
 from loopax.errors import ConfigError
 
 VALIDATION_NAMES = ("val", "valid", "validation")

@@ -198,8 +198,8 @@ def test_columns_that_can_be_taken_two_ways_are_refused(tmp_path, refuses):
     table = declared(colours(age=LABELS, race=LABELS), age=["x"] * 3, race=["y"] * 3)
     with refuses("labels.parquet", "label_column=", "'age' (int64), 'race' (int64)"):
         read(write(tmp_path / "labels.parquet", table))
-    with refuses("both.parquet", "label_column=", "'label' (int64), 'Class' (string)"):
-        read(write(tmp_path / "both.parquet", colours(label=LABELS, Class=["a"] * 12)))
+    with refuses("both.parquet", "label_column=", "'category' (int64), 'Class' (string)"):
+        read(write(tmp_path / "both.parquet", colours(category=LABELS, Class=["a"] * 12)))
 
 
 def test_columns_that_are_not_there_are_refused(tmp_path, refuses):

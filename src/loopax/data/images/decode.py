@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from loopax.batches.dataset import Dataset
-from loopax.data.files import blaming, fault, shown
+from loopax.data.files import blaming, fault
+from loopax.data.words import shown
 from loopax.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from loopax.batches.dataset import Dataset
-from loopax.data.files import as_path, fault, open_file, shown
+from loopax.data.files import as_path, fault, open_file
 from loopax.data.images.arrays import as_images, as_labels, as_named_labels
 from loopax.data.images.decode import Form, at_one_white, fitted
 from loopax.data.images.folder import dataset_of, listing
@@ -28,6 +28,7 @@ from loopax.data.splits import (
     hold_out,
     without_copies,
 )
+from loopax.data.words import shown
 from loopax.errors import ConfigError
 
 Layout = Literal["idx", "npz", "folder", "parquet"]

@@ -9,7 +9,8 @@ from typing import IO
 
 import numpy as np
 
-from loopax.data.files import blaming, fault, open_file, read_up_to, shown
+from loopax.data.files import blaming, fault, open_file, read_up_to
+from loopax.data.words import shown
 
 _KINDS = "biufcSU"  # numbers and text of fixed length: bytes that need no interpretation
 

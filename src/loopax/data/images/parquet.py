@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from loopax.batches.dataset import Dataset
-from loopax.data.files import blaming, fault, shown
+from loopax.data.columns import IMAGE_NAMES, LABEL_NAMES, require_column, the_one, usual
+from loopax.data.files import blaming, fault
 from loopax.data.images.arrays import as_labels, numbered
 from loopax.data.images.decode import EncodedImage, Form, decode_images
 from loopax.data.parquet import (
     MAX_CELL_BYTES,
     File,
-    declared_features,
+    declared_classes,
+    kind_of,
     open_parquet,
-    require_plausible_sizes,
 )
+from loopax.data.words import brief, listed, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IMAGE_NAMES = ("image", "images", "img", "picture", "pictures", "photo", "png", "jpg")
-LABEL_NAMES = ("label", "labels", "class", "classes", "category", "target", "digit", "fine_label")
 _IMAGE_ROWS = 16
 _LABEL_ROWS = 2**16
 _AS_STORED = Form()
@@ -89,125 +88,48 @@ class _Columns(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def _find_columns(file: File, image_column: str | None, label_column: str | None) -> _Columns:
+def _find_columns(file: File, image: str | None, label: str | None) -> _Columns:
     with open_parquet(file) as table:
         types = {field.name: field.type for field in table.schema_arrow}
-        features = declared_features(file, table.schema_arrow.metadata or {})
-        image = _find_image_column(file, types, image_column)
-        require_plausible_sizes(file, table.metadata)
-    label = _find_label_column(file, types, features, label_column)
-    names: Any = features[label].get("names", []) if label in features else []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise fault(file, f"the names of the classes of {label!r} must be a list of strings")
-    is_text = label is not None and _holds_text(types[label])
-    return _Columns(image, label, is_text, () if is_text else tuple(names))
-
-
-def _find_image_column(file: File, types: Mapping[str, pa.DataType], given: str | None) -> str:
-    if given is not None:
-        _require_column(file, types, given)
-        if not _holds_images(types[given]):
-            raise fault(
-                file,
-                f"column {given!r} is {_brief(types[given])}; it must be bytes of encoded images, "
-                "or a struct with a field 'bytes'",
-            )
-        return given
-    found = [name for name, kind in types.items() if _holds_images(kind)]
-    if not found:
+        declared = declared_classes(file, table.schema_arrow)
+    image = _image_column(file, types, image)
+    if label is None:
+        found = [name for name in types if name in declared] or usual(types, LABEL_NAMES)
+        found = usual(found, LABEL_NAMES) or found
+        label = the_one(file, found, "labels", "label_column", types) if found else ""
+    if not label:
+        return _Columns(image, None, False, ())
+    require_column(file, label, types, types)
+    if (kind := kind_of(types[label])) not in ("text", "number"):
         raise fault(
             file,
-            "no column holds encoded images, as bytes or as a struct with a field 'bytes'; its "
-            f"columns are {_listed(types)}",
-        )
-    return _the_usual(file, found, IMAGE_NAMES, types, "which column holds the images", "image")
-
-
-def _find_label_column(
-    file: File,
-    types: Mapping[str, pa.DataType],
-    features: Mapping[str, Mapping[str, Any]],
-    given: str | None,
-) -> str | None:
-    if given == "":
-        return None
-    if given is not None:
-        _require_column(file, types, given)
-    else:
-        declared = [name for name in types if features.get(name, {}).get("_type") == "ClassLabel"]
-        found = declared or [name for name in types if name.lower() in LABEL_NAMES]
-        if not found:
-            return None
-        given = _the_usual(
-            file, found, LABEL_NAMES, types, "which column holds the labels", "label"
-        )
-    if not _holds_text(types[given]) and not _holds_numbers(types[given]):
-        raise fault(
-            file,
-            f"column {given!r} is {_brief(types[given])}; labels must be whole numbers or strings, "
+            f"column {label!r} is {brief(types[label])}; labels must be whole numbers or strings, "
             'one for each image (label_column="" does without)',
         )
+    is_text = kind == "text"
+    return _Columns(image, label, is_text, () if is_text else declared.get(label, ()))
+
+
+def _image_column(file: File, types: Mapping[str, pa.DataType], given: str | None) -> str:
+    form = "bytes of encoded images, or a struct with a field 'bytes'"
+    if given is None:
+        found = [name for name, kind in types.items() if _holds_images(kind)]
+        if not found:
+            raise fault(file, f"no column holds {form}; its columns are {listed(types, types)}")
+        return the_one(file, usual(found, IMAGE_NAMES) or found, "images", "image_column", types)
+    require_column(file, given, types, types)
+    if not _holds_images(types[given]):
+        raise fault(file, f"column {given!r} is {brief(types[given])}; it must be {form}")
     return given
 
 
-def _the_usual(
-    file: File,
-    found: Sequence[str],
-    usual: Sequence[str],
-    types: Mapping[str, pa.DataType],
-    question: str,
-    kind: str,
-) -> str:
-    """The only column found, or the only one of them with a usual name."""
-    chosen = found if len(found) == 1 else [name for name in found if name.lower() in usual]
-    if len(chosen) != 1:
-        raise fault(
-            file, f"{question} is not clear; pass {kind}_column=, one of {_listed(types, found)}"
-        )
-    return chosen[0]
-
-
-def _require_column(file: File, types: Mapping[str, pa.DataType], name: str) -> None:
-    if name not in types:
-        raise fault(file, f"has no column {name!r}; its columns are {_listed(types)}")
-
-
-def _listed(types: Mapping[str, pa.DataType], names: Sequence[str] | None = None) -> str:
-    listed = ", ".join(f"{each!r} ({_brief(types[each])})" for each in names or types)
-    return textwrap.shorten(listed, 400, placeholder=" ...") or "none"
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
+def _holds_images(column: pa.DataType) -> bool:
     from pyarrow import types
 
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-
-
-def _holds_images(kind: pa.DataType) -> bool:
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        position = kind.get_field_index("bytes")
-        return position >= 0 and _holds_bytes(kind.field(position).type)
-    return _holds_bytes(kind)
-
-
-def _holds_text(kind: pa.DataType) -> bool:
-    from pyarrow import types
-
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _holds_numbers(kind: pa.DataType) -> bool:
-    from pyarrow import types
-
-    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    if types.is_struct(column):
+        position = column.get_field_index("bytes")
+        return position >= 0 and kind_of(column.field(position).type) == "bytes"
+    return kind_of(column) == "bytes"
 
 
 def _read_part(
@@ -281,7 +203,7 @@ def _encoded_images(file: File, column: str) -> Iterator[EncodedImage]:
             where = f"{shown(file)}: row {row}"
             if not content.is_valid:
                 path = (cell.as_py() or {}).get("path") if is_struct else None
-                held = f"only the path {_brief(path)!r}" if path else "only null"
+                held = f"only the path {brief(path)!r}" if path else "only null"
                 raise fault(
                     where, f"column {column!r} holds {held}; it must hold the bytes of an image"
                 )
@@ -299,7 +221,9 @@ def _batches(file: File, column: str, rows: int) -> Iterator[tuple[int, pa.Array
         for batch in table.iter_batches(rows, columns=[column]):
             start, end = end, end + len(batch)
             if end <= promised:
-                yield start, batch.column(column)
+                cells = batch.column(column)
+                is_packed = hasattr(cells, "dictionary_decode")
+                yield start, cells.dictionary_decode() if is_packed else cells
         if end != promised:
             raise fault(
                 file, f"its footer says {promised:,} rows, but column {column!r} has {end:,}"

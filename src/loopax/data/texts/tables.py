@@ -18,8 +18,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
 
-from loopax.data.files import blaming, fault, open_file, shown
-from loopax.data.parquet import declared_features, open_parquet, require_plausible_sizes
+from loopax.data.files import blaming, fault, open_file
+from loopax.data.parquet import declared_classes, kind_of, open_parquet
+from loopax.data.words import shown
 from loopax.errors import DataError
 
 MAX_LINE = 2**26
@@ -351,19 +352,13 @@ def _alone(cell: Any) -> Any:
 
 def _parquet_table(path: File) -> Table:
     with open_parquet(path) as file:
-        require_plausible_sizes(path, file.metadata)
-        features = declared_features(path, file.schema_arrow.metadata or {})
+        classes = declared_classes(path, file.schema_arrow)
         types = {each.name: each.type for each in file.schema_arrow}
         twice = _duplicates(file.schema_arrow.names)
-    names = {}
-    for column, said in features.items():
-        said = said["feature"] if isinstance(said.get("feature"), dict) else said
-        if said.get("_type") == "ClassLabel" and isinstance(said.get("names"), list):
-            names[column] = tuple(map(str, said["names"]))
     unfit = {name: str(kind) for name, kind in types.items() if not _is_readable(kind)}
     unfit |= dict.fromkeys(twice, "named twice")
     rows = _parquet_rows(path, [name for name in types if name not in unfit])
-    return Table(path, "Parquet", rows, unit="row", class_names=names, unfit=unfit)
+    return Table(path, "Parquet", rows, unit="row", class_names=classes, unfit=unfit)
 
 
 def _parquet_rows(path: File, columns: list[str]) -> Iterator[Row]:
@@ -374,30 +369,10 @@ def _parquet_rows(path: File, columns: list[str]) -> Iterator[Row]:
             yield Row(number, {name: _alone(cell) for name, cell in item.items()})
 
 
-def _is_readable(kind: Any) -> bool:
+def _is_readable(column: Any) -> bool:
     """Whether cells are scalars, or lists of strings or integers, which may have one element."""
     from pyarrow import types
 
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return _is_scalar(kind.value_type) and not types.is_floating(kind.value_type)
-    return _is_scalar(kind)
-
-
-def _is_scalar(kind: Any) -> bool:
-    """Whether cells of this type are strings (or their bytes), numbers or booleans."""
-    from pyarrow import types
-
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    tests = (
-        types.is_string,
-        types.is_large_string,
-        types.is_string_view,
-        types.is_binary,
-        types.is_large_binary,
-        types.is_binary_view,
-        types.is_integer,
-        types.is_floating,
-        types.is_boolean,
-        types.is_null,
-    )
-    return any(test(kind) for test in tests)
+    if types.is_list(column) or types.is_large_list(column) or types.is_fixed_size_list(column):
+        return _is_readable(column.value_type) and not types.is_floating(column.value_type)
+    return kind_of(column) != "other"

@@ -18,10 +18,12 @@ import numpy as np
 from jaxtyping import Int32
 
 from loopax.data.classes import MAX_CLASSES, class_order
-from loopax.data.columns import Columns, find_columns, split_column
-from loopax.data.files import fault, shown
+from loopax.data.columns import Columns
+from loopax.data.files import fault
 from loopax.data.splitting import grouped_split
+from loopax.data.texts.columns import find_columns, split_column
 from loopax.data.texts.tables import Row, Table, read_table, trimmed
+from loopax.data.words import shown
 from loopax.errors import ConfigError, DataError
 
 _SAMPLE = 1000

@@ -1,0 +1,169 @@
+"""Which columns of a table hold the texts and the labels: by usual names, else by content."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from loopax.data.columns import (
+    GROUP_NAMES,
+    LABEL_NAMES,
+    PAIR_NAMES,
+    SPLIT_NAMES,
+    TEXT_NAMES,
+    Columns,
+    plain,
+    require_column,
+    the_one,
+    usual,
+)
+from loopax.data.files import fault
+from loopax.data.texts.tables import Row, Table
+from loopax.data.words import brief, listed, shown
+from loopax.errors import DataError
+
+_NO_TEXT = {name for names in (*LABEL_NAMES, *GROUP_NAMES) for name in names}
+_USUAL = _NO_TEXT.union(*TEXT_NAMES, *PAIR_NAMES)
+_MANY_TIMES = 2
+"""By how much the texts of a column must be longer than those of all others to be chosen."""
+_LONG_NAME = 60
+
+Cells = Mapping[str, Sequence[Any]]
+"""The cells of each column that could be used."""
+Unfit = Mapping[str, str]
+"""What is the matter with each of the others."""
+
+
+def find_columns(table: Table, sample: Sequence[Row], given: Columns, *, labelled: bool) -> Columns:
+    """The columns of `table`, of which `sample` is the first rows.
+
+    Args:
+        table: where the rows are from.
+        sample: the rows to judge by, at least one.
+        given: what is known already, which is believed.
+        labelled: whether there must be a column of labels; otherwise it is only one given.
+
+    Raises:
+        DataError: a column that is given is not there, or it is not clear which one is meant.
+    """
+    cells, unfit = _usable(table, sample)
+    wanted = [*given.text, *filter(None, given[1:])]
+    for name in wanted:
+        if name in unfit:
+            raise _unfit(table, [name], unfit)
+        require_column(table.path, name, cells)
+    if table.has_header and not wanted and not any(plain(name) in _USUAL for name in cells):
+        _require_header(table, cells)
+    free = {name: each for name, each in cells.items() if name not in wanted}
+    text = given.text or _find_text(table, free, unfit)
+    others = {name: each for name, each in cells.items() if name not in text}
+    group = given.group or next(iter(usual(others, GROUP_NAMES)), None)
+    if group is None and table.has_header and (twice := usual(unfit, GROUP_NAMES)):
+        raise _unfit(table, twice, unfit)
+    label = given.label
+    if labelled and label is None:
+        label = _find_label(table, {name: others[name] for name in others if name != group}, unfit)
+    return Columns(text, label, group)
+
+
+def split_column(sample: Sequence[Row], chosen: Columns) -> str | None:
+    """The column that says which part a row is of, unless it was chosen for something."""
+    found = usual(dict.fromkeys(name for row in sample for name in row.cells), SPLIT_NAMES)
+    return next((name for name in found if name not in (*chosen.text, *chosen[1:])), None)
+
+
+def _usable(table: Table, sample: Sequence[Row]) -> tuple[Cells, Unfit]:
+    """A cell that is a list or an object makes a column unfit."""
+    unfit = dict(table.unfit)
+    for row in sample:
+        for name, cell in row.cells.items():
+            if isinstance(cell, list | dict) and name not in unfit:
+                kind = "a list" if isinstance(cell, list) else "an object"
+                unfit[name] = f"{kind} in {table.unit} {row.number}: {json.dumps(cell)}"
+    names = dict.fromkeys(name for row in sample for name in row.cells if name not in unfit)
+    return {name: [row.cells.get(name) for row in sample] for name in names}, unfit
+
+
+def _unfit(table: Table, names: Iterable[str], unfit: Unfit) -> DataError:
+    return fault(table.path, _must_be_scalar(table, names, unfit))
+
+
+def _must_be_scalar(table: Table, names: Iterable[str], unfit: Unfit) -> str:
+    example = ', as in {"text": "...", "label": "..."}' if "JSON" in table.kind else ""
+    return (
+        f"{listed(names, unfit)} must be one column, with a string or a number in each row{example}"
+    )
+
+
+def _none_found(table: Table, problem: str, option: str, unfit: Unfit) -> DataError:
+    also = f"; {_must_be_scalar(table, unfit, unfit)}" if unfit else ""
+    return fault(table.path, f"no column looks like {problem}, pass {option}= to name one{also}")
+
+
+def _require_header(table: Table, cells: Cells) -> None:
+    """Refuses a first line that looks like data: it would be lost, and name nothing."""
+    for name, each in cells.items():
+        is_number = re.fullmatch(r"[-+]?\d+(\.\d*)?", name)
+        if is_number or len(name) > _LONG_NAME or name in each:
+            raise fault(
+                f"{shown(table.path)}: line 1",
+                f"looks like data, with {brief(name)!r} in it; it must name the columns (if it "
+                "does, pass text= and label=)",
+            )
+
+
+def _find_text(table: Table, cells: Cells, unfit: Unfit) -> tuple[str, ...]:
+    free = {name: each for name, each in cells.items() if plain(name) not in _NO_TEXT}
+    spelled = {plain(name): name for name in free}
+    pairs = [tuple(spelled[name] for name in pair) for pair in PAIR_NAMES if {*pair} <= {*spelled}]
+    named = usual([*free, *unfit], TEXT_NAMES[:1] if pairs else TEXT_NAMES)
+    found = [*pairs, *((name,) for name in named if name in free)]
+    if len(found) == 1:
+        return found[0]
+    if named and not found:
+        raise _unfit(table, named, unfit)
+    return (
+        the_one(table.path, [*sum(found, ())] or _longest(table, free, unfit), "texts", "text"),
+    )
+
+
+def _longest(table: Table, cells: Cells, unfit: Unfit) -> list[str]:
+    """The column of strings that are by far the longest, or else all columns of strings."""
+    strings = {
+        name: [len(cell) for cell in each if isinstance(cell, str) and not _is_number(cell)]
+        for name, each in cells.items()
+    }
+    lengths = {name: sum(each) / len(each) for name, each in strings.items() if each}
+    longest = sorted(lengths, key=lambda name: -lengths[name])
+    if not longest:
+        raise _none_found(table, f"texts; there are {listed(cells)}", "text", unfit)
+    is_far = len(longest) > 1 and lengths[longest[0]] >= _MANY_TIMES * lengths[longest[1]]
+    return longest[:1] if is_far else longest
+
+
+def _find_label(table: Table, cells: Cells, unfit: Unfit) -> str:
+    named = usual([*cells, *unfit], LABEL_NAMES)
+    found = [name for name in named if name in cells]
+    if named and not found:
+        raise _unfit(table, named, unfit)
+    parts = usual(cells, SPLIT_NAMES)
+    few = [name for name in cells if name not in parts and _has_few_values(cells[name])]
+    if not found and not few:
+        besides = f"labels; besides the texts there are {listed(cells)}"
+        raise _none_found(table, besides, "label", unfit)
+    return the_one(table.path, found or few, "labels", "label")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _has_few_values(cells: Sequence[Any]) -> bool:
+    """Whether they could be classes: at least two, and each of them twice on average."""
+    return 2 <= len(set(cells) - {None, ""}) <= max(2, len(cells) // 2)
