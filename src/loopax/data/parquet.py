@@ -75,10 +75,10 @@ def declared_classes(file: File, schema: pa.Schema) -> dict[str, tuple[str, ...]
         features = {**(info.get("features") or {})}
     classes = {}
     for column, feature in features.items():
-        while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
-            feature = feature["feature"]  # of the elements of a list
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
-            names = feature.get("names") or []
+        inner = feature.get("feature") if isinstance(feature, dict) else None
+        said = inner if isinstance(inner, dict) else feature  # inner: of the elements of a list
+        if isinstance(said, dict) and said.get("_type") == "ClassLabel":
+            names = said.get("names") or []
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise fault(
                     file, f"the names of the classes of {column!r} must be a list of strings"

@@ -94,19 +94,19 @@ def _find_columns(file: File, image: str | None, label: str | None) -> _Columns:
         declared = declared_classes(file, table.schema_arrow)
     image = _image_column(file, types, image)
     if label is None:
-        found = [name for name in types if name in declared] or usual(types, LABEL_NAMES)
-        found = usual(found, LABEL_NAMES) or found
+        found = [name for name in types if name in declared and _is_label(types[name])]
+        found = usual(found or types, LABEL_NAMES) or found
         label = the_one(file, found, "labels", "label_column", types) if found else ""
     if not label:
         return _Columns(image, None, False, ())
     require_column(file, label, types, types)
-    if (kind := kind_of(types[label])) not in ("text", "number"):
+    if not _is_label(types[label]):
         raise fault(
             file,
             f"column {label!r} is {brief(types[label])}; labels must be whole numbers or strings, "
             'one for each image (label_column="" does without)',
         )
-    is_text = kind == "text"
+    is_text = kind_of(types[label]) == "text"
     return _Columns(image, label, is_text, () if is_text else declared.get(label, ()))
 
 
@@ -121,6 +121,10 @@ def _image_column(file: File, types: Mapping[str, pa.DataType], given: str | Non
     if not _holds_images(types[given]):
         raise fault(file, f"column {given!r} is {brief(types[given])}; it must be {form}")
     return given
+
+
+def _is_label(column: pa.DataType) -> bool:
+    return kind_of(column) in ("text", "number")
 
 
 def _holds_images(column: pa.DataType) -> bool:

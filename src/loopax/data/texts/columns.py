@@ -124,9 +124,8 @@ def _find_text(table: Table, cells: Cells, unfit: Unfit) -> tuple[str, ...]:
         return found[0]
     if named and not found:
         raise _unfit(table, named, unfit)
-    return (
-        the_one(table.path, [*sum(found, ())] or _longest(table, free, unfit), "texts", "text"),
-    )
+    candidates = [name for each in found for name in each] or _longest(table, free, unfit)
+    return (the_one(table.path, candidates, "texts", "text"),)
 
 
 def _longest(table: Table, cells: Cells, unfit: Unfit) -> list[str]:

@@ -374,5 +374,7 @@ def _is_readable(column: Any) -> bool:
     from pyarrow import types
 
     if types.is_list(column) or types.is_large_list(column) or types.is_fixed_size_list(column):
-        return _is_readable(column.value_type) and not types.is_floating(column.value_type)
+        column = column.value_type
+        if types.is_floating(column):
+            return False
     return kind_of(column) != "other"
