@@ -42,7 +42,7 @@ def test_mnist_is_described():
         ),
         (
             splits([0, -1, -1], list("abcdefgh")),
-            "d: 3 to train on, 2 to test on (given), 8 x 6 grey, 8 classes (a, b, ... h), "
+            "d: 3 to train on, 2 to test on (given), 8 x 6 grey, 8 classes (a, b, ..., h), "
             "0 to 1 images each, 2 without a label",
         ),
         (

@@ -12,8 +12,8 @@ from loopax.data.images.idx import read_idx
 from loopax.data.images.layouts import load
 from loopax.data.images.mnist import mnist
 from loopax.data.images.npz import read_npz
-from loopax.data.splits import Splits
-from loopax.data.texts.texts import Texts, read_texts, split_texts
+from loopax.data.splits import Splits, split_texts
+from loopax.data.texts.texts import Texts, read_texts
 
 __all__ = [
     "Batches",

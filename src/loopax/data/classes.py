@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 MAX_CLASSES = 65_536
@@ -19,3 +20,9 @@ def class_order(names: Iterable[str]) -> Callable[[str], Any]:
     return (
         (lambda name: (numbers[name], name)) if all(map(math.isfinite, numbers.values())) else str
     )
+
+
+def content_of(row: Sequence[str]) -> tuple[str, ...]:
+    """A row without what most models do not see: case, spaces, and forms of the same letter."""
+    folded = (unicodedata.normalize("NFKC", text).casefold() for text in row)
+    return tuple(" ".join(text.split()) for text in folded)

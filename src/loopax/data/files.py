@@ -18,6 +18,11 @@ from loopax.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
 
+VALIDATION_NAMES = ("val", "valid", "validation")
+"""What the part to choose by may be called."""
+PART_NAMES = ("train", "test", *VALIDATION_NAMES)
+"""What a part may be called, in names of folders, files and arrays."""
+
 _BLOCK_BYTES = 2**18
 _FOREIGN = {
     "__macosx",  # macOS, in zip files

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopax.data.files import fault, is_foreign
-from loopax.data.splits import PART_NAMES
+from loopax.data.files import PART_NAMES, fault, is_foreign
 
 _PART = re.compile(rf"({'|'.join(PART_NAMES)})(?![a-z])", re.IGNORECASE)
 _SHARD = re.compile(r"(\d{5})-of-(\d{5})")

@@ -1,29 +1,37 @@
-"""The parts of a dataset, and what it is in one line: was it read as its owner meant it?"""
+"""Splits of data in parts to train on, to choose by and to test on.
+
+What belongs together is never on two sides: copies of an image, rows with one text or of one group.
+"""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int, Shaped
 
 from loopax.batches.dataset import Dataset
-from loopax.data.copies import are_alike_in_a_row, digests_of, ending_split
+from loopax.data.classes import content_of
+from loopax.data.description import described, facts_of_splits
 from loopax.data.files import fault
-from loopax.data.splitting import even_split, grouped_split
-from loopax.data.words import shown
 from loopax.errors import ConfigError
 
-VALIDATION_NAMES = ("val", "valid", "validation")
-"""What the part to choose by may be called."""
-PART_NAMES = ("train", "test", *VALIDATION_NAMES)
-"""What a part may be called, in names of folders, files and arrays."""
+if TYPE_CHECKING:
+    from loopax.data.texts.texts import Texts
 
-_MANY = 6
-_LONG = 40
+_GOLDEN = (5**0.5 - 1) / 2
+_PAIRS = 1000
+_FEWEST_PAIRS = 20
+_VALUES = 4096
+
+Labels = Int[np.ndarray, " rows"]
+Chosen = Bool[np.ndarray, " rows"]
+Images = Shaped[np.ndarray, "rows height width channels"]
 
 
 class Splits(NamedTuple):
@@ -31,8 +39,8 @@ class Splits(NamedTuple):
 
     Attributes:
         train: what is trained on.
-        validation: what a checkpoint, a setting or the moment to stop is chosen by; None where
-            there is no such part.
+        validation: what settings and checkpoints are chosen by; None if there is none, and then
+            `with_validation` holds one out.
         test: what nothing is trained on or chosen by.
     """
 
@@ -48,10 +56,8 @@ class Splits(NamedTuple):
     def with_validation(self, fraction: float = 0.1) -> Splits:
         """The same with a validation part: held out of the training part where none was given.
 
-        Of each class `fraction` of the examples to train on are held out, rounded, but at least
-        one and never all. Which ones is a function of the data, as `hold_out` says; copies of an
-        image stay together. The test part is not touched. A validation part that is there stays
-        as it is.
+        Which examples are held out is a function of the data, as `hold_out` says. A validation
+        part that is there stays as it is, and so does the test part.
 
         Raises:
             ConfigError: `fraction` is not between 0 and 1.
@@ -67,10 +73,8 @@ class Splits(NamedTuple):
     @property
     def description(self) -> str:
         """What the data is, in one line: how it was read, counts, sizes, classes."""
-        train = self.train
-        source = f" ({train.source})" if train.source else ""
-        name = _brief(train.name.removesuffix(" train"))
-        return f"{name}{source}: {', '.join(_facts(self))}"
+        name = self.train.name.removesuffix(" train")
+        return described(name, self.train.source, facts_of_splits(self))
 
 
 def check_fraction(name: str, value: Any) -> None:
@@ -79,10 +83,25 @@ def check_fraction(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be a number between 0 and 1")
 
 
+def stratified_split(dataset: Dataset, test_fraction: float) -> Splits:
+    """Splits each class of `dataset` in the same proportion, without chance, as `hold_out` does.
+
+    Raises:
+        DataError: no class has two examples that differ, or the parts do not fit in memory.
+    """
+    train, test = hold_out(dataset, test_fraction)
+    return Splits(
+        replace(train, name=f"{dataset.name} train"),
+        None,
+        replace(test, name=f"{dataset.name} test"),
+    )
+
+
 def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """What is left of a dataset, and the `fraction` of each class that is held out of it.
 
-    They are spread over the stored order, as `even_split` says. Of images whose neighbours are
+    Of each class that many are held out, rounded, but at least one and never all; an unknown
+    class, -1, counts as one. They are spread over the stored order. Of images whose neighbours are
     alike, as those of a film are, the last of each class are held out, as a frame that is held out
     of the middle was all but trained on. Copies of an image, of equal pixels, stay together. Both
     keep the stored order. Where `label` is no column of whole numbers all examples count as one
@@ -97,7 +116,7 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     if (images := dataset.columns.get("image")) is not None:
         chosen, notes = _image_split(images, labels, fraction)
     else:
-        chosen, notes = even_split(labels, fraction), ()
+        chosen, notes = _even_split(labels, fraction), ()
     if not chosen.any():
         raise fault(
             dataset.name,
@@ -112,6 +131,44 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     return left, held
 
 
+def split_texts(
+    texts: Texts,
+    fraction: float,
+    seed: int,
+    *,
+    contents: Sequence[Hashable] | None = None,
+) -> tuple[Texts, Texts]:
+    """Splits `texts` in two, of which the second gets about `fraction` of every class.
+
+    Rows of one group stay together, and so do those with the same content: nothing that is tested
+    on was seen in training. By default the content is the text without case and spaces
+    (`content_of`); `contents` gives that of each row as a model sees it, such as its tokens.
+
+    A class with one such block is whole in the first part, any other has rows in both wherever its
+    blocks allow it. The split is a function of the content and the seed, not of the order of the
+    rows; both parts keep that order. Where all blocks are single rows, each class is split
+    exactly, to the nearest row.
+
+    Raises:
+        ConfigError: `fraction` is not between 0 and 1.
+        DataError: all rows belong together.
+    """
+    check_fraction("fraction", fraction)
+    groups = texts.groups or [""] * len(texts)
+    if contents is None:
+        contents = [content_of(row) for row in texts.rows]
+    ties = [(("content", c), group or None) for c, group in zip(contents, groups, strict=True)]
+    ranks = [hashlib.sha256(repr((seed, row)).encode()).digest() for row in texts.rows]
+    chosen = _grouped_split(ties, ranks, texts.labels, fraction)
+    if not chosen.any():
+        raise fault(
+            texts.name,
+            f"its {len(texts):,} rows cannot be split: every class is one group or one text; give "
+            "a file to test on instead",
+        )
+    return texts.subset(np.flatnonzero(~chosen)), texts.subset(np.flatnonzero(chosen))
+
+
 def without_copies(splits: Splits) -> Splits:
     """The parts without images that are trained on, or chosen by, and come again further on.
 
@@ -124,7 +181,7 @@ def without_copies(splits: Splits) -> Splits:
     seen: set[bytes] = set()
     kept = splits._asdict()
     for name, part in reversed(splits.parts.items()):
-        digests = digests_of(part.columns["image"])
+        digests = _digests_of(part.columns["image"])
         copies = np.array([digest in seen for digest in digests])
         seen.update(digests)
         if copies.all():
@@ -137,33 +194,7 @@ def without_copies(splits: Splits) -> Splits:
     return Splits(**kept)
 
 
-def _image_split(
-    images: np.ndarray, labels: np.ndarray, fraction: float
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Which images are held out, bool `(examples,)`, and what is to be said of it."""
-    digests, notes = digests_of(images), list[str]()
-    firsts = np.sort(np.unique(digests, return_index=True)[1])
-    if copies := len(digests) - len(firsts):
-        notes.append(f"copies of images kept on one side of each split: {copies:,}")
-    if alike := are_alike_in_a_row(images, labels, firsts):
-        chosen = ending_split(images, labels, fraction)
-        notes.append(
-            "neighbours are alike, like frames of a film, so the last of each class are held out "
-            "(better: give other films as a part to test on)"
-        )
-    else:
-        chosen = even_split(labels, fraction)
-    if copies:
-        # What is alike in a row is one block; otherwise each of the chosen is asked for first.
-        blocks = [
-            label if alike and row else None for label, row in zip(labels, chosen, strict=True)
-        ]
-        ranks = [(not row, position) for position, row in enumerate(chosen)]
-        chosen = grouped_split(list(zip(digests, blocks, strict=True)), ranks, labels, fraction)
-    return chosen, tuple(notes)
-
-
-def _rows_of(dataset: Dataset, rows: np.ndarray) -> Dataset:
+def _rows_of(dataset: Dataset, rows: Chosen) -> Dataset:
     try:
         columns = {key: column[rows] for key, column in dataset.columns.items()}
     except MemoryError as error:
@@ -175,70 +206,182 @@ def _rows_of(dataset: Dataset, rows: np.ndarray) -> Dataset:
     return replace(dataset, columns=columns)
 
 
-def _facts(splits: Splits) -> Iterator[str]:
-    train, validation, test = splits
-    yield f"{len(train):,} to train on"
-    if validation is not None:
-        origin = _origin(validation, len(train) + len(validation), "training data")
-        yield f"{len(validation):,} to choose by ({origin})"
-    whole = sum(map(len, splits.parts.values()))
-    yield f"{len(test):,} to test on ({_origin(test, whole)})"
-    if (images := train.columns.get("image")) is not None and images.ndim == 4:
-        palette = {1: "grey", 3: "colour"}.get(images.shape[3], f"{images.shape[3]} channels")
-        yield f"{images.shape[1]} x {images.shape[2]} {palette}"
-    if (labels := train.columns.get("label")) is not None and train.class_names:
-        yield from _facts_of_classes(train.class_names, labels)
-        labelled = [part.columns["label"] for part in splits.parts.values()]
-        if unlabelled := sum(int((each < 0).sum()) for each in labelled):
-            yield f"{unlabelled:,} without a label"
-        yield from _facts_of_spelling(train.class_names)
-    yield from _noted(splits)
-
-
-def _noted(splits: Splits) -> Iterator[str]:
-    """What is to be said of all parts, and what only of some."""
-    parts = splits.parts
-    for note in dict.fromkeys(note for part in parts.values() for note in part.notes):
-        of = [name for name, part in parts.items() if note in part.notes]
-        yield note if len(of) == len(parts) else f"{note} ({', '.join(of)})"
-
-
-def _facts_of_spelling(names: Sequence[str]) -> Iterator[str]:
-    """Classes that may be meant to be one."""
-    spelled: dict[str, list[str]] = {}
-    for name in names:
-        key = unicodedata.normalize("NFKC", name).casefold().strip()
-        spelled.setdefault(key, []).append(name)
-    for same in spelled.values():
-        if len(same) > 1:
-            yield f"{' and '.join(map(repr, same))} are different classes"
-
-
-def _origin(part: Dataset, total: int, whole: str = "") -> str:
-    """Where a part is from: given, perhaps under another name, or so much of the whole."""
-    if part.held_out is not None:
-        of = f" of the {whole}" if whole else ""
-        return f"1 in {round(total / len(part), 1):g}{of} held out"
-    word = part.name.rpartition(" ")[2]
-    return f"given as {word}" if word in VALIDATION_NAMES and not whole else "given"
-
-
-def _facts_of_classes(names: tuple[str, ...], labels: np.ndarray) -> Iterator[str]:
-    if len(names) == 1:
-        yield f"1 class ({_brief(names[0])})"
-        return
-    if names == tuple(map(str, range(len(names)))):
-        listed = f"0 to {len(names) - 1}"
-    elif len(names) <= _MANY:
-        listed = ", ".join(map(_brief, names))
+def _image_split(images: Images, labels: Labels, fraction: float) -> tuple[Chosen, tuple[str, ...]]:
+    """Which images are held out, and what is to be said of it."""
+    digests, notes = _digests_of(images), list[str]()
+    firsts = np.sort(np.unique(digests, return_index=True)[1])
+    if copies := len(digests) - len(firsts):
+        notes.append(f"copies of images kept on one side of each split: {copies:,}")
+    if alike := _are_alike_in_a_row(images, labels, firsts):
+        chosen = _ending_split(images, labels, fraction)
+        notes.append(
+            "neighbours are alike, like frames of a film, so the last of each class are held out "
+            "(better: give other films as a part to test on)"
+        )
     else:
-        listed = f"{_brief(names[0])}, {_brief(names[1])}, ... {_brief(names[-1])}"
-    yield f"{len(names):,} classes ({listed})"
-    counts = np.bincount(labels[labels >= 0], minlength=len(names))
-    low, high = counts.min(), counts.max()
-    yield f"{low:,} images each" if low == high else f"{low:,} to {high:,} images each"
+        chosen = _even_split(labels, fraction)
+    if copies:
+        # What is alike in a row is one block; otherwise each of the chosen is asked for first.
+        blocks = [
+            label if alike and row else None for label, row in zip(labels, chosen, strict=True)
+        ]
+        ranks = [(not row, position) for position, row in enumerate(chosen)]
+        chosen = _grouped_split(list(zip(digests, blocks, strict=True)), ranks, labels, fraction)
+    return chosen, tuple(notes)
 
 
-def _brief(text: str) -> str:
-    text = shown(text)
-    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
+def _even_split(labels: Labels, fraction: float) -> Chosen:
+    """Picks `fraction` of every class, rounded, without chance, but at least one and never all.
+
+    The stored order is cut into equal stretches, and one is picked of each, by multiples of the
+    golden ratio (Weyl's sequence): so what comes again in the order, such as the ten views of each
+    thing, is not always or never picked. The picked are a function of the labels alone.
+    """
+    chosen = np.zeros(len(labels), bool)
+    for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
+        if picked := _count(n, fraction):
+            starts = np.arange(picked + 1) * n // picked
+            offsets = np.arange(1, picked + 1) * _GOLDEN % 1 * np.diff(starts)
+            rows = np.flatnonzero(labels == label)
+            chosen[rows[starts[:-1] + offsets.astype(int)]] = True
+    return chosen
+
+
+def _ending_split(images: Images, labels: Labels, fraction: float) -> Chosen:
+    """Picks the last of every class, from where two neighbours differ most.
+
+    At least `fraction` of a class, rounded, are picked, and at most half as many more.
+    """
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if picked := _count(len(rows), fraction):
+            last = len(rows) - picked
+            cuts = np.arange(max(1, last - picked // 2), last + 1)
+            jumps = _distances(images, rows[cuts - 1], rows[cuts])
+            # Of equal jumps the last, which leaves the most to train on.
+            chosen[rows[cuts[::-1][jumps[::-1].argmax()] :]] = True
+    return chosen
+
+
+def _count(n: int, fraction: float) -> int:
+    """How many of `n` are picked."""
+    return min(max(1, int(n * fraction + 0.5)), n - 1)
+
+
+def _digests_of(images: Images) -> list[bytes]:
+    """A digest of the pixels of each image; of equal ones it is equal."""
+    return [
+        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+        for image in images
+    ]
+
+
+def _are_alike_in_a_row(images: Images, labels: Labels, rows: Int[np.ndarray, " some"]) -> bool:
+    """Whether images are like those stored beside them, as frames of a film are; of these rows.
+
+    They are where neighbours of one class differ by less than half of what images differ by that
+    lie half of their class apart: the medians, over up to 1,000 pairs, of mean absolute
+    differences. Of fewer than 20 pairs nothing can be said.
+    """
+    pairs = []
+    for label in np.unique(labels):
+        of = rows[labels[rows] == label]
+        pairs.append(np.stack([of, np.roll(of, -1), np.roll(of, -(len(of) // 2))])[:, :-1])
+    first, beside, apart = np.concatenate(pairs, axis=1)
+    if len(first) < _FEWEST_PAIRS:
+        return False
+    some = np.linspace(0, len(first) - 1, min(len(first), _PAIRS)).astype(int)
+    near = _distances(images, first[some], beside[some])
+    far = _distances(images, first[some], apart[some])
+    return bool(np.median(near) < np.median(far) / 2)
+
+
+def _distances(images: Images, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mean absolute differences, over up to some 4,096 values, of pairs of rows."""
+    values = images.reshape(len(images), -1)
+    some = slice(None, None, max(1, values.shape[1] // _VALUES))
+    pairs = zip(one, other, strict=True)
+    differences = (values[a, some].astype(np.float32) - values[b, some] for a, b in pairs)
+    return np.array([np.abs(each).mean() for each in differences])
+
+
+def _grouped_split(
+    ties: Sequence[Sequence[Hashable]], ranks: Sequence[Any], labels: Labels, fraction: float
+) -> Chosen:
+    """Picks about `fraction` of every class, whole blocks at a time.
+
+    A block is all rows that are tied to each other, directly or through others. Blocks are looked
+    at once, in the order of their ranks, and one is taken if that brings the counts of its classes
+    nearer to what they should be and leaves some rows of each. Where every block is one row, each
+    class has `fraction` of its rows taken, rounded, but at least one and never all. A class of one
+    block is never taken from.
+
+    Args:
+        ties: of each row the things that it shares with those it belongs to; None ties nothing.
+        ranks: of each row what can be sorted by; a block has the lowest of its rows.
+        labels: the class of each row.
+        fraction: between 0 and 1.
+    """
+    blocks = sorted(_blocks(ties), key=lambda block: min(ranks[row] for row in block))
+    chosen, classes = np.zeros(len(labels), bool), labels.tolist()
+    for block in _taken([Counter(classes[row] for row in block) for block in blocks], fraction):
+        chosen[blocks[block]] = True
+    return chosen
+
+
+def _blocks(ties: Sequence[Sequence[Hashable]]) -> list[list[int]]:
+    """The rows of each block, found by joining sets (Galler and Fischer, 1964)."""
+    leader = list(range(len(ties)))
+
+    def find(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = row = leader[leader[row]]
+        return row
+
+    first_with: dict[Hashable, int] = {}
+    for row, each in enumerate(ties):
+        for tie in each:
+            if tie is not None:
+                leader[find(row)] = find(first_with.setdefault(tie, row))
+    blocks: dict[int, list[int]] = {}
+    for row in range(len(ties)):
+        blocks.setdefault(find(row), []).append(row)
+    return list(blocks.values())
+
+
+def _taken(counts: Sequence[Counter[int]], fraction: float) -> list[int]:
+    """The blocks to take, of which each has so many rows of every class."""
+    total, holders = Counter[int](), Counter[int]()
+    for count in counts:
+        total.update(count)
+        holders.update(count.keys())
+    target = {
+        label: min(max(1, round(fraction * n)), n - 1) if holders[label] > 1 else 0
+        for label, n in total.items()
+    }
+    have, taken = Counter[int](), list[int]()
+
+    def gain(count: Counter[int]) -> int:
+        missing = {label: target[label] - have[label] for label in count}
+        return sum(abs(missing[label]) - abs(missing[label] - n) for label, n in count.items())
+
+    def leaves_some(count: Counter[int]) -> bool:
+        return all(have[label] + n < total[label] for label, n in count.items())
+
+    def take(block: int) -> None:
+        have.update(counts[block])
+        taken.append(block)
+
+    for block, count in enumerate(counts):
+        if gain(count) > 0 and leaves_some(count):
+            take(block)
+    for label in target:
+        # Large blocks can all have been too large, but a class that is never tested is worse.
+        if target[label] and not have[label]:
+            able = [
+                block for block, count in enumerate(counts) if count[label] and leaves_some(count)
+            ]
+            if able:
+                take(min(able, key=lambda block: counts[block].total()))
+    return taken

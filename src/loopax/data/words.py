@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_LONG = 60
+_LONG = 40
 _LONG_LIST = 400
 
 
@@ -18,7 +18,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def brief(value: object) -> str:
-    """A name or a value, of which a message carries at most 60 characters."""
+    """A name or a value, of which a message carries at most 40 characters."""
     text = str(value)
     return shown(text if len(text) <= _LONG else f"{text[: _LONG - 3]}...")
 

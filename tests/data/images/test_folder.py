@@ -316,7 +316,7 @@ def test_classes_that_differ_only_in_spelling_are_said(tmp_path, names):
     for position, name in enumerate((*names, "🐕 كلب")):
         for index in range(2):
             save(tmp_path / name / f"{index}.png", GREY + position * 10 + index)
-    assert "are different classes" in load(tmp_path).description
+    assert "differ in case or spaces alone" in load(tmp_path).description
 
 
 def test_a_folder_that_can_be_taken_two_ways_is_refused(tmp_path, refuses):

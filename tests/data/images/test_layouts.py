@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loopax.batches.dataset import Dataset
-from loopax.data.images.layouts import load, stratified_split
+from loopax.data.images.layouts import load
+from loopax.data.splits import stratified_split
 from loopax.errors import ConfigError, DataError
 
 IMAGES = np.arange(20 * 6 * 4, dtype=np.int64).reshape(20, 6, 4) % 256

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from loopax.batches.dataset import Dataset
-from loopax.data.files import as_path, fault, open_file
+from loopax.data.files import PART_NAMES, VALIDATION_NAMES, as_path, fault, open_file
 from loopax.data.images.arrays import as_images, as_labels, as_named_labels
 from loopax.data.images.decode import Form, at_one_white, fitted
 from loopax.data.images.folder import dataset_of, listing
@@ -21,11 +21,9 @@ from loopax.data.images.npz import read_npz
 from loopax.data.images.parquet import read_parquet
 from loopax.data.shards import find_shards
 from loopax.data.splits import (
-    PART_NAMES,
-    VALIDATION_NAMES,
     Splits,
     check_fraction,
-    hold_out,
+    stratified_split,
     without_copies,
 )
 from loopax.data.words import shown
@@ -124,25 +122,6 @@ def load(
     splits = _split(path, parts, test_fraction)
     _require_agreement(path, splits)
     return _with_a_class(path, splits if len(parts) == 1 else without_copies(splits))
-
-
-def stratified_split(dataset: Dataset, test_fraction: float) -> Splits:
-    """Splits each class of `dataset` in the same proportion, without chance.
-
-    Of the `n` examples of a class `test_fraction * n`, rounded, are for testing, but at least one
-    and never all. They are spread over the stored order, or the last of each class where
-    neighbours are alike, and copies of an image stay together, as `hold_out` says; both parts keep
-    the stored order. Those of an unknown class, -1, are split as if they were a class.
-
-    Raises:
-        DataError: no class has two examples that differ, or the parts do not fit in memory.
-    """
-    train, test = hold_out(dataset, test_fraction)
-    return Splits(
-        replace(train, name=f"{dataset.name} train"),
-        None,
-        replace(test, name=f"{dataset.name} test"),
-    )
 
 
 def _split(path: Path, parts: Parts, test_fraction: float) -> Splits:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import statistics
 import unicodedata
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -19,20 +18,16 @@ from jaxtyping import Int32
 
 from loopax.data.classes import MAX_CLASSES, class_order
 from loopax.data.columns import Columns
+from loopax.data.description import described, facts_of_texts
 from loopax.data.files import fault
-from loopax.data.splitting import grouped_split
 from loopax.data.texts.columns import find_columns, split_column
 from loopax.data.texts.tables import Row, Table, read_table, trimmed
-from loopax.data.words import shown
+from loopax.data.words import brief, ends
 from loopax.errors import ConfigError, DataError
 
 _SAMPLE = 1000
 """Rows by which columns are chosen."""
-_MANY = 6
-_LONG = 40
 _FEW_CLASSES = 20
-_NOTHING = ("none", "nan", "na", "n/a", "null")
-"""How programs write that there is no label, which people may also call a class."""
 _ONE_COLUMN = Columns(("text",))
 
 
@@ -75,8 +70,7 @@ class Texts:
     @property
     def description(self) -> str:
         """What was found, in one line, for people to see whether it was read as they meant it."""
-        source = f" ({self.source})" if self.source else ""
-        return f"{_brief(self.name)}{source}: {', '.join(_facts(self))}"
+        return described(self.name, self.source, facts_of_texts(self))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -163,51 +157,6 @@ def read_texts(
     for row in chain(sample, table.rows):
         reader.add(row)
     return reader.texts(chosen=class_names is not None)
-
-
-def content_of(row: Sequence[str]) -> tuple[str, ...]:
-    """A row without what most models do not see: case, spaces, and forms of the same letter."""
-    folded = (unicodedata.normalize("NFKC", text).casefold() for text in row)
-    return tuple(" ".join(text.split()) for text in folded)
-
-
-def split_texts(
-    texts: Texts,
-    fraction: float,
-    seed: int,
-    *,
-    contents: Sequence[Hashable] | None = None,
-) -> tuple[Texts, Texts]:
-    """Splits `texts` in two, of which the second gets about `fraction` of every class.
-
-    Rows of one group stay together, and so do those with the same content: nothing that is tested
-    on was seen in training. By default the content is the text without case and spaces
-    (`content_of`); `contents` gives that of each row as a model sees it, such as its tokens.
-
-    A class with one such block is whole in the first part, any other has rows in both wherever its
-    blocks allow it. The split is a function of the content and the seed, not of the order of the
-    rows; both parts keep that order. Where all blocks are single rows, each class is split
-    exactly, to the nearest row.
-
-    Raises:
-        ConfigError: `fraction` is not between 0 and 1.
-        DataError: all rows belong together.
-    """
-    if not 0 < fraction < 1:
-        raise ConfigError(f"fraction is {fraction}; it must be between 0 and 1")
-    groups = texts.groups or [""] * len(texts)
-    if contents is None:
-        contents = [content_of(row) for row in texts.rows]
-    ties = [(("content", c), group or None) for c, group in zip(contents, groups, strict=True)]
-    ranks = [hashlib.sha256(repr((seed, row)).encode()).digest() for row in texts.rows]
-    chosen = grouped_split(ties, ranks, texts.labels, fraction)
-    if not chosen.any():
-        raise fault(
-            texts.name,
-            f"its {len(texts):,} rows cannot be split: every class is one group or one text; give "
-            "a file to test on instead",
-        )
-    return texts.subset(np.flatnonzero(~chosen)), texts.subset(np.flatnonzero(chosen))
 
 
 class _Reader:
@@ -325,11 +274,10 @@ class _Reader:
                 raise self._fault_of(column, f"holds more than {MAX_CLASSES:,} different labels")
             return self.found.setdefault(name, len(self.found))
         if name not in self.known:
-            known = f"{', '.join(map(_brief, islice(self.known, _MANY)))}"
-            more = f" and {len(self.known) - _MANY} more" if len(self.known) > _MANY else ""
             raise fault(
                 self.table.where(row),
-                f"the label {_brief(name)!r} in {column!r} is none of the classes: {known}{more}",
+                f"the label {brief(name)!r} in {column!r} is none of the "
+                f"{len(self.known):,} classes: {ends(map(brief, self.known))}",
             )
         return self.known[name]
 
@@ -364,7 +312,7 @@ class _Reader:
         column = self.columns.label or ""
         found = np.unique(labels)
         if len(found) < 2:
-            only = _brief(names[found[0]])
+            only = brief(names[found[0]])
             raise self._fault_of(
                 column, f"holds only the label {only!r}; there must be at least two classes"
             )
@@ -394,48 +342,3 @@ def _roles(columns: Columns) -> Iterator[str]:
         yield f"labels in {columns.label!r}"
     if columns.group is not None:
         yield f"groups in {columns.group!r}"
-
-
-def _facts(texts: Texts) -> Iterator[str]:
-    kind = "texts" if len(texts.columns.text) == 1 else "pairs"
-    yield f"{len(texts):,} {kind}"
-    yield from texts.notes
-    if empty := sum(not all(map(str.strip, row)) for row in texts.rows):
-        yield f"{empty:,} with an empty text"
-    if texts.class_names:
-        counts = np.bincount(texts.labels[texts.labels >= 0], minlength=len(texts.class_names))
-        listed = [
-            f"{_brief(name)} {count:,}"
-            for name, count in zip(texts.class_names, counts, strict=True)
-        ]
-        if len(listed) > _MANY:
-            listed[2:-1] = ["..."]
-        yield f"{len(counts):,} classes ({', '.join(listed)})"
-    if alike := _alike(texts.class_names):
-        yield f"classes that differ in case or spaces alone: {', '.join(map(_brief, alike))}"
-    if empty_words := [name for name in texts.class_names if name.casefold() in _NOTHING]:
-        yield (
-            f"labels that are classes here: {', '.join(map(repr, empty_words))} (remove their rows "
-            "if they mean nothing)"
-        )
-    if texts.class_names and (unlabelled := int((texts.labels < 0).sum())):
-        yield f"{unlabelled:,} without a label"
-    if texts.groups is not None:
-        yield f"{len(set(texts.groups) - {''}):,} groups"
-    lengths = [sum(map(len, row)) for row in texts.rows]
-    if lengths:
-        yield f"{statistics.median_low(lengths):,} characters in the median"
-        yield f"{max(lengths):,} at most"
-
-
-def _alike(class_names: Sequence[str]) -> list[str]:
-    """The names of classes that are probably meant to be one."""
-    spelled: dict[tuple[str, ...], list[str]] = {}
-    for name in class_names:
-        spelled.setdefault(content_of([name]), []).append(name)
-    return [name for names in spelled.values() if len(names) > 1 for name in names]
-
-
-def _brief(text: str) -> str:
-    text = shown(text)
-    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
