@@ -45,7 +45,7 @@ LONGEST = (
     "test_storage.py",
     "test_cli.py",
     "test_evaluation.py",
-    "test_verification.py",
+    "test_verify.py",
     "test_article.py",
     "test_stops.py",
 )

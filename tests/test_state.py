@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loopax
-from loopax.autopsy import examine
 from loopax.data import Dataset
+from loopax.diagnose.examine import examine
 from loopax.errors import ConfigError
 from loopax.optimizer import Optimizer
 from loopax.paths import leaf_paths, map_with_path, matches, merge, partition, path_mask

@@ -5,10 +5,11 @@ from . import errors as errors
 from . import models as models
 from . import recipes as recipes
 from .checkpoint import CheckpointStore as CheckpointStore
-from .cost import estimate as estimate
 from .deadline import check_time as check_time
 from .deadline import seconds_left as seconds_left
 from .deadline import time_limit as time_limit
+from .diagnose.cost import estimate as estimate
+from .diagnose.replay import Replay as Replay
 from .drawing import legible as legible
 from .drawing import save_curves as save_curves
 from .drawing import save_figure as save_figure
@@ -29,7 +30,6 @@ from .optimizer import Schedule as Schedule
 from .optimizer import recorded_learning_rate as recorded_learning_rate
 from .origin import Origin as Origin
 from .origin import settings_table as settings_table
-from .replay import Replay as Replay
 from .report import Figures as Figures
 from .report import Picture as Picture
 from .report import Rows as Rows

@@ -40,7 +40,8 @@ from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
 from loopax.checkpoint import CheckpointStore
 from loopax.configuration import as_mapping
-from loopax.cost import explaining_memory
+from loopax.diagnose.frozen import warn_of_frozen_gradients
+from loopax.diagnose.replay import Replay
 from loopax.environment import changes, check_fork, numerics
 from loopax.errors import (
     CheckpointError,
@@ -53,9 +54,9 @@ from loopax.errors import (
     Stopped,
 )
 from loopax.evaluation import as_evaluation
-from loopax.freezing import warn_of_frozen_gradients
 from loopax.history import Extent, History
 from loopax.lock import RunLock
+from loopax.memory import explaining_memory
 from loopax.moments import (
     Hook,
     HookError,
@@ -70,7 +71,6 @@ from loopax.program import TrainProgram, guarding_transfers, probe_program
 from loopax.progress import Display, Silent, display, tell
 from loopax.randomness import key_words, stream
 from loopax.recorder import Recorder
-from loopax.replay import Replay
 from loopax.retention import Checkpoints, ranking
 from loopax.rows import LEARNING_RATE, Rows
 from loopax.run import STOPPED, Run

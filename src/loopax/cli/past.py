@@ -64,7 +64,7 @@ def verify(words: list[str]) -> int:
     command = parse(Verify, words[:given], "loopax verify")
     if given == len(words):
         raise ConfigError("say what to verify: a recipe, the directory of a run, or a program")
-    from loopax import verification
+    from loopax.verify import compare
 
     target = words[given:]
     if target[0] in RECIPES:
@@ -72,7 +72,7 @@ def verify(words: list[str]) -> int:
     elif Path(target[0]).is_dir():
         recipe_of(Path(target[0]))
         target = ["-m", "loopax", "resume", *target]
-    verdict = verification.verify(
+    verdict = compare.verify(
         target, steps=command.steps, interruptions=command.interruptions, seed=command.seed
     )
     print("\n".join(verdict.lines()))
@@ -83,7 +83,7 @@ def replay(words: list[str]) -> int:
     """`loopax replay RUN --step N`."""
     command = parse(Replay, words, "loopax replay")
     recipe = recipe_of(command.run)
-    from loopax.replay import Replay as Replayer
+    from loopax.diagnose.replay import Replay as Replayer
     from loopax.rundir import RunDir
 
     run = RunDir.open(command.run)
@@ -100,7 +100,7 @@ def rewind(words: list[str]) -> int:
     """`loopax rewind RUN --step N --set name=value`."""
     command = parse(Rewind, words, "loopax rewind")
     recipe = recipe_of(command.run)
-    from loopax.replay import Replay as Replayer
+    from loopax.diagnose.replay import Replay as Replayer
     from loopax.rundir import RunDir
 
     run, old = RunDir.open(command.run), recipe.stored_config(command.run)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tests.kills import kill, killed
 
 import loopax
 from loopax.data import Dataset
+from loopax.diagnose.replay import CAPACITY
 from loopax.errors import CheckpointError, ConfigError, RunDirError
-from loopax.replay import CAPACITY
-from tests.kills import kill, killed
 
 QUIET = {"progress": False}
 EACH_TWENTY = loopax.Checkpoints(every=20, seconds=None, best=None, keep=9)

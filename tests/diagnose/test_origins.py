@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import loopax
-from loopax.autopsy import examine, find_origin
+from loopax.diagnose.examine import examine
+from loopax.diagnose.origins import find_origin
 
 
 class Net(nn.Module):
@@ -96,7 +97,7 @@ def test_a_loss_gone_bad_names_layer_operation_and_line(batch, end, what, primit
     assert not report.non_finite["state"]
     first, second, third, *_ = report.lines()
     assert first.startswith("step 0: loss ")
-    assert f"{what} is born in Net/third: {primitive} at test_autopsy.py:" in second
+    assert f"{what} is born in Net/third: {primitive} at test_origins.py:" in second
     assert third == "not finite: loss: loss"
 
 
@@ -221,7 +222,7 @@ def test_a_mask_that_reaches_the_result_is_named_as_the_constant_it_is():
     origin = find_origin(worst, jnp.array([1.0, -1.0]))
     assert (origin.what, origin.primitive) == ("-inf", "constant")
     assert origin.source == line_of("reaching")
-    assert str(origin).startswith("-inf is a constant at test_autopsy.py:")
+    assert str(origin).startswith("-inf is a constant at test_origins.py:")
 
 
 def test_an_argument_of_any_function_is_named_by_parameter_and_path():
@@ -307,7 +308,7 @@ def test_without_flax_the_line_alone_is_named():
     origin = examine(loss, state, np.ones(3, np.float32)).origin
     assert origin.layer == ""
     assert origin.source == line_of("inside of jit")
-    assert str(origin).startswith("nan is born: sqrt at test_autopsy.py:")
+    assert str(origin).startswith("nan is born: sqrt at test_origins.py:")
 
 
 def test_a_branch_is_followed_and_the_one_not_taken_is_not():

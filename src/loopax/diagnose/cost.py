@@ -1,14 +1,12 @@
-"""What a training step costs, measured before the run; and what to do when memory is too small."""
+"""What a training step costs, measured before the run."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +19,8 @@ from loopax.account import Account
 from loopax.arguments import check_state
 from loopax.batches.base import Feed, Items
 from loopax.batches.iterable import as_batches
-from loopax.errors import ConfigError, DeviceMemoryError
-from loopax.paths import PyTree
+from loopax.errors import ConfigError
+from loopax.memory import batch_size, binary, explaining_memory, nbytes
 from loopax.program import TrainProgram
 from loopax.state import TrainState
 from loopax.step import LossFn, train_step
@@ -75,12 +73,12 @@ class Estimate:
             speed = self.flops_per_step / self.seconds_per_step
             step += f", {_scaled(self.flops_per_step, 'FLOP')} ({_scaled(speed, 'FLOP/s')})"
         lines = [
-            f"parameters  {self.trainable:,} trainable ({_binary(self.trainable_bytes)}), "
-            f"{self.frozen:,} frozen ({_binary(self.frozen_bytes)})",
-            f"optimiser   {_binary(self.optimizer_bytes)}",
-            f"memory      {_binary(self.peak_bytes)} at its peak: "
-            f"{_binary(self.argument_bytes)} of state and data, "
-            f"{_binary(self.temporary_bytes)} temporary",
+            f"parameters  {self.trainable:,} trainable ({binary(self.trainable_bytes)}), "
+            f"{self.frozen:,} frozen ({binary(self.frozen_bytes)})",
+            f"optimiser   {binary(self.optimizer_bytes)}",
+            f"memory      {binary(self.peak_bytes)} at its peak: "
+            f"{binary(self.argument_bytes)} of state and data, "
+            f"{binary(self.temporary_bytes)} temporary",
             f"step        {step}, batch size {self.batch_size:,}",
         ]
         if self.steps_per_epoch is not None:
@@ -123,12 +121,12 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
     parameters = jax.tree.leaves(state.params)
     return Estimate(
         device=next(iter(parameters[0].devices())).device_kind,
-        batch_size=_batch_size(train, state, items),
+        batch_size=batch_size(train, state, items),
         trainable=sum(leaf.size for leaf in trainable),
         frozen=sum(leaf.size for leaf in parameters) - sum(leaf.size for leaf in trainable),
-        trainable_bytes=_nbytes(trainable),
-        frozen_bytes=_nbytes(parameters) - _nbytes(trainable),
-        optimizer_bytes=_nbytes(state.opt_state),
+        trainable_bytes=nbytes(trainable),
+        frozen_bytes=nbytes(parameters) - nbytes(trainable),
+        optimizer_bytes=nbytes(state.opt_state),
         flops_per_step=flops(train_step(loss_fn), state, train.batch(state, items)),
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
@@ -139,58 +137,6 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
         seconds_per_step=pace,
         steps_per_epoch=batches.steps_per_epoch,
     )
-
-
-@contextmanager
-def explaining_memory(
-    train: TrainProgram, current: Callable[[], tuple[TrainState, Items | None]]
-) -> Iterator[None]:
-    """Turns the device's or the host's cry for memory into one line that says what would help.
-
-    Args:
-        train: the program that runs inside.
-        current: gives the state and the items that it was last called with, or None for the items
-            where there are none yet. The state may be donated already.
-
-    Raises:
-        DeviceMemoryError: there was too little memory.
-    """
-    try:
-        yield
-    except DeviceMemoryError:
-        raise
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        cry = str(error)
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in cry:
-            raise
-        raise DeviceMemoryError(_advice(cry, train, *current())) from error
-
-
-def _advice(cry: str, train: TrainProgram, state: TrainState, items: Items | None) -> str:
-    said = (cry.strip().splitlines() or ["nothing more is known"])[0]
-    said = re.sub("^RESOURCE_EXHAUSTED: |out of memory:? ?", "", said, flags=re.IGNORECASE)
-    said = re.sub(r"(\d+) bytes", lambda found: _binary(int(found[1])), said).rstrip(".")
-    facts = [f"the state takes {_binary(_nbytes(state))}"]
-    if items is not None:
-        facts.insert(0, f"batch size {_batch_size(train, state, items):,}")
-        needed = _temporary_bytes(train, state, items, cry)
-        facts += [] if needed is None else [f"a step needs {_binary(needed)} beside it"]
-    return (
-        f"out of memory: {said} ({', '.join(facts)}); make the batch size smaller, accumulate "
-        "gradients (loopax.Optimizer(accumulate=...), optax.MultiSteps), or recompute activations "
-        "instead of keeping them (jax.checkpoint, nn.remat)"
-    )
-
-
-def _temporary_bytes(train: TrainProgram, state: TrainState, items: Items, cry: str) -> int | None:
-    """From the compilation that is there already; None where there is none."""
-    if not train.is_compiled or "compil" in cry.lower():
-        return None
-    try:
-        memory = train.compiled(state, items).memory_analysis()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return getattr(memory, "temp_size_in_bytes", None)
 
 
 def _seconds_per_step(
@@ -243,22 +189,6 @@ def _counted(function: Callable[..., Any], *args: Any) -> float | None:
 
 def _length(equation: jaxprs.Equation) -> int:
     return equation.params["length"] if equation.primitive.name == "scan" else 1
-
-
-def _batch_size(train: TrainProgram, state: TrainState, items: Items) -> int:
-    leaves = jax.tree.leaves(train.batch(state, items))
-    return next((leaf.shape[0] for leaf in leaves if leaf.shape), 1)
-
-
-def _nbytes(tree: PyTree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _binary(count: float) -> str:
-    """`4.7 MiB`."""
-    power = min((max(int(count), 1).bit_length() - 1) // 10, 5)
-    unit = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")[power]
-    return f"{count / 1024**power:,.{1 if power else 0}f} {unit}"
 
 
 def _scaled(value: float, unit: str) -> str:

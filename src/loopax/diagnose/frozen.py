@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopax import jaxprs
-from loopax.cost import flops
+from loopax.diagnose.cost import flops
 from loopax.paths import PyTree, leaf_paths
 from loopax.state import TrainState
 from loopax.step import Batch, LossFn, differentiate

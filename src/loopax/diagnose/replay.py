@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopax.account import Account
-from loopax.autopsy import StepReport, examine
 from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
 from loopax.checkpoint import CheckpointStore, checkpoint_meta
 from loopax.configuration import as_mapping
+from loopax.diagnose.examine import StepReport, examine
 from loopax.durable import PARTIAL, replacing, storing, write_text
 from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path

@@ -26,7 +26,7 @@ import numpy as np
 from loopax.durable import storing
 from loopax.errors import ConfigError, ProgramError
 from loopax.paths import form_of
-from loopax.trial import GROUPS, Interruption, Plan
+from loopax.verify.trial import GROUPS, Interruption, Plan
 from loopax.weights import read_weights
 from loopax.writers import read_json_lines
 
@@ -214,7 +214,7 @@ def _run(command: Sequence[str], plan: Plan) -> None:
     with plan.errors.open("wb") as errors:
         # Safe path: the program's own folder is put there later, and this module is not shadowed.
         status = subprocess.run(
-            [sys.executable, "-P", "-m", "loopax.trial", str(plan), *command],
+            [sys.executable, "-P", "-m", "loopax.verify.trial", str(plan), *command],
             env={**cache, **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -1,8 +1,8 @@
 """One process of a trial of `loopax verify`: runs a program with a watch around its training.
 
-`python -m loopax.trial PLAN PROGRAM...` puts the watch around `loopax.loop.begin` and then runs the
-program as Python would. So the loop has no hook for this and a program needs no change. What a
-trial ends with is written to plain files.
+`python -m loopax.verify.trial PLAN PROGRAM...` puts the watch around `loopax.loop.begin` and then
+runs the program as Python would. So the loop has no hook for this and a program needs no change.
+What a trial ends with is written to plain files.
 """
 
 from __future__ import annotations

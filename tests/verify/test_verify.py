@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.recipes.test_bert import write_reviews
 
 from loopax.errors import ConfigError, ProgramError
-from loopax.verification import verify
-from tests.recipes.test_bert import write_reviews
+from loopax.verify.compare import verify
 
 LINE = """\
 import collections.abc, random
@@ -215,7 +215,7 @@ def test_the_vae_is_exact(write, tmp_path):
 
 @pytest.mark.slow
 def test_fine_tuning_resumes_exactly_with_dropout_and_buckets(tmp_path):
-    fixtures = Path(__file__).parent / "fixtures"
+    fixtures = Path(__file__).parents[1] / "fixtures"
     reviews = write_reviews(tmp_path / "reviews.csv")
     options = ["--data", str(reviews), "--model", str(fixtures / "tiny-bert"), "--batch-size", "8"]
     command = ["-m", "loopax", "train", "bert", *options]

@@ -12,7 +12,7 @@ import pytest
 import loopax
 from loopax.account import Account
 from loopax.batches.iterable import as_batches
-from loopax.freezing import frozen_by
+from loopax.diagnose.frozen import frozen_by
 from loopax.program import TrainProgram
 
 LABELS = {"params": {"body": "frozen", "head": "trains"}}

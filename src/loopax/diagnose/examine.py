@@ -1,0 +1,183 @@
+"""One training step looked at closely: its norms, what is not finite in it, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from loopax.diagnose.origins import Origin, find_origin
+from loopax.paths import PyTree, is_number, leaf_path
+from loopax.soundness import Flags, sound_leaves
+from loopax.state import TrainState
+from loopax.step import Batch, LossFn, call_loss, differentiate, extra_args_of, train_step
+from loopax.updates import update
+
+PARTS = ("batch", "state", "loss", "gradients", "updated_state")
+"""Of a step, in its order."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step looked at closely.
+
+    Attributes:
+        step: how many updates had been made before it.
+        metrics: the loss and the metrics of this batch.
+        grad_norms, update_norms, param_norms: the global norm of each leaf by its path.
+        non_finite: the leaves that are not finite, by what they belong to: `batch`, `state`,
+            `loss`, `gradients`, `updated_state`; none of them where all is well.
+        origin: what was bad first, when the loss, the gradients or the updated state are.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    grad_norms: dict[str, float]
+    update_norms: dict[str, float]
+    param_norms: dict[str, float]
+    non_finite: dict[str, tuple[str, ...]]
+    origin: Origin | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON can hold it: NaN and infinities become strings."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+    def lines(self, limit: int = 10) -> list[str]:
+        """The report for people; of the norms those that are not finite, then the largest."""
+        metrics = {"loss": self.metrics["loss"], **self.metrics}
+        values = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+        lines = [f"step {self.step}: {values}"]
+        if self.origin is not None:
+            lines.append(str(self.origin))
+        elif any(self.non_finite[part] for part in ("loss", "gradients", "updated_state")):
+            lines.append("one operation at a time the step is finite; only compiled it is not")
+        for part, paths in self.non_finite.items():
+            if paths:
+                more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+                shown = ", ".join(paths[:3])
+                lines.append(f"not finite: {part.replace('_', ' ')}: {shown}{more}")
+        lines.append(f"{'gradient':>12} {'update':>12} {'parameter':>12}")
+        for path in sorted(self.grad_norms, key=self._rank)[:limit]:
+            norms = (self.grad_norms[path], self.update_norms[path], self.param_norms[path])
+            lines.append(" ".join(f"{norm:12.4g}" for norm in norms) + f"  {path}")
+        if len(self.grad_norms) > limit:
+            lines.append(f"and {len(self.grad_norms) - limit} more with smaller gradients")
+        return lines
+
+    def _rank(self, path: str) -> tuple[bool, float]:
+        norm = self.grad_norms[path]
+        bad = not math.isfinite(norm + self.update_norms[path])
+        return (False, 0.0) if bad else (True, -norm)
+
+
+def examine(loss_fn: LossFn, state: TrainState, batch: Batch) -> StepReport:
+    """What the step that `state` is about to make with `batch` does, and what goes wrong in it.
+
+    Nothing is trained: the state stays as it is.
+
+    Args:
+        loss_fn: as for `fit`.
+        state: before the step.
+        batch: what the loss sees.
+    """
+    with jax.debug_nans(False), jax.debug_infs(False):
+        measured, sound = jax.device_get(
+            jax.jit(functools.partial(_measure, loss_fn))(state, batch)
+        )
+        non_finite = {
+            part: tuple(sorted(path for path, good in sound[part].items() if not good))
+            for part in PARTS
+        }
+        origin = _first_cause(loss_fn, state, batch, non_finite)
+    numbers = {
+        kind: {path: float(value) for path, value in values.items()}
+        for kind, values in measured.items()
+    }
+    return StepReport(step=int(state.step), non_finite=non_finite, origin=origin, **numbers)
+
+
+def _measure(
+    loss_fn: LossFn, state: TrainState, batch: Batch
+) -> tuple[dict[str, dict[str, Array]], dict[str, Flags]]:
+    metrics, mutable, grads = differentiate(loss_fn, state, batch)
+    extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
+    updates, _ = update(state.tx, grads, state.opt_state, state.trainable, extra_args)
+    after = state.apply_gradients(grads=grads, extra_args=extra_args, mutable=mutable)
+    measured = {
+        "metrics": metrics,
+        "grad_norms": _norms(grads),
+        "update_norms": _norms(updates),
+        "param_norms": _norms(state.params),
+    }
+    sound = {
+        "batch": _finite(batch),
+        "state": sound_leaves(state),
+        "loss": _finite({"loss": metrics["loss"]}),
+        "gradients": _finite(grads),
+        "updated_state": sound_leaves(after),
+    }
+    return measured, sound
+
+
+def _norms(tree: PyTree) -> dict[str, Float[Array, ""]]:
+    return {
+        leaf_path(path): jnp.linalg.norm(jnp.abs(leaf).astype(jnp.float32).ravel())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if is_number(leaf)
+    }
+
+
+def _finite(tree: PyTree) -> Flags:
+    return {
+        leaf_path(path) or "all of it": jnp.isfinite(leaf).all()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+
+
+def _first_cause(
+    loss_fn: LossFn, state: TrainState, batch: Batch, non_finite: Mapping[str, Sequence[str]]
+) -> Origin | None:
+    """The origin of what is bad first in the order of a step: loss, gradients, updated state."""
+
+    def loss(params: PyTree, mutable: PyTree, batch: Batch) -> Any:
+        return call_loss(loss_fn, params, batch, state.rngs, mutable)[0]["loss"]
+
+    def gradients(params: PyTree, mutable: PyTree, batch: Batch) -> Any:
+        return differentiate(loss_fn, state.replace(params=params, mutable=mutable), batch)[2]
+
+    def updated(
+        params: PyTree, mutable: PyTree, batch: Batch, opt_state: PyTree, ema: PyTree
+    ) -> Any:
+        before = state.replace(params=params, mutable=mutable, opt_state=opt_state, ema=ema)
+        after = train_step(loss_fn)(before, batch)[0]
+        leaves = jax.tree.leaves((after.params, after.opt_state, after.mutable, after.ema))
+        # A scalar of the optimiser may be infinite by right: look at it when nothing else is bad.
+        return sorted(leaves, key=lambda leaf: leaf.ndim == 0)
+
+    seen = (state.params, state.mutable, batch)
+    if non_finite["loss"]:
+        return find_origin(loss, *seen)
+    if non_finite["gradients"]:
+        origin = find_origin(gradients, *seen)
+        return origin and dataclasses.replace(origin, pass_="backward")
+    if non_finite["updated_state"]:
+        origin = find_origin(updated, *seen, state.opt_state, state.ema)
+        return origin and (origin if origin.layer else dataclasses.replace(origin, pass_="update"))
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
