@@ -1,28 +1,139 @@
-"""What images and labels must be, whichever file they came from."""
+"""Images and labels that are stored as arrays, by NPZ or IDX, and what these must be."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os.path import isdir, isfile
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from loopax.batches.dataset import Dataset
 from loopax.data.classes import MAX_CLASSES, class_order
-from loopax.data.files import blaming, fault
+from loopax.data.files import PART_NAMES, blaming, fault
+from loopax.data.images.decode import Form, fitted
+from loopax.data.images.idx import read_idx
+from loopax.data.images.npz import read_npz
+from loopax.data.words import brief, shown
+
+_NPZ_NAMES = (
+    *(("x_{}", "y_{}"), ("{}_images", "{}_labels")),
+    *(("image", "label"), ("images", "labels"), ("x", "y")),
+)
+"""What images and labels are called, of a part or of a whole."""
+_IDX_NAMES = tuple(
+    f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+
+Parts = Mapping[str, Dataset]
+"""What was read, by the names of `PART_NAMES`, or a whole that is called "" or train."""
 
 
-def as_images(array: np.ndarray, where: str) -> np.ndarray:
+class Source(NamedTuple):
+    """An array and where it was read from: the file, and the part of it."""
+
+    where: str
+    array: np.ndarray
+
+
+def npz_parts(path: Path, form: Form) -> Parts:
+    """The images in an NPZ file, found by the usual names of its arrays."""
+    arrays = {
+        name: Source(f"{shown(path)}: {name}", array) for name, array in read_npz(path).items()
+    }
+    for images, labels in _NPZ_NAMES:
+        # What is not split has one name for all parts, the last of which is train.
+        named = {images.format(part): part for part in reversed(PART_NAMES)}
+        found = {part: arrays[name] for name, part in reversed(named.items()) if name in arrays}
+        names = [labels.format(part) for part in found]
+        if "train" in found and arrays.keys() >= {*names}:
+            return _datasets("NPZ", found, [arrays[name] for name in names], form)
+        if "train" in found and len(arrays) == len(found):
+            return _datasets("NPZ", found, None, form)
+    if len(arrays) == 1:
+        return _datasets("NPZ", {"": next(iter(arrays.values()))}, None, form)
+    accepted = ", or ".join(
+        " ".join(dict.fromkeys(name.format(part) for part in ("train", "test") for name in names))
+        for names in _NPZ_NAMES
+    )
+    raise fault(
+        path,
+        f"holds {', '.join(map(repr, arrays))}; it must hold {accepted}, or only images; of each "
+        "part both",
+    )
+
+
+def idx_parts(path: Path, form: Form) -> Parts:
+    """The images in a folder with the files of MNIST, or in an IDX file with its labels beside."""
+    if isdir(path):
+        files = [idx_file(path, name) for name in _IDX_NAMES]
+        if missing := [name for name, file in zip(_IDX_NAMES, files, strict=True) if not file]:
+            beside = [f" beside {file.name}" for file in files if file] or [""]
+            raise fault(path, f"holds no {missing[0]}-ubyte, plain or .gz{beside[0]}")
+        train, train_labels, test, test_labels = (_idx(file) for file in files if file)
+        parts = {"train": train, "test": test}
+        return _datasets("IDX", parts, [train_labels, test_labels], form)
+    images, name = _idx(path), path.name.removesuffix(".gz")
+    wanted = name.replace("images", "labels").replace("idx3", "idx1")
+    for file in (path.with_name(wanted), path.with_name(f"{wanted}.gz")):
+        if wanted != name and isfile(file):
+            return _datasets("IDX", {"": images}, [_idx(file)], form)
+    expected = "train-labels-idx1-ubyte for train-images-idx3-ubyte" if wanted == name else wanted
+    raise fault(path, f"its labels must lie beside it, named like {expected}, plain or .gz")
+
+
+def holds_mnist_files(folder: Path) -> bool:
+    """Whether a folder has one of the files of MNIST."""
+    return any(idx_file(folder, name) for name in _IDX_NAMES)
+
+
+def idx_file(folder: Path, name: str) -> Path | None:
+    """The file that has the data called `name`, in any of the spellings in use."""
+    for spelling in (name, name.replace("-idx", ".idx")):
+        for ending in ("-ubyte", "-ubyte.gz"):
+            if isfile(file := folder / (spelling + ending)):
+                return file
+    return None
+
+
+def _idx(path: Path) -> Source:
+    return Source(shown(path), read_idx(path))
+
+
+def _datasets(
+    kind: str, images: Mapping[str, Source], labels: Sequence[Source] | None, form: Form
+) -> Parts:
+    """A dataset from each of `images`; the first labels say what classes there are."""
+    datasets: dict[str, Dataset] = {}
+    known: tuple[str, ...] = ()
+    for index, (part, source) in enumerate(images.items()):
+        image = _as_images(source)
+        label = np.full(len(image), -1, np.int32)
+        if labels is not None:
+            flat = _one_each(labels[index], len(image))
+            is_named = known != tuple(map(str, range(len(known))))
+            if is_named and flat.array.dtype.kind not in "SU":
+                raise fault(
+                    flat.where,
+                    f"labels are {flat.array.dtype}, but those to train on are names of classes",
+                )
+            label, known = as_labels([flat], known)
+        columns = {"image": fitted(image, source.where, form), "label": label}
+        datasets[part] = Dataset(columns, class_names=known, source=kind)
+    return datasets
+
+
+def _as_images(source: Source) -> np.ndarray:
     """Images as they are kept: uint8, or float32 in [0, 1], `(examples, height, width, channels)`.
 
     Integers of other types whose values are 0 to 255 become uint8, `(examples, height, width)`
     gets one channel.
 
-    Args:
-        array: the images as they were read.
-        where: the file, and the part of it, that they were read from.
-
     Raises:
         DataError: the shape, the type or a value is none of these.
     """
+    where, array = source
     images = array[..., None] if array.ndim == 3 else array
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
         advice = ""
@@ -49,92 +160,9 @@ def as_images(array: np.ndarray, where: str) -> np.ndarray:
     return images.astype(np.float32 if is_float else np.uint8, copy=False)
 
 
-def as_labels(
-    array: np.ndarray, where: str, *, examples: int, classes: int | None = None
-) -> np.ndarray:
-    """Labels as they are kept: int32 `(examples,)`, -1 where the class is not known.
-
-    `(examples, 1)` is flattened; false is 0, true is 1, and floats may be whole numbers.
-
-    Args:
-        array: the labels as they were read.
-        where: the file, and the part of it, that they were read from.
-        examples: how many images there are.
-        classes: how many classes there are, where that is known.
-
-    Raises:
-        DataError: they are no whole numbers, not one for each image, or one is below -1 or not
-            below `classes`.
-    """
-    labels = _one_each(array, where, examples)
-    if labels.dtype.kind not in "biuf":
-        raise fault(
-            where, f"labels are {labels.dtype}; they must be whole numbers, from 0, or text"
-        )
-    if labels.dtype.kind == "f" and (parts := ~(np.floor(labels) == labels)).any():
-        first = int(parts.argmax())
-        raise fault(
-            where, f"label {first} is {labels[first]}; labels are whole numbers, or -1 for unknown"
-        )
-    # Wide enough to be compared with any limit.
-    wide = {"b": np.int32, "f": np.float64}.get(labels.dtype.kind)
-    labels = labels if wide is None else labels.astype(wide)
-    limit = MAX_CLASSES if classes is None else classes
-    if (outside := (labels < -1) | (labels >= limit)).any():
-        first = int(outside.argmax())
-        raise fault(
-            where,
-            f"label {first} is {labels[first]}; labels must be 0 to {limit - 1}, or -1 for unknown",
-        )
-    return labels.astype(np.int32)
-
-
-def as_named_labels(
-    array: np.ndarray, where: str, *, examples: int, known: tuple[str, ...] = ()
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels that are text, or bytes of UTF-8, as numbers; and the names of the classes.
-
-    Args:
-        array: the labels as they were read, `(examples,)` or `(examples, 1)`.
-        where: the file, and the part of it, that they were read from.
-        examples: how many images there are.
-        known: the classes there are; if empty, those that occur, in the order of `class_order`.
-
-    Raises:
-        DataError: there is not one for each image, one is no text or none of those known, or there
-            are too many.
-    """
-    labels = _one_each(array, where, examples)
-    with blaming(where, "holds labels that are no text in UTF-8"):
-        words = [each.decode() if isinstance(each, bytes) else each for each in labels.tolist()]
-    return numbered([(where, row, word) for row, word in enumerate(words)], known or None)
-
-
-def numbered(
-    stored: Sequence[tuple[str, int, str | None]], known: tuple[str, ...] | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Names of classes as numbers, and the classes; each name comes with where it was.
-
-    None and what is empty are unknown, -1.
-
-    Raises:
-        DataError: a name is none of those known, or there are too many.
-    """
-    found = {name for *_, name in stored if name}
-    names = tuple(sorted(found, key=class_order(found))) if known is None else known
-    if len(names) > MAX_CLASSES:
-        where = stored[0][0]
-        raise fault(where, f"holds {len(names):,} different labels; at most {MAX_CLASSES:,} can be")
-    numbers = {None: -1, "": -1} | {name: number for number, name in enumerate(names)}
-    for where, row, name in stored:
-        if name not in numbers:
-            shown = name if name is None or len(name) <= 60 else f"{name[:57]}..."
-            raise fault(where, f"label {row} is {shown!r}, which no image to train on has")
-    return np.array([numbers[name] for *_, name in stored], np.int32), names
-
-
-def _one_each(array: np.ndarray, where: str, examples: int) -> np.ndarray:
+def _one_each(source: Source, examples: int) -> Source:
     """Labels `(examples,)`, of which each image has one."""
+    where, array = source
     labels = array.ravel() if array.ndim == 2 and array.shape[1] == 1 else array
     if labels.ndim != 1:
         advice = "; turn one-hot rows into numbers with argmax(axis=1)" if array.ndim == 2 else ""
@@ -145,4 +173,71 @@ def _one_each(array: np.ndarray, where: str, examples: int) -> np.ndarray:
         )
     if len(labels) != examples:
         raise fault(where, f"holds {len(labels)} labels for {examples} images; each needs one")
-    return labels
+    return Source(where, labels)
+
+
+def as_labels(
+    sources: Sequence[Source], known: tuple[str, ...]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as they are kept, int32 `(examples,)`, -1 where the class is not known; the classes.
+
+    False is 0, true is 1, and floats may be whole numbers. Text, or bytes of UTF-8, is numbered;
+    None and what is empty are unknown.
+
+    Args:
+        sources: the labels as they were read, each `(examples,)`, one after the other.
+        known: the classes there are; if empty, as many as the numbers say, or the names that
+            occur, in the order of `class_order`.
+
+    Raises:
+        DataError: they are no whole numbers and no text, or one is no class.
+    """
+    if all(source.array.dtype.kind in "SUO" for source in sources):
+        return _numbered(sources, known)
+    limit = len(known) or MAX_CLASSES
+    labels = np.concatenate([_whole_numbers(source, limit) for source in sources])
+    return labels, known or tuple(map(str, range(labels.max(initial=-1) + 1)))
+
+
+def _whole_numbers(source: Source, limit: int) -> np.ndarray:
+    where, labels = source
+    if labels.dtype.kind not in "biuf":
+        raise fault(
+            where, f"labels are {labels.dtype}; they must be whole numbers, from 0, or text"
+        )
+    if labels.dtype.kind == "f" and (parts := ~(np.floor(labels) == labels)).any():
+        first = int(parts.argmax())
+        raise fault(
+            where, f"label {first} is {labels[first]}; labels are whole numbers, or -1 for unknown"
+        )
+    # Wide enough to be compared with any limit.
+    labels = labels.astype({"b": np.int32, "f": np.float64}.get(labels.dtype.kind, labels.dtype))
+    if (outside := (labels < -1) | (labels >= limit)).any():
+        first = int(outside.argmax())
+        raise fault(
+            where,
+            f"label {first} is {labels[first]}; labels must be 0 to {limit - 1}, or -1 for unknown",
+        )
+    return labels.astype(np.int32)
+
+
+def _numbered(
+    sources: Sequence[Source], known: tuple[str, ...]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    words: list[tuple[str, int, str | None]] = []
+    for where, array in sources:
+        with blaming(where, "holds labels that are no text in UTF-8"):
+            names = [each.decode() if isinstance(each, bytes) else each for each in array.tolist()]
+        words += [(where, row, name) for row, name in enumerate(names)]
+    found = {name for *_, name in words if name}
+    classes = known or tuple(sorted(found, key=class_order(found)))
+    if len(classes) > MAX_CLASSES:
+        raise fault(
+            sources[0].where,
+            f"holds {len(classes):,} different labels; at most {MAX_CLASSES:,} can be",
+        )
+    numbers = {None: -1, "": -1} | {name: number for number, name in enumerate(classes)}
+    for where, row, name in words:
+        if name not in numbers:
+            raise fault(where, f"label {row} is {brief(name)!r}, which no image to train on has")
+    return np.array([numbers[name] for *_, name in words], np.int32), classes

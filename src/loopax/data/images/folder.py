@@ -1,11 +1,11 @@
-"""A folder of images, one sub-folder per class, as a dataset."""
+"""A folder of images, one sub-folder per class, as a dataset; or one such folder per part."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from loopax.batches.dataset import Dataset
 from loopax.data.classes import class_order
-from loopax.data.files import as_path, blaming, fault, is_foreign, open_file
+from loopax.data.files import PART_NAMES, as_path, blaming, fault, is_foreign, open_file
 from loopax.data.images.decode import (
     EncodedImage,
     Form,
@@ -22,18 +22,15 @@ from loopax.data.images.decode import (
     is_image,
     readable_formats,
 )
+from loopax.data.words import ends, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_OTHER_IMAGES = frozenset(
-    f".{each}"
-    for each in (
-        *("heic", "heif", "hif", "avif", "jxl", "jp2", "j2k", "svg", "psd", "ppm", "pgm", "pbm"),
-        *("pnm", "tga", "ico", "exr", "hdr", "dcm", "raw", "dng", "cr2", "cr3", "nef", "arw"),
-        *("raf", "orf", "rw2", "pef", "srw"),
-    )
+_OTHER_IMAGES = (
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ppm", ".pgm"),
+    *(".pbm", ".pnm", ".tga", ".ico", ".exr", ".hdr", ".dcm", ".raw", ".dng", ".cr2", ".cr3"),
+    *(".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
 )
 """Suffixes of images that are not read."""
-_MANY = 6
 
 
 def read_folder(
@@ -49,10 +46,7 @@ def read_folder(
     numbers; images are in the order of class and file name. A folder in which the images lie
     directly is one class, named after the folder. What is hidden or left there by other programs
     (`Thumbs.db`, `__MACOSX`, ...) is passed over; so are files of other kinds and empty folders,
-    which `Dataset.notes` count. A file without a suffix is an image if it begins like one. Images
-    are turned as their EXIF data say. If all are stored as greyscale they have 1 channel,
-    otherwise 3 (RGB). 16-bit greyscale is scaled to 8 bits, by as many bits as its brightest pixel
-    needs: where that is 3,780, 4,095 becomes 255.
+    which `Dataset.notes` count. A file without a suffix is an image if it begins like one.
 
     Args:
         path: the folder.
@@ -62,24 +56,56 @@ def read_folder(
         background: the colour that transparent pixels are put on: `white`, `#rrggbb`, ...
 
     Returns:
-        Columns `image`, uint8 `(examples, height, width, channels)`, and `label`, int32
-        `(examples,)`; the name of class `k` is `class_names[k]`.
+        Columns `image`, uint8 `(examples, height, width, channels)`, as `decode_images` has it,
+        and `label`, int32 `(examples,)`; the name of class `k` is `class_names[k]`.
 
     Raises:
         ConfigError: `size` is not two positive whole numbers, `channels` not 1 or 3, or
             `background` no colour.
         DataError: the folder is missing or holds no image, or mostly such as cannot be read
-            (HEIC, ...); images and folders are mixed; an image is damaged, animated, has
-            transparent pixels (which colour would they be?) and there is no `background`, or 32-bit
-            ones, or is a decompression bomb; or images differ in size and no `size` is given.
+            (HEIC, ...); images and folders are mixed; or an image cannot be used.
     """
     form, path = Form(size, channels, background).checked(), as_path(path)
-    return at_one_white(lambda form: {"": dataset_of(path, form)}, form)[""]
+    return at_one_white(lambda form: {"": _dataset(path, form)}, form)[""]
 
 
-def dataset_of(path: Path, form: Form) -> Dataset:
-    """The images in a folder as `read_folder` reads them, in a form that has a white."""
-    classes, notes = _classes(path)
+def folder_parts(folder: Path, form: Form) -> dict[str, Dataset]:
+    """The images in the folder of each part, or else in one folder, as `read_folder` reads them."""
+    below = _listing(folder).folders
+    named: dict[str, Path] = {}
+    for each in below:
+        part = each.name.lower()
+        if part in named:
+            raise fault(folder, f"holds {named[part].name!r} and {each.name!r}; make them one")
+        if part in PART_NAMES:
+            named[part] = each
+    if 1 < len(below) == len(named) and "train" not in named:
+        first, second = (each.name for each in below[:2])
+        raise fault(folder, f"holds {first!r} and {second!r}, but no 'train' beside them")
+    if "train" not in named or (len(named) == 1 and len(below) > 1):
+        return {"": _dataset(folder, form)}
+    parts = {part: _dataset(each, form) for part, each in named.items()}
+    if all(data.class_names == (named[part].name,) for part, data in parts.items()):
+        # No classes: the images lie directly in each of them.
+        name = folder.resolve().name
+        return {part: replace(data, class_names=(name,)) for part, data in parts.items()}
+    for part, data in parts.items():
+        if differing := sorted({*data.class_names} ^ {*parts["train"].class_names}):
+            is_trained = differing[0] in parts["train"].class_names
+            has, lacks = ("train", part) if is_trained else (part, "train")
+            raise fault(
+                folder,
+                f"{named[has].name}/ has the class {differing[0]!r}, {named[lacks].name}/ has not; "
+                "both must have the same classes",
+            )
+    if passed_over := [each.name for each in below if each.name.lower() not in PART_NAMES]:
+        note = f"left out beside the parts: {ends(map(shown, passed_over))}"
+        parts = {part: replace(data, notes=(*data.notes, note)) for part, data in parts.items()}
+    return parts
+
+
+def _dataset(folder: Path, form: Form) -> Dataset:
+    classes, notes = _classes(folder)
     files = [file for members in classes.values() for file in members]
     counts = [len(members) for members in classes.values()]
     images = decode_images(
@@ -88,43 +114,34 @@ def dataset_of(path: Path, form: Form) -> Dataset:
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
     return Dataset(
         {"image": images, "label": labels},
-        name=path.resolve().name,
+        name=folder.resolve().name,
         class_names=tuple(classes),
         source="folder of images",
         notes=notes,
     )
 
 
-class Listing(NamedTuple):
+class _Listing(NamedTuple):
     """What is in a folder: folders, images, and how many other files of each suffix."""
 
     folders: list[Path]
     images: list[Path]
     others: Counter[str]
 
-    @property
-    def is_empty(self) -> bool:
-        return not (self.folders or self.images or self.others)
 
-
-def listing(folder: Path) -> Listing:
-    """What is in `folder` and was put there to be read, sorted by name.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+def _listing(folder: Path) -> _Listing:
+    """What is in a folder and was put there to be read, sorted by name."""
+    found = _Listing([], [], Counter())
     with blaming(folder, "cannot be read as a folder"):
-        entries = sorted(each for each in folder.iterdir() if not is_foreign(each.name))
-        # A link that leads nowhere is not passed over: it was the folder of a class.
-        folders = [
-            each
-            for each in entries
-            if each.is_dir() or (not each.suffix and each.is_symlink() and not each.exists())
-        ]
-        files = sorted({*entries} - {*folders})
-    images = [each for each in files if _is_read(each)]
-    others = Counter(each.suffix.lower() or "without suffix" for each in {*files} - {*images})
-    return Listing(folders, images, others)
+        for each in sorted(each for each in folder.iterdir() if not is_foreign(each.name)):
+            # A link that leads nowhere is not passed over: it was the folder of a class.
+            if each.is_dir() or (not each.suffix and each.is_symlink() and not each.exists()):
+                found.folders.append(each)
+            elif _is_read(each):
+                found.images.append(each)
+            else:
+                found.others[each.suffix.lower() or "without suffix"] += 1
+    return found
 
 
 def _is_read(file: Path) -> bool:
@@ -136,43 +153,42 @@ def _is_read(file: Path) -> bool:
 
 def _classes(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
     """The image files of each class, by its name; and what was left out, in words."""
-    found = listing(folder)
+    found = _listing(folder)
     if found.images and found.folders:
         raise fault(
             folder,
             f"holds the image {found.images[0].name!r} beside the folder "
             f"{found.folders[0].name!r}; it must hold either images or one folder per class",
         )
-    notes, others = [], Counter(found.others)
-    if found.folders:
-        listings = {each: listing(each) for each in found.folders}
-        if empty := [each.name for each, inside in listings.items() if inside.is_empty]:
-            listed = f"{', '.join(empty[:_MANY])}{', ...' if len(empty) > _MANY else ''}"
-            if len(empty) == len(listings):
-                raise fault(folder, f"holds no image, only empty folders: {listed}")
-            notes.append(f"{len(empty):,} empty folder{'s'[: len(empty) > 1]} left out: {listed}")
-        filled = {each: inside for each, inside in listings.items() if not inside.is_empty}
-        for inside in filled.values():
-            others.update(inside.others)
-    else:
-        filled = {folder: found}
-    _require_readable(folder, sum(len(each.images) for each in filled.values()), others)
+    notes, below = [], {each: _listing(each) for each in found.folders}
+    if empty := [each for each, inside in below.items() if not any(inside)]:
+        names = ends(each.name for each in empty)
+        if len(empty) == len(below):
+            raise fault(folder, f"holds no image, only empty folders: {names}")
+        notes.append(f"{len(empty):,} empty folder{'s'[: len(empty) > 1]} left out: {names}")
+    others = sum((each.others for each in below.values()), found.others)
+    filled = {each: inside for each, inside in below.items() if any(inside)} or {folder: found}
+    _require_readable(folder, sum(len(inside.images) for inside in filled.values()), others)
+    classes: dict[str, list[Path]] = {}
     for each, inside in filled.items():
         _require_images_only(each, inside)
-    classes = _by_name(folder, filled) if found.folders else {folder.resolve().name: found}
+        # The same in either form of Unicode.
+        name = unicodedata.normalize("NFC", each.name) if below else folder.resolve().name
+        if name in classes:
+            raise fault(folder, f"holds two folders that are written {name!r}; make them one")
+        classes[name] = inside.images
     if total := others.total():
         notes.append(f"{total:,} file{'s'[: total > 1]} left out: {_by_kind(others)}")
-    return {name: inside.images for name, inside in classes.items()}, tuple(notes)
+    return {name: classes[name] for name in sorted(classes, key=class_order(classes))}, (*notes,)
 
 
 def _by_kind(others: Counter[str]) -> str:
     ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
-    listed = ", ".join(f"{count:,} {suffix}" for suffix, count in ranked[:_MANY])
-    return listed + (", ..." if len(ranked) > _MANY else "")
+    return ends(f"{count:,} {suffix}" for suffix, count in ranked)
 
 
 def _require_readable(folder: Path, images: int, others: Counter[str]) -> None:
-    unread = Counter({kind: count for kind, count in others.items() if kind in _OTHER_IMAGES})
+    unread = Counter({kind: n for kind, n in others.items() if kind in _OTHER_IMAGES})
     if unread.total() > images:
         raise fault(
             folder,
@@ -181,18 +197,7 @@ def _require_readable(folder: Path, images: int, others: Counter[str]) -> None:
         )
 
 
-def _by_name(folder: Path, classes: Mapping[Path, Listing]) -> dict[str, Listing]:
-    """What is in the folder of each class; its name is the same in either form of Unicode."""
-    named: dict[str, Path] = {}
-    for each in classes:
-        name = unicodedata.normalize("NFC", each.name)
-        if name in named:
-            raise fault(folder, f"holds two folders that are written {name!r}; make them one")
-        named[name] = each
-    return {name: classes[named[name]] for name in sorted(named, key=class_order(named))}
-
-
-def _require_images_only(folder: Path, found: Listing) -> None:
+def _require_images_only(folder: Path, found: _Listing) -> None:
     if found.folders:
         raise fault(
             folder,

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
-from os.path import isdir, isfile
+from os.path import isdir
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from loopax.batches.dataset import Dataset
-from loopax.data.files import PART_NAMES, VALIDATION_NAMES, as_path, fault, open_file
-from loopax.data.images.arrays import as_images, as_labels, as_named_labels
-from loopax.data.images.decode import Form, at_one_white, fitted
-from loopax.data.images.folder import dataset_of, listing
-from loopax.data.images.idx import read_idx
-from loopax.data.images.npz import read_npz
+from loopax.data.files import VALIDATION_NAMES, as_path, fault, open_file
+from loopax.data.images.arrays import Parts, holds_mnist_files, idx_parts, npz_parts
+from loopax.data.images.decode import Form, at_one_white
+from loopax.data.images.folder import folder_parts
 from loopax.data.images.parquet import read_parquet
 from loopax.data.shards import find_shards
-from loopax.data.splits import (
-    Splits,
-    check_fraction,
-    stratified_split,
-    without_copies,
-)
+from loopax.data.splits import Splits, check_fraction, stratified_split, without_copies
 from loopax.data.words import shown
 from loopax.errors import ConfigError
 
 Layout = Literal["idx", "npz", "folder", "parquet"]
 """What a path may be taken for."""
 
-_IDX_NAMES = tuple(
-    f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-)
-_NPZ_SPLIT = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
-_MANY = 6
-_NPZ_WHOLE = (("image", "label"), ("images", "labels"), ("x", "y"))
-
-Parts = Mapping[str, Dataset]
-"""What was read, by the names of `PART_NAMES`, or a whole that is called "" or train."""
+_PURPOSE = {"test": "to test on", "validation": "to choose by"}
 
 
 def load(
@@ -110,11 +93,11 @@ def load(
         )
     match layout:
         case "idx":
-            parts = _from_mnist_files(path, form) if isdir(path) else _from_idx(path, form)
+            parts = idx_parts(path, form)
         case "npz":
-            parts = _from_npz(path, form)
+            parts = npz_parts(path, form)
         case "folder":
-            parts = at_one_white(lambda form: _from_images(path, form), form)
+            parts = at_one_white(lambda form: folder_parts(path, form), form)
         case "parquet":
             parts = at_one_white(
                 lambda form: _from_parquet(path, form, image_column, label_column), form
@@ -146,7 +129,7 @@ def _split(path: Path, parts: Parts, test_fraction: float) -> Splits:
 
 
 def _layout_of_folder(folder: Path) -> Layout:
-    if any(_idx_file(folder, name) for name in _IDX_NAMES):
+    if holds_mnist_files(folder):
         return "idx"
     return "parquet" if find_shards(folder) else "folder"
 
@@ -180,148 +163,8 @@ def _from_parquet(
     return dict(zip(names, read, strict=True))
 
 
-def _from_images(folder: Path, form: Form) -> Parts:
-    below = listing(folder).folders
-    named: dict[str, Path] = {}
-    for each in below:
-        part = each.name.lower()
-        if part in named:
-            raise fault(folder, f"holds {named[part].name!r} and {each.name!r}; make them one")
-        if part in PART_NAMES:
-            named[part] = each
-    if 1 < len(below) == len(named) and "train" not in named:
-        first, second = (each.name for each in below[:2])
-        raise fault(folder, f"holds {first!r} and {second!r}, but no 'train' beside them")
-    if "train" not in named or (len(named) == 1 and len(below) > 1):
-        return {"": dataset_of(folder, form)}
-    parts = {part: dataset_of(each, form) for part, each in named.items()}
-    if all(data.class_names == (named[part].name,) for part, data in parts.items()):
-        # No classes: the images lie directly in each of them.
-        return {part: replace(data, class_names=(_name(folder),)) for part, data in parts.items()}
-    for part, data in parts.items():
-        if differing := sorted({*data.class_names} ^ {*parts["train"].class_names}):
-            has, lacks = part, "train"
-            if differing[0] in parts["train"].class_names:
-                has, lacks = lacks, has
-            raise fault(
-                folder,
-                f"{named[has].name}/ has the class {differing[0]!r}, {named[lacks].name}/ has not; "
-                "both must have the same classes",
-            )
-    if passed_over := [each.name for each in below if each.name.lower() not in PART_NAMES]:
-        note = f"left out beside the parts: {', '.join(map(shown, passed_over[:_MANY]))}"
-        parts = {part: replace(data, notes=(*data.notes, note)) for part, data in parts.items()}
-    return parts
-
-
-class _Source(NamedTuple):
-    """An array and where it was read from."""
-
-    where: str
-    array: np.ndarray
-
-
-def _from_npz(path: Path, form: Form) -> Parts:
-    arrays = {
-        name: _Source(f"{shown(path)}: {name}", array) for name, array in read_npz(path).items()
-    }
-    for images, labels in _NPZ_SPLIT:
-        parts = [part for part in PART_NAMES if images.format(part) in arrays]
-        if "train" not in parts:
-            continue
-        pixels = {part: arrays[images.format(part)] for part in parts}
-        if arrays.keys() >= {labels.format(part) for part in parts}:
-            classes = {part: arrays[labels.format(part)] for part in parts}
-            return _datasets("NPZ", pixels, classes, form)
-        if len(arrays) == len(parts):
-            return _datasets("NPZ", pixels, None, form)
-    for names in _NPZ_WHOLE:
-        if arrays.keys() >= set(names):
-            images, labels = names
-            return _datasets("NPZ", {"": arrays[images]}, {"": arrays[labels]}, form)
-    if len(arrays) == 1:
-        return _datasets("NPZ", {"": next(iter(arrays.values()))}, None, form)
-    splits = [
-        " ".join(form.format(part) for part in ("train", "test") for form in forms)
-        for forms in _NPZ_SPLIT
-    ]
-    accepted = ", or ".join([*splits, *map(" ".join, _NPZ_WHOLE)])
-    raise fault(
-        path,
-        f"holds {', '.join(map(repr, arrays))}; it must hold {accepted}, or only images; of each "
-        "part both",
-    )
-
-
-def _from_mnist_files(folder: Path, form: Form) -> Parts:
-    files = {name: _idx_file(folder, name) for name in _IDX_NAMES}
-    found = [file for file in files.values() if file is not None]
-    if missing := [name for name, file in files.items() if file is None]:
-        beside = f" beside {found[0].name}" if found else ""
-        raise fault(folder, f"holds no {missing[0]}-ubyte, plain or .gz{beside}")
-    train, train_labels, test, test_labels = (
-        _Source(shown(file), read_idx(file)) for file in found
-    )
-    labels = {"train": train_labels, "test": test_labels}
-    return _datasets("IDX", {"train": train, "test": test}, labels, form)
-
-
-def _idx_file(folder: Path, name: str) -> Path | None:
-    """The file that has the data called `name`, in any of the spellings in use."""
-    for spelling in (name, name.replace("-idx", ".idx")):
-        for ending in ("-ubyte", "-ubyte.gz"):
-            if isfile(file := folder / (spelling + ending)):
-                return file
-    return None
-
-
-def _from_idx(path: Path, form: Form) -> Parts:
-    images = _Source(shown(path), read_idx(path))
-    name = path.name.removesuffix(".gz")
-    wanted = name.replace("images", "labels").replace("idx3", "idx1")
-    for file in (path.with_name(wanted), path.with_name(f"{wanted}.gz")):
-        if wanted != name and isfile(file):
-            labels = _Source(shown(file), read_idx(file))
-            return _datasets("IDX", {"": images}, {"": labels}, form)
-    expected = "train-labels-idx1-ubyte for train-images-idx3-ubyte" if wanted == name else wanted
-    raise fault(path, f"its labels must lie beside it, named like {expected}, plain or .gz")
-
-
-def _datasets(
-    kind: str, images: Mapping[str, _Source], labels: Mapping[str, _Source] | None, form: Form
-) -> Parts:
-    """A dataset from each of `images`; the first labels say what classes there are."""
-    datasets: dict[str, Dataset] = {}
-    class_names: tuple[str, ...] = ()
-    for part, (where, array) in images.items():
-        image = as_images(array, where)
-        if labels is None:
-            label = np.full(len(image), -1, np.int32)
-        else:
-            label, class_names = _labels(labels[part], len(image), class_names)
-        class_names = class_names or tuple(map(str, range(label.max() + 1)))
-        columns = {"image": fitted(image, where, form), "label": label}
-        datasets[part] = Dataset(columns, class_names=class_names, source=kind)
-    return datasets
-
-
-def _labels(
-    source: _Source, examples: int, known: tuple[str, ...]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as numbers, and the classes by name, as far as they are known by now."""
-    where, array = source
-    if array.dtype.kind in "SU":
-        return as_named_labels(array, where, examples=examples, known=known)
-    if known and known != tuple(map(str, range(len(known)))):
-        raise fault(where, f"labels are {array.dtype}, but those to train on are names of classes")
-    return as_labels(array, where, examples=examples, classes=len(known) or None), known
-
-
 def _name(path: Path) -> str:
     return path.resolve().name or shown(path)
-
-
-_PURPOSE = {"test": "to test on", "validation": "to choose by"}
 
 
 def _require_agreement(path: Path, splits: Splits) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from loopax.batches.dataset import Dataset
 from loopax.data.columns import IMAGE_NAMES, LABEL_NAMES, require_column, the_one, usual
 from loopax.data.files import blaming, fault
-from loopax.data.images.arrays import as_labels, numbered
+from loopax.data.images.arrays import Source, as_labels
 from loopax.data.images.decode import EncodedImage, Form, decode_images
 from loopax.data.parquet import (
     MAX_CELL_BYTES,
@@ -74,7 +74,7 @@ def read_parquet(
             )
     datasets: list[Dataset] = []
     for part in parts:
-        known = datasets[0].class_names if datasets else None
+        known = datasets[0].class_names if datasets else columns.class_names
         datasets.append(_read_part(part, columns, known, form))
     return datasets
 
@@ -137,64 +137,42 @@ def _holds_images(column: pa.DataType) -> bool:
 
 
 def _read_part(
-    files: Sequence[File], columns: _Columns, known: tuple[str, ...] | None, form: Form
+    files: Sequence[File], columns: _Columns, known: tuple[str, ...], form: Form
 ) -> Dataset:
     """The rows of `files`, with the classes that are known, or else those that the labels show."""
-    count = 0
-    for file in files:
-        with open_parquet(file) as table:
-            count += table.metadata.num_rows
+    count = sum(map(_count_rows, files))
     if count == 0:
         raise fault(files[0], "holds no rows; there must be at least one")
-    label, class_names = None, known or columns.class_names
-    if columns.label is not None and columns.is_text:
-        label, class_names = _read_text_labels(files, columns.label, known)
-    elif columns.label is not None:
-        label = _read_integer_labels(files, columns.label, len(class_names) or None)
-        class_names = class_names or tuple(map(str, range(label.max() + 1)))
-    images = (image for file in files for image in _encoded_images(file, columns.image))
-    image = decode_images(images, count, form)
-    if label is None:
-        label = np.full(count, -1, np.int32)
-    source = f"Parquet, images in {columns.image!r}"
+    label, source = np.full(count, -1, np.int32), f"Parquet, images in {columns.image!r}"
     if columns.label is not None:
+        stored = [_read_labels(file, columns.label, columns.is_text) for file in files]
+        label, known = as_labels(stored, known)
         source += f", labels in {columns.label!r}"
+    images = (image for file in files for image in _encoded_images(file, columns.image))
     return Dataset(
-        {"image": image, "label": label},
+        {"image": decode_images(images, count, form), "label": label},
         name=Path(files[0]).name,
-        class_names=class_names,
+        class_names=known,
         source=source,
     )
 
 
-def _read_integer_labels(files: Sequence[File], column: str, classes: int | None) -> np.ndarray:
+def _count_rows(file: File) -> int:
+    with open_parquet(file) as table:
+        return int(table.metadata.num_rows)
+
+
+def _read_labels(file: File, column: str, is_text: bool) -> Source:
+    """A column as text, None for null, or as integers, -1 for null."""
     import pyarrow as pa
 
-    parts = []
-    for file in files:
-        where = f"{shown(file)}: column {column!r}"
-        with blaming(where, "cannot be read as labels"):
-            batches = [
-                cells.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-                for _, cells in _batches(file, column, _LABEL_ROWS)
-            ]
-        stored = np.concatenate([np.empty(0, np.int64), *batches])
-        parts.append(as_labels(stored, where, examples=len(stored), classes=classes))
-    return np.concatenate(parts)
-
-
-def _read_text_labels(
-    files: Sequence[File], column: str, known: tuple[str, ...] | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    import pyarrow as pa
-
-    stored = [
-        (f"{shown(file)}: column {column!r}", start + row, text)
-        for file in files
-        for start, cells in _batches(file, column, _LABEL_ROWS)
-        for row, text in enumerate(cells.cast(pa.large_string()).to_pylist())
-    ]
-    return numbered(stored, known)
+    where, kind = f"{shown(file)}: column {column!r}", pa.large_string() if is_text else pa.int64()
+    with blaming(where, "cannot be read as labels"):
+        pieces = [cells.cast(kind) for _, cells in _batches(file, column, _LABEL_ROWS)]
+        cells = pa.chunked_array(pieces, kind)
+        if is_text:
+            return Source(where, np.array(cells.to_pylist(), object))
+        return Source(where, cells.fill_null(-1).to_numpy())
 
 
 def _encoded_images(file: File, column: str) -> Iterator[EncodedImage]:
