@@ -12,7 +12,7 @@ import pytest
 from tests.recipes.test_bert import write_reviews
 
 from loopax.errors import ConfigError, ProgramError
-from loopax.verify.compare import verify
+from loopax.verify import verify
 
 LINE = """\
 import collections.abc, random

@@ -64,7 +64,7 @@ def verify(words: list[str]) -> int:
     command = parse(Verify, words[:given], "loopax verify")
     if given == len(words):
         raise ConfigError("say what to verify: a recipe, the directory of a run, or a program")
-    from loopax.verify import compare
+    from loopax import verify as verification
 
     target = words[given:]
     if target[0] in RECIPES:
@@ -72,7 +72,7 @@ def verify(words: list[str]) -> int:
     elif Path(target[0]).is_dir():
         recipe_of(Path(target[0]))
         target = ["-m", "loopax", "resume", *target]
-    verdict = compare.verify(
+    verdict = verification.verify(
         target, steps=command.steps, interruptions=command.interruptions, seed=command.seed
     )
     print("\n".join(verdict.lines()))

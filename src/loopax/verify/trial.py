@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import runpy
-import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -31,65 +28,16 @@ from loopax.checkpoint import CheckpointStore
 from loopax.errors import LoopaxError, Stopped
 from loopax.evaluation import as_evaluation
 from loopax.moments import Hook, as_hooks, evaluate_every
-from loopax.paths import leaf_path
+from loopax.paths import forms
 from loopax.retention import Checkpoints
 from loopax.run import Run
-from loopax.rundir import RunDir
+from loopax.verify.compare import GROUPS
+from loopax.verify.pieces import Plan
 from loopax.weights import save_weights
 from loopax.writers import JsonLines
 
 SAVES = 8
 """Checkpoints in a trial: enough of them that a piece which was killed seldom begins anew."""
-GROUPS = ("parameters", "optimiser state", "keys", "other state")
-
-
-class Interruption(NamedTuple):
-    """A signal, by its name, that a process sends to itself when `step` steps have been made."""
-
-    step: int
-    signal: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one process is to do, and where it leaves what it saw."""
-
-    directory: Path
-    piece: int
-    limit: int
-    interruption: Interruption | None
-
-    @classmethod
-    def read(cls, text: str) -> Plan:
-        directory, piece, limit, interruption = json.loads(text)
-        return cls(Path(directory), piece, limit, interruption and Interruption(*interruption))
-
-    def __str__(self) -> str:
-        return json.dumps([str(self.directory), self.piece, self.limit, self.interruption])
-
-    @property
-    def run(self) -> RunDir:
-        return RunDir(self.directory / "run")
-
-    @property
-    def seen(self) -> Path:
-        """The data and the metrics of each step."""
-        return self.directory / f"seen-{self.piece}.jsonl"
-
-    @property
-    def errors(self) -> Path:
-        """What the program wrote to standard error."""
-        return self.directory / f"errors-{self.piece}.txt"
-
-    @property
-    def failure(self) -> Path:
-        """What went wrong, in one line, where it was an exception."""
-        return self.directory / f"failure-{self.piece}.txt"
-
-    @property
-    def final(self) -> Path:
-        """The state of the last checkpoint; its presence says that the training came to an end."""
-        return self.directory / "final.safetensors"
 
 
 def _watched(begin: Callable[[dict[str, Any]], loop.Chunks], plan: Plan) -> Any:
@@ -102,16 +50,17 @@ def _watched(begin: Callable[[dict[str, Any]], loop.Chunks], plan: Plan) -> Any:
         total = loop.total_steps(arguments["steps"], arguments["epochs"], batches)
         total = min(plan.limit, total)
         saving = arguments["checkpoints"] or Checkpoints()
-        seen = JsonLines(plan.seen)
+        seen = JsonLines(plan.file("seen.jsonl"))
+        interrupting = [Hook(it.send, every=it.step)] if (it := plan.interruption) else []
         every = evaluate_every(as_evaluation(arguments["evaluation"]), batches)
         hooks = as_hooks(arguments["hooks"], whole("log_every", arguments["log_every"]), every)
         planned = arguments | {
-            "data": _recorded(batches, seen),
+            "data": _RecordedBatches(batches, seen),
             "steps": total,
             "epochs": None,
             "run_dir": plan.run.path,
             "checkpoints": dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
-            "hooks": [*hooks, *_interrupting(plan)],
+            "hooks": [*hooks, *interrupting],
             "max_seconds": None,
             "progress": False,
         }
@@ -142,43 +91,51 @@ def _recorded_chunks(
     _leave(0)
 
 
-def _recorded(batches: Batches, seen: JsonLines) -> Batches:
+class _RecordedBatches(Batches):
     """The same batches, which note a digest of what each step is given."""
-    begin = batches.feed
 
-    def feed(seed: Sequence[int], start: int, capacity: int) -> Feed:
-        return _RecordedFeed(begin(seed, start, capacity), start, batches.identity, seen)
+    def __init__(self, batches: Batches, seen: JsonLines) -> None:
+        self._batches, self._seen = batches, seen
+        self.steps_per_epoch, self.resident = batches.steps_per_epoch, batches.resident
+        self.advice = batches.advice
 
-    batches.feed = feed  # type: ignore[method-assign]
-    return batches
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self._batches.identity
+
+    def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
+        feed = self._batches.feed(seed, start, capacity)
+        return _RecordedFeed(feed, start, self.identity, self._seen)
+
+    def once(self, capacity: int) -> Iterator[Items]:
+        return self._batches.once(capacity)
+
+    def gather(self, resident: Any, item: Any) -> Any:
+        return self._batches.gather(resident, item)
+
+    def prepare(self, examples: Any, rngs: Any) -> Any:
+        return self._batches.prepare(examples, rngs)
+
+    def assemble(self, resident: Any, item: Any, rngs: Any) -> Any:
+        return self._batches.assemble(resident, item, rngs)
 
 
 class _RecordedFeed:
     def __init__(self, feed: Feed, start: int, identity: Mapping[str, Any], seen: JsonLines):
-        self._feed, self._step, self._seen = feed, start, seen
-        # An item may be no more than indices into the data that this names.
-        self._identity = repr(dict(identity)).encode()
+        # An item may be no more than indices into the data that the identity names.
+        self._feed, self._step, self._identity, self._seen = feed, start, dict(identity), seen
 
     def take(self, n: int) -> Items:
         items = self._feed.take(n)
-        leaves = jax.tree_util.tree_leaves_with_path(items.stacked)
         for index in range(items.length):
-            digest = hashlib.sha256(self._identity)
-            for path, leaf in leaves:
-                digest.update(f"{leaf_path(path)} {leaf.dtype} {leaf.shape[1:]}".encode())
-                digest.update(leaf[index].tobytes())
-            self._seen.write(
-                {"step": self._step, "source": "data", "digest": digest.hexdigest()[:16]}
-            )
-            self._step += 1
+            item = jax.tree.map(lambda leaf: leaf[index], items.stacked)  # noqa: B023
+            digest = hashlib.sha256(f"{self._identity} {forms(item)}".encode())
+            for leaf in jax.tree.leaves(item):
+                digest.update(leaf.tobytes())
+            short = digest.hexdigest()[:16]
+            self._seen.write({"step": self._step + index, "source": "data", "digest": short})
+        self._step += items.length
         return items
-
-
-def _interrupting(plan: Plan) -> list[Hook]:
-    if plan.interruption is None:
-        return []
-    step, name = plan.interruption
-    return [Hook(lambda run: os.kill(os.getpid(), signal.Signals[name]), every=step)]
 
 
 def _keep_final(plan: Plan) -> None:
@@ -202,7 +159,7 @@ def _telling(plan: Plan) -> Iterator[None]:
         yield
     except Exception as error:
         kind = "" if isinstance(error, LoopaxError) else f"{type(error).__name__}: "
-        plan.failure.write_text(f"{kind}{error}".splitlines()[0])
+        plan.file("failure.txt").write_text(f"{kind}{error}".splitlines()[0])
         raise
 
 
@@ -211,14 +168,6 @@ def _leave(status: Any) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _main() -> None:
-    _, text, *command = sys.argv
-    plan = Plan.read(text)
-    vars(loop).update(begin=_watched(loop.begin, plan))
-    with _telling(plan):
-        _as_python(command)
 
 
 def _as_python(command: list[str]) -> None:
@@ -235,4 +184,7 @@ def _as_python(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    plan = Plan.read(sys.argv[1])
+    vars(loop).update(begin=_watched(loop.begin, plan))
+    with _telling(plan):
+        _as_python(sys.argv[2:])
