@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 from loopax.data.files import blaming, fault, open_file
 from loopax.data.parquet import declared_classes, kind_of, open_parquet
@@ -26,13 +26,10 @@ from loopax.errors import DataError
 MAX_LINE = 2**26
 """Characters of a line, or of a cell that spans many; beyond this it is taken for damage."""
 
-_FORMATS: Mapping[str, Literal["CSV", "TSV", "JSON", "Parquet"]] = {
+_FORMATS = {
     ".csv": "CSV",
-    ".tsv": "TSV",
-    ".tab": "TSV",
-    ".jsonl": "JSON",
-    ".ndjson": "JSON",
-    ".json": "JSON",
+    **dict.fromkeys((".tsv", ".tab"), "TSV"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "JSON"),
     ".parquet": "Parquet",
 }
 _UNPACKERS: Mapping[str, Callable[..., Any]] = {
@@ -48,6 +45,8 @@ _PARQUET_ROWS = 1024
 
 File = str | os.PathLike[str]
 Lines = Callable[[], Iterator[str]]
+_Record = tuple[int, list[str], int]
+"""The first line from 1, the cells, and how many lines."""
 
 
 class Row(NamedTuple):
@@ -138,69 +137,57 @@ def read_table(path: File) -> Table:
                 "is a spreadsheet or an archive, in spite of its name; save it as CSV in UTF-8",
             )
     lines = functools.partial(_lines, path, packing)
-    match kind:
-        case "Parquet":
-            return _parquet_table(path)
-        case "JSON":
-            return _json_table(path, lines)
-        case _:
-            first = next(lines(), "")
-            if said := re.fullmatch(r'"?sep=([,;\t|])"?[\r\n]*', first, re.IGNORECASE):
-                return _delimited_table(path, functools.partial(_blank_first, lines), said[1])
-            return _delimited_table(path, lines, "\t" if kind == "TSV" else _delimiter(lines))
+    if kind == "Parquet":
+        return _parquet_table(path)
+    if kind == "JSON":
+        return _json_table(path, lines)
+    if said := re.fullmatch(r'"?sep=([,;\t|])"?[\r\n]*', next(lines(), ""), re.IGNORECASE):
+        return _delimited_table(path, functools.partial(_blank_first, lines), said[1])
+    return _delimited_table(path, lines, "\t" if kind == "TSV" else _delimiter(lines))
 
 
 def _lines(path: File, packing: str) -> Iterator[str]:
     """The lines of a text file with their ends."""
+    advice = "save the file as UTF-8, or as UTF-16 with a byte order mark"
     with open_file(path) as file:
         stream = _UNPACKERS[packing](file)
         has_mark = stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
         # Without translation, because a carriage return inside quotes belongs to the cell.
         text = TextIOWrapper(
-            cast(IO[bytes], stream), "utf-16" if has_mark else "utf-8-sig", newline=""
+            cast(IO[bytes], stream),
+            "utf-16" if has_mark else "utf-8-sig",
+            errors="strict" if has_mark else "surrogateescape",
+            newline="",
         )
         for number in itertools.count(1):
+            where = f"{shown(path)}: line {number}"
             try:
                 line = text.readline(MAX_LINE)
             except UnicodeDecodeError as error:
-                raise _undecodable(path, packing, error) from error
+                raise fault(
+                    path, f"begins as UTF-16 but is not ({error.reason}); {advice}"
+                ) from error
             if not line:
                 return
             if len(line) == MAX_LINE:
-                raise fault(
-                    f"{shown(path)}: line {number}",
-                    f"is longer than {MAX_LINE:,} characters; a row must be shorter",
-                )
+                raise fault(where, f"is longer than {MAX_LINE:,} characters; a row must be shorter")
             if "\0" in line:
                 raise fault(
-                    f"{shown(path)}: line {number}",
+                    where,
                     "holds a NUL character; text must be UTF-8, or UTF-16 with a byte order mark",
                 )
-            yield line
-
-
-def _undecodable(path: File, packing: str, error: UnicodeDecodeError) -> Exception:
-    """What the error says is relative to a block; this says where in the file it is."""
-    advice = "save the file as UTF-8, or as UTF-16 with a byte order mark"
-    if "utf-16" in error.encoding:
-        return fault(path, f"begins as UTF-16 but is not ({error.reason}); {advice}")
-    with open_file(path) as file:
-        stream: BinaryIO = _UNPACKERS[packing](file)
-        start = 0
-        for number in itertools.count(1):
-            line = stream.readline(4 * MAX_LINE)
             try:
-                line.decode()
-            except UnicodeDecodeError as found:
-                return fault(
-                    f"{shown(path)}: line {number}",
-                    f"byte {start + found.start:,} of the text is 0x{line[found.start]:02x}, which "
-                    f"is not UTF-8; {advice}",
-                )
-            if not line:
-                break
-            start += len(line)
-    return fault(path, f"is not UTF-8 ({error.reason}); {advice}")
+                line.encode()
+            except UnicodeEncodeError as error:  # at a byte that was escaped
+                before = itertools.islice(_lines(path, packing), number - 1)
+                start = sum(len(each.encode()) for each in before)
+                byte = ord(line[error.start]) - 0xDC00
+                raise fault(
+                    where,
+                    f"byte {start + len(line[: error.start].encode()):,} of the text is "
+                    f"0x{byte:02x}, which is not UTF-8; {advice}",
+                ) from error
+            yield line
 
 
 def _blank_first(lines: Lines) -> Iterator[str]:
@@ -227,18 +214,31 @@ def _delimited_table(path: File, lines: Lines, delimiter: str) -> Table:
     read = functools.partial(_records, path, lines, delimiter)
     is_plain = delimiter == "\t" and _is_plain(read, lines)
     records = read(csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
-    header = next(records, None)
-    if header is None:
+    number, header, _ = next(records, (0, [], 0))
+    if not header:
         raise fault(path, "is empty; its first line must name the columns")
-    names = [name or f"column {index}" for index, name in enumerate(map(trimmed, header.cells), 1)]
+    names = [name or f"column {index}" for index, name in enumerate(map(trimmed, header), 1)]
     return Table(
         path,
         _DELIMITERS.get(delimiter, f"CSV with {delimiter}"),
         _delimited_rows(path, names, records, delimiter),
         has_header=True,
-        unfit=dict.fromkeys(_duplicates(names), f"named twice in line {header.number}"),
+        unfit=dict.fromkeys(_duplicates(names), f"named twice in line {number}"),
         delimiter=delimiter,
     )
+
+
+def _delimited_rows(
+    path: File, names: Sequence[str], records: Iterator[_Record], delimiter: str
+) -> Iterator[Row]:
+    for number, cells, lines in records:
+        if len(cells) != len(names):
+            raise fault(
+                f"{shown(path)}: line {number}",
+                f"has {len(cells)} cells where the header has {len(names)}; a cell that holds "
+                f"{delimiter!r} must stand in quotes",
+            )
+        yield Row(number, dict(zip(names, cells, strict=True)), lines)
 
 
 def _is_plain(read: Callable[[Literal[0, 3]], Iterator[_Record]], lines: Lines) -> bool:
@@ -257,19 +257,6 @@ def _is_plain(read: Callable[[Literal[0, 3]], Iterator[_Record]], lines: Lines) 
     return quoted < sum(1 for _ in read(csv.QUOTE_NONE))
 
 
-def _delimited_rows(
-    path: File, names: Sequence[str], records: Iterator[_Record], delimiter: str
-) -> Iterator[Row]:
-    for number, lines, cells in records:
-        if len(cells) != len(names):
-            raise fault(
-                f"{shown(path)}: line {number}",
-                f"has {len(cells)} cells where the header has {len(names)}; a cell that holds "
-                f"{delimiter!r} must stand in quotes",
-            )
-        yield Row(number, dict(zip(names, cells, strict=True)), lines)
-
-
 def _duplicates(names: Sequence[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
 
@@ -281,16 +268,8 @@ def trimmed(text: str) -> str:
     return text.strip("".join(c for c in text if c.isspace() or unicodedata.category(c) == "Cf"))
 
 
-class _Record(NamedTuple):
-    """What lies between line ends that are not in quotes; `number` is its first line from 1."""
-
-    number: int
-    lines: int
-    cells: list[str]
-
-
 def _records(path: File, lines: Lines, delimiter: str, quoting: Literal[0, 3]) -> Iterator[_Record]:
-    """The records that are not blank."""
+    """What lies between line ends that are not in quotes and is not blank."""
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)
     while True:
         before = reader.line_num
@@ -305,7 +284,7 @@ def _records(path: File, lines: Lines, delimiter: str, quoting: Literal[0, 3]) -
         if cells is None:
             return
         if cells:
-            yield _Record(before + 1, reader.line_num - before, cells)
+            yield before + 1, cells, reader.line_num - before
 
 
 def _json_table(path: File, lines: Lines) -> Table:
@@ -316,29 +295,27 @@ def _json_table(path: File, lines: Lines) -> Table:
         return Table(path, "JSON lines", _json_line_rows(path, lines))
     with blaming(path, "cannot be read as a JSON array"):
         items = json.loads("".join(lines()))
-    return Table(path, "JSON", _json_array_rows(path, items), unit="row")
+    rows = (_json_row(path, "row", number, item) for number, item in enumerate(items))
+    return Table(path, "JSON", rows, unit="row")
 
 
 def _json_line_rows(path: File, lines: Lines) -> Iterator[Row]:
+    what = "cannot be read as JSON (an object on each line, or an array of them)"
     for number, line in enumerate(lines(), 1):
-        if line.isspace():
-            continue
-        where = f"{shown(path)}: line {number}"
-        with blaming(where, "cannot be read as JSON (an object on each line, or an array of them)"):
-            item = json.loads(line)
-        yield Row(number, _as_object(where, item))
+        if not line.isspace():
+            with blaming(f"{shown(path)}: line {number}", what):
+                item = json.loads(line)
+            yield _json_row(path, "line", number, item)
 
 
-def _json_array_rows(path: File, items: list[Any]) -> Iterator[Row]:
-    for number, item in enumerate(items):
-        yield Row(number, _as_object(f"{shown(path)}: row {number}", item))
-
-
-def _as_object(where: str, item: Any) -> dict[str, Any]:
+def _json_row(path: File, unit: str, number: int, item: Any) -> Row:
     if not isinstance(item, dict):
-        raise fault(where, 'is no JSON object; it must be like {"text": "...", "label": "..."}')
+        raise fault(
+            f"{shown(path)}: {unit} {number}",
+            'is no JSON object; it must be like {"text": "...", "label": "..."}',
+        )
     # Tools that label texts write a list of labels, also where there is one.
-    return {name: _alone(cell) for name, cell in item.items()}
+    return Row(number, {name: _alone(cell) for name, cell in item.items()})
 
 
 def _alone(cell: Any) -> Any:

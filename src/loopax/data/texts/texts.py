@@ -150,30 +150,37 @@ def read_texts(
     if not sample:
         raise fault(path, "holds no rows of data; there must be at least one")
     columns = find_columns(table, sample, Columns(tuple(text), label, group), labelled=labelled)
-    names = tuple(class_names) if class_names is not None else None
-    if names is None and columns.label is not None:
-        names = table.class_names.get(columns.label)
-    reader = _Reader(table, columns, names, labelled, split_column(sample, columns))
+    reader = _Reader(table, columns, labelled, class_names)
     for row in chain(sample, table.rows):
         reader.add(row)
-    return reader.texts(chosen=class_names is not None)
+    labels, names = reader.numbered()
+    reader.require_plausible(labels, names)
+    notes = [*reader.notes()]
+    if (split := split_column(sample, columns)) is not None:
+        notes.append(f"column {split!r} not looked at")
+    return Texts(
+        reader.rows,
+        labels,
+        names,
+        groups=None if columns.group is None else tuple(reader.groups),
+        name=Path(path).name,
+        source=", ".join([table.kind, *_roles(columns)]),
+        columns=columns,
+        notes=tuple(notes),
+    )
 
 
 class _Reader:
-    """Collects the rows of a table."""
+    """Collects the rows of a table; `chosen` are the classes that the caller knows."""
 
     def __init__(
-        self,
-        table: Table,
-        columns: Columns,
-        names: tuple[str, ...] | None,
-        labelled: bool,
-        split: str | None,
+        self, table: Table, columns: Columns, labelled: bool, chosen: Sequence[str] | None
     ) -> None:
-        self.table, self.columns, self.labelled, self.split = table, columns, labelled, split
-        self.known = None if names is None else {name: at for at, name in enumerate(names)}
+        self.table, self.columns, self.labelled, self.chosen = table, columns, labelled, chosen
         self.declared = table.class_names.get(columns.label or "", ())
-        self.found: dict[str, int] = {} if self.known is None else self.known
+        known = self.declared if chosen is None else chosen
+        self.is_open = chosen is None and not self.declared
+        self.classes = {name: number for number, name in enumerate(known)}
         self.rows: list[tuple[str, ...]] = []
         self.labels: list[int] = []
         self.groups: list[str] = []
@@ -183,10 +190,10 @@ class _Reader:
 
     def add(self, row: Row) -> None:
         """Adds a row; blank ones only when others follow, or where no labels are needed."""
+        self.blank.append(row)
         if self.labelled and self.table.has_header and not any(row.cells.values()):
-            self.blank.append(row)
             return
-        for each in (*self.blank, row):
+        for each in self.blank:
             self._add(each)
         self.blank.clear()
 
@@ -195,103 +202,46 @@ class _Reader:
         self.most_lines = max(self.most_lines, row.lines)
         if inner := self.table.inner_rows(row):
             self.swallowed.append((self.table.where(row), inner))
-        self.rows.append(tuple(self._text(row, column) for column in self.columns.text))
+        for column in self.columns.text:
+            if column not in row.cells:
+                raise fault(
+                    self.table.where(row),
+                    f"has no {column!r}; every row needs one, null or empty where there is no text",
+                )
+        self.rows.append(tuple(self._string(row, column) or "" for column in self.columns.text))
         self.labels.append(-1 if self.columns.label is None else self._label(row))
         if self.columns.group is not None:
             self.groups.append(self._string(row, self.columns.group) or "")
 
-    def texts(self, *, chosen: bool) -> Texts:
-        """What was collected; `chosen` says that the classes are the caller's."""
-        labels, names = np.array(self.labels, np.int32), tuple(self.found)
-        if self.known is None:
-            names = tuple(sorted(self.found, key=class_order(self.found)))
-            places = {name: place for place, name in enumerate(names)}
-            # The last is where -1 leads.
-            labels = np.array([*map(places.get, self.found), -1], np.int32)[labels]
-        self._require_no_swallowed_rows()
-        if not any(each.strip() for row in self.rows for each in row):
-            raise self._fault_of(self.columns.text[0], "holds only empty texts")
-        if self.labelled and not chosen:
-            self._require_classes(labels, names)
-        return Texts(
-            self.rows,
-            labels,
-            names,
-            groups=None if self.columns.group is None else tuple(self.groups),
-            name=Path(self.table.path).name,
-            source=", ".join([self.table.kind, *_roles(self.columns)]),
-            columns=self.columns,
-            notes=tuple(self._notes()),
-        )
-
-    def _require_no_swallowed_rows(self) -> None:
-        """Refuses a row most of whose lines are rows with labels that others have.
-
-        Two at least: one could be a sentence with a comma.
-        """
-        for where, rows in self.swallowed:
-            labels = [_as_label(row.get(self.columns.label or "")) for row in rows]
-            if len(rows) > 1 and all(label in self.found for label in labels):
-                raise fault(
-                    where,
-                    f"a quote opens a cell that holds {len(rows):,} whole lines like other rows; "
-                    "double a quote that is no quotation of the cell, or remove it (if they are "
-                    "one text, save the table as JSON lines)",
-                )
-
-    def _notes(self) -> Iterator[str]:
-        if self.lines > len(self.rows):
-            yield (
-                f"{self.lines:,} lines, {len(self.rows):,} rows; the longest row has "
-                f"{self.most_lines:,} lines"
-            )
-        if self.blank:
-            yield f"{len(self.blank):,} blank rows at the end left out"
-        if self.split is not None:
-            yield f"column {self.split!r} not looked at"
-
-    def _text(self, row: Row, column: str) -> str:
-        if column not in row.cells:
-            raise fault(
-                self.table.where(row),
-                f"has no {column!r}; every row needs one, null or empty where there is no text",
-            )
-        return self._string(row, column) or ""
-
     def _label(self, row: Row) -> int:
+        """The number of the class of a row, in the order in which classes were found."""
         column = self.columns.label or ""
-        if (name := _as_label(self._string(row, column))) is None:
-            if self.labelled:
-                raise fault(
-                    self.table.where(row),
-                    f"has no label in {column!r}; give it one, or remove the row",
-                )
+        name = _as_label(self._string(row, column))
+        if name is None and self.labelled:
+            raise fault(
+                self.table.where(row), f"has no label in {column!r}; give it one, or remove the row"
+            )
+        if name is None:
             return -1
         if self.declared and re.fullmatch(r"\d+", name) and int(name) < len(self.declared):
             name = self.declared[int(name)]
-        if self.known is None:
-            if len(self.found) > MAX_CLASSES:
+        if self.is_open:
+            self.classes.setdefault(name, len(self.classes))
+            if len(self.classes) > MAX_CLASSES:
                 raise self._fault_of(column, f"holds more than {MAX_CLASSES:,} different labels")
-            return self.found.setdefault(name, len(self.found))
-        if name not in self.known:
+        if name not in self.classes:
             raise fault(
                 self.table.where(row),
                 f"the label {brief(name)!r} in {column!r} is none of the "
-                f"{len(self.known):,} classes: {ends(map(brief, self.known))}",
+                f"{len(self.classes):,} classes: {ends(map(brief, self.classes))}",
             )
-        return self.known[name]
+        return self.classes[name]
 
     def _string(self, row: Row, column: str) -> str | None:
         """A cell as a string; None for null."""
         cell: Any = row.cells.get(column)
         if cell is None or cell != cell:  # NaN is what pandas writes for nothing.
             return None
-        if isinstance(cell, str):
-            if not cell.isascii() and re.search("[\ud800-\udfff]", cell):
-                raise fault(
-                    self.table.where(row), f"{column!r} holds half of a surrogate pair, no text"
-                )
-            return cell
         if isinstance(cell, bytes):
             try:
                 return cell.decode()
@@ -299,29 +249,71 @@ class _Reader:
                 raise fault(
                     self.table.where(row), f"{column!r} holds bytes that are not UTF-8 ({error})"
                 ) from error
+        if isinstance(cell, str):
+            if not cell.isascii() and re.search("[\ud800-\udfff]", cell):
+                raise fault(
+                    self.table.where(row), f"{column!r} holds half of a surrogate pair, no text"
+                )
+            return cell
         if isinstance(cell, bool):
             return str(cell).lower()
-        if isinstance(cell, float) and cell.is_integer():
-            return str(int(cell))
         if isinstance(cell, int | float):
-            return str(cell)
+            return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
         kind = "a list" if isinstance(cell, list) else "an object"
         raise fault(self.table.where(row), f"{column!r} is {kind}; it must be a string or a number")
 
-    def _require_classes(self, labels: np.ndarray, names: Sequence[str]) -> None:
-        column = self.columns.label or ""
+    def numbered(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The labels, int32 `(rows,)`, and the names of the classes in their natural order."""
+        labels, found = np.array(self.labels, np.int32), tuple(self.classes)
+        if not self.is_open:
+            return labels, found
+        names = tuple(sorted(found, key=class_order(found)))
+        places = {name: place for place, name in enumerate(names)}
+        # The last is where -1 leads.
+        return np.array([*map(places.get, found), -1], np.int32)[labels], names
+
+    def require_plausible(self, labels: np.ndarray, names: Sequence[str]) -> None:
+        """Refuses what was probably read in another way than it was meant.
+
+        Such as a row most of whose lines are rows with labels that others have: two at least, as
+        one could be a sentence with a comma.
+        """
+        label = self.columns.label or ""
+        for where, rows in self.swallowed:
+            inner = [_as_label(row.get(label)) for row in rows]
+            if len(rows) > 1 and all(name in self.classes for name in inner):
+                raise fault(
+                    where,
+                    f"a quote opens a cell that holds {len(rows):,} whole lines like other rows; "
+                    "double a quote that is no quotation of the cell, or remove it (if they are "
+                    "one text, save the table as JSON lines)",
+                )
+        if not any(each.strip() for row in self.rows for each in row):
+            raise self._fault_of(self.columns.text[0], "holds only empty texts")
         found = np.unique(labels)
+        if not self.labelled or self.chosen is not None:
+            return
         if len(found) < 2:
             only = brief(names[found[0]])
             raise self._fault_of(
-                column, f"holds only the label {only!r}; there must be at least two classes"
+                label, f"holds only the label {only!r}; there must be at least two classes"
             )
         if len(found) > max(_FEW_CLASSES, len(labels) // 2):
             raise self._fault_of(
-                column,
+                label,
                 f"holds {len(found):,} different labels in {len(labels):,} rows; classes must "
                 "come again, so pass label= if another column has them",
             )
+
+    def notes(self) -> Iterator[str]:
+        """What to know of how the table was read, in words."""
+        if self.lines > len(self.rows):
+            yield (
+                f"{self.lines:,} lines, {len(self.rows):,} rows; the longest row has "
+                f"{self.most_lines:,} lines"
+            )
+        if self.blank:
+            yield f"{len(self.blank):,} blank rows at the end left out"
 
     def _fault_of(self, column: str, what: str) -> DataError:
         return fault(self.table.path, f"column {column!r} {what}")
