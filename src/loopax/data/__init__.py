@@ -1,6 +1,6 @@
 """Where batches come from: the bundled MNIST, the user's files, or any iterable."""
 
-from loopax.batches.base import Batches
+from loopax.batches.base import Batches, Feed, Items
 from loopax.batches.buckets import BucketedBatches, bucket_lengths
 from loopax.batches.dataset import Dataset, DatasetBatches
 from loopax.batches.iterable import IterableBatches, as_batches
@@ -21,6 +21,8 @@ __all__ = [
     "Columns",
     "Dataset",
     "DatasetBatches",
+    "Feed",
+    "Items",
     "IterableBatches",
     "Splits",
     "Texts",

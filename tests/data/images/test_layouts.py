@@ -8,13 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from loopax.batches.dataset import Dataset
 from loopax.data.images.layouts import load
-from loopax.data.splits import stratified_split
 from loopax.errors import ConfigError, DataError
 
 IMAGES = np.arange(20 * 6 * 4, dtype=np.int64).reshape(20, 6, 4) % 256
@@ -640,55 +636,13 @@ def test_the_classes_of_training_bound_those_of_testing(tmp_path, refuses):
 # The split
 
 
-def labels_dataset(labels):
-    return Dataset({"label": np.array(labels, np.int32), "row": np.arange(len(labels))}, name="d")
-
-
-@settings(deadline=None, max_examples=80)
-@given(st.lists(st.integers(-1, 3), min_size=1, max_size=60), st.floats(0.01, 0.99))
-def test_a_split_is_exact_and_in_proportion(labels, fraction):
-    counts = np.bincount(np.array(labels) + 1)
-    wanted = np.maximum((counts * fraction + 0.5).astype(int), 1)
-    expected = np.maximum(np.minimum(wanted, counts - 1), 0)
-    if not expected.any():
-        return
-    splits = stratified_split(labels_dataset(labels), fraction)
-    train, test = (each.columns["row"] for each in splits.parts.values())
-    assert sorted([*train, *test]) == list(range(len(labels)))
-    assert train.tolist() == sorted(train)
-    assert test.tolist() == sorted(test)
-    found = np.bincount(splits.test.columns["label"] + 1, minlength=len(counts))
-    assert found.tolist() == expected.tolist()
-    assert set(splits.train.columns["label"]) == set(labels)
-
-
-def test_a_split_is_spread_over_the_stored_order():
-    test = stratified_split(labels_dataset([0] * 100), 0.1).test
-    rows = test.columns["row"]
-    assert (rows // 10).tolist() == list(range(10))
-    # Nor always the same of ten things that come again and again.
-    assert len({*(rows % 10)}) > 5
-
-
-def test_a_split_is_made_without_chance():
-    np.random.seed(0)
-    one = stratified_split(labels_dataset([0, 1, 1] * 9), 0.3)
-    np.random.seed(1)
-    two = stratified_split(labels_dataset([0, 1, 1] * 9), 0.3)
-    assert [each.fingerprint for each in one.parts.values()] == [
-        each.fingerprint for each in two.parts.values()
-    ]
-
-
-def test_every_class_of_two_is_tested(tmp_path, refuses):
+def test_every_class_of_two_is_tested(tmp_path):
     write_images(tmp_path / "cat", 4)
     write_images(tmp_path / "dog", 2)
     write_images(tmp_path / "owl", 1)
     splits = load(tmp_path)
     assert splits.test.columns["label"].tolist() == [0, 1]
     assert "5 to train on, 2 to test on (1 in 3.5 held out)" in splits.description
-    with refuses("d:", "1 example of each class"):
-        stratified_split(labels_dataset([0, 1, 2]), 0.9)
 
 
 # Images that come again

@@ -47,25 +47,15 @@ class White:
     Scanners and cameras keep 10, 12 or 14 bits in 16; by the range of the type they would be black.
     """
 
-    def __init__(self) -> None:
-        self.value = 0
-        self.has_grown = False
+    value = 0
+    has_grown = False
 
     def scaled(self, wide: np.ndarray) -> np.ndarray:
         """Pixels of 16 bits as uint8, by what is white as far as images have been seen."""
         needed = max(255, 2 ** int(wide.max()).bit_length() - 1)
-        if needed > self.value:
-            self.has_grown |= self.value > 0
-            self.value = needed
+        self.has_grown |= 0 < self.value < needed
+        self.value = max(self.value, needed)
         return ((wide.astype(np.uint32) * 255 + self.value // 2) // self.value).astype(np.uint8)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is to be said of images that do not use all 16 bits."""
-        if self.value in (0, 2**16 - 1):
-            return ()
-        bits = self.value.bit_length()
-        return (f"16-bit images hold {bits} bits ({self.value:,} became 255)",)
 
 
 class Form(NamedTuple):
@@ -125,12 +115,15 @@ def at_one_white(read: Callable[[Form], Mapping[str, Dataset]], form: Form) -> d
     They are read twice where the first ones are darker than others.
     """
     white = White()
-    form = form._replace(white=white)
-    parts = read(form)
+    parts = read(form._replace(white=white))
     if white.has_grown:
         del parts
-        parts = read(form)
-    return {name: replace(part, notes=(*part.notes, *white.notes)) for name, part in parts.items()}
+        parts = read(form._replace(white=white))
+    notes: tuple[str, ...] = ()
+    if 0 < white.value < 2**16 - 1:
+        bits = white.value.bit_length()
+        notes = (f"16-bit images hold {bits} bits ({white.value:,} became 255)",)
+    return {name: replace(part, notes=(*part.notes, *notes)) for name, part in parts.items()}
 
 
 class EncodedImage(NamedTuple):
@@ -196,18 +189,15 @@ def fitted(images: np.ndarray, where: str, form: Form) -> np.ndarray:
 def _fitted(pixels: np.ndarray, form: Form) -> np.ndarray:
     from PIL import Image
 
-    if form.channels == 1 and pixels.shape[2] == 3:
-        if pixels.dtype == np.uint8:
-            grey = np.asarray(Image.fromarray(pixels).convert("L"))
-        else:
-            grey = (pixels @ _LUMA).astype(pixels.dtype)
-        pixels = grey[..., None]
+    if form.channels == 1 and pixels.shape[2] == 3 and pixels.dtype == np.uint8:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    elif form.channels == 1 and pixels.shape[2] == 3:
+        pixels = (pixels @ _LUMA).astype(pixels.dtype)[..., None]
     if form.size not in (None, pixels.shape[:2]):
         planes = [Image.fromarray(np.ascontiguousarray(each)) for each in np.moveaxis(pixels, 2, 0)]
         pixels = np.stack([np.asarray(_resized(plane, form)) for plane in planes], axis=-1)
-    return (
-        pixels if form.channels is None else np.repeat(pixels, form.channels // pixels.shape[2], 2)
-    )
+    channels = form.channels or pixels.shape[2]
+    return np.repeat(pixels, channels // pixels.shape[2], axis=2)
 
 
 def _allocated(where: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
@@ -264,21 +254,27 @@ def _eight_bit(where: str | os.PathLike[str], image: Image, form: Form) -> Image
     if image.has_transparency_data:
         clear = image.convert("RGBA")
         opacity = clear.getchannel("A").getextrema()[0]
-        if opacity != 255 and form.background is None:
-            raise fault(
-                where,
-                f"has transparent pixels (opacity {opacity} of 255), whose colour is not known; "
-                "put them on a background: background='white', or --background white",
-            )
         if opacity != 255:
-            assert form.background is not None
-            ground = Image.new("RGBA", clear.size, _colour(form.background))
-            ground.alpha_composite(clear)
-            flat = ground.convert("RGB")
-            red, green, blue = flat.split()
-            return red if red == green == blue else flat
+            return _on_background(where, clear, opacity, form)
         image.info.pop("transparency", None)  # or Pillow warns that it is lost
     return image.convert("L" if _is_grey(image) else "RGB")
+
+
+def _on_background(
+    where: str | os.PathLike[str], clear: Image, opacity: object, form: Form
+) -> Image:
+    from PIL import Image
+
+    if form.background is None:
+        raise fault(
+            where,
+            f"has transparent pixels (opacity {opacity} of 255), whose colour is not known; "
+            "put them on a background: background='white', or --background white",
+        )
+    ground = Image.new("RGBA", clear.size, _colour(form.background))
+    ground.alpha_composite(clear)
+    red, green, blue, _ = ground.split()
+    return red if red == green == blue else ground.convert("RGB")
 
 
 def _is_grey(image: Image) -> bool:
