@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+import loopax
 from loopax.cli.parsing import RECIPES, is_target, parse, recipe_of
 from loopax.errors import ConfigError
 
@@ -64,7 +65,7 @@ def verify(words: list[str]) -> int:
     command = parse(Verify, words[:given], "loopax verify")
     if given == len(words):
         raise ConfigError("say what to verify: a recipe, the directory of a run, or a program")
-    from loopax import verify as verification
+    import loopax.verify
 
     target = words[given:]
     if target[0] in RECIPES:
@@ -72,7 +73,7 @@ def verify(words: list[str]) -> int:
     elif Path(target[0]).is_dir():
         recipe_of(Path(target[0]))
         target = ["-m", "loopax", "resume", *target]
-    verdict = verification.verify(
+    verdict = loopax.verify.verify(
         target, steps=command.steps, interruptions=command.interruptions, seed=command.seed
     )
     print("\n".join(verdict.lines()))
@@ -83,12 +84,10 @@ def replay(words: list[str]) -> int:
     """`loopax replay RUN --step N`."""
     command = parse(Replay, words, "loopax replay")
     recipe = recipe_of(command.run)
-    from loopax.diagnose.replay import Replay as Replayer
-    from loopax.rundir import RunDir
-
-    run = RunDir.open(command.run)
+    run = loopax.RunDir.open(command.run)
     problem = recipe.Problem.of(recipe.stored_config(command.run))
-    replayed = Replayer(run, problem.state(), problem.loss_fn, problem.batches).step(command.step)
+    past = loopax.Replay(run, problem.state(), problem.loss_fn, problem.batches)
+    replayed = past.step(command.step)
     print("\n".join(replayed.lines()))
     out = command.out or run.path / "replay" / str(command.step)
     replayed.save(out)
@@ -100,15 +99,12 @@ def rewind(words: list[str]) -> int:
     """`loopax rewind RUN --step N --set name=value`."""
     command = parse(Rewind, words, "loopax rewind")
     recipe = recipe_of(command.run)
-    from loopax.diagnose.replay import Replay as Replayer
-    from loopax.rundir import RunDir
-
-    run, old = RunDir.open(command.run), recipe.stored_config(command.run)
+    run, old = loopax.RunDir.open(command.run), recipe.stored_config(command.run)
     new = parse(type(old), _as_options(command.set), "loopax rewind --set", old)
     before, after = recipe.Problem.of(old), recipe.Problem.of(new)
     here = Path(os.path.abspath(run.path))  # `.` has no name that another could be made of.
     out = command.out or here.with_name(f"{here.name}-at-{command.step}")
-    Replayer(run, before.state(), before.loss_fn, before.batches).branch(
+    loopax.Replay(run, before.state(), before.loss_fn, before.batches).branch(
         command.step, out, state=after.state(), data=after.batches, config=new.to_json()
     )
     print(f"{out}: begins at step {command.step:,} of {run.path}; loopax resume {out} goes on")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from loopax.diagnose.origins import Origin, find_origin
+from loopax.diagnose.origins import NonFiniteOrigin, find_origin
 from loopax.paths import PyTree, is_number, leaf_path
 from loopax.soundness import Flags, sound_leaves
 from loopax.state import TrainState
@@ -43,12 +43,12 @@ class StepReport:
     update_norms: dict[str, float]
     param_norms: dict[str, float]
     non_finite: dict[str, tuple[str, ...]]
-    origin: Origin | None
+    origin: NonFiniteOrigin | None
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON can hold it: NaN and infinities become strings."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
+        report: dict[str, Any] = as_json(dataclasses.asdict(self))
+        return report
 
     def lines(self, limit: int = 10) -> list[str]:
         """The report for people; of the norms those that are not finite, then the largest."""
@@ -145,7 +145,7 @@ def _finite(tree: PyTree) -> Flags:
 
 def _first_cause(
     loss_fn: LossFn, state: TrainState, batch: Batch, non_finite: Mapping[str, Sequence[str]]
-) -> Origin | None:
+) -> NonFiniteOrigin | None:
     """The origin of what is bad first in the order of a step: loss, gradients, updated state."""
 
     def loss(params: PyTree, mutable: PyTree, batch: Batch) -> Any:
@@ -175,9 +175,10 @@ def _first_cause(
     return None
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """A value with words for NaN and infinities, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: as_json(inner) for name, inner in value.items()}
     if isinstance(value, tuple):
-        return [_plain(inner) for inner in value]
+        return [as_json(inner) for inner in value]
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -47,16 +47,16 @@ def warn_of_frozen_gradients(loss_fn: LossFn, state: TrainState, batch: Batch) -
         loss_fn, state: what is trained.
         batch: the shapes of one batch.
     """
-    found = frozen_by(state)
-    if found.raw:
+    frozen = frozen_by(state)
+    if frozen.raw:
         warnings.warn(
-            f"the optimiser moves {_shown(found.raw)} by the gradient itself, which goes uphill; "
+            f"the optimiser moves {_shown(frozen.raw)} by the gradient itself, which goes uphill; "
             "optax.masked leaves out what it does not transform: to freeze, give frozen=... to "
             "TrainState.create, or use optax.multi_transform with optax.set_to_zero",
             stacklevel=2,
         )
-    if found.paid:
-        warnings.warn(f"{_cost(loss_fn, state, batch, found.paid)}", stacklevel=2)
+    if frozen.paid:
+        warnings.warn(_cost(loss_fn, state, batch, frozen.paid), stacklevel=2)
 
 
 def frozen_by(state: TrainState) -> Frozen:
@@ -84,8 +84,12 @@ def frozen_by(state: TrainState) -> Frozen:
 
 def _cost(loss_fn: LossFn, state: TrainState, batch: Batch, paths: tuple[str, ...]) -> str:
     leaves = dict(zip(leaf_paths(state.params), jax.tree.leaves(state.params), strict=True))
-    now = flops(_gradient(loss_fn), state, batch)
-    free = flops(_gradient(loss_fn), state.replace(frozen=(*state.frozen, *paths)), batch)
+
+    def gradients(state: TrainState, batch: Batch) -> PyTree:
+        return differentiate(loss_fn, state, batch)[2]
+
+    now = flops(gradients, state, batch)
+    free = flops(gradients, state.replace(frozen=(*state.frozen, *paths)), batch)
     numbers = ""
     if now is not None and free is not None:
         numbers = f": {now / 1e9:,.3g} GFLOP a step instead of {free / 1e9:,.3g}"
@@ -95,13 +99,6 @@ def _cost(loss_fn: LossFn, state: TrainState, batch: Batch, paths: tuple[str, ..
         f"check for finite numbers or an accumulator, so each step computes them{numbers}; give "
         "frozen=... to TrainState.create, or put that part inside the transformation of what trains"
     )
-
-
-def _gradient(loss_fn: LossFn) -> Any:
-    def gradient(state: TrainState, batch: Batch) -> PyTree:
-        return differentiate(loss_fn, state, batch)[2]
-
-    return gradient
 
 
 def _shown(paths: tuple[str, ...]) -> str:

@@ -61,7 +61,7 @@ KINDS = ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True)
-class Origin:
+class NonFiniteOrigin:
     """Where a value that is not finite came from.
 
     Attributes:
@@ -104,7 +104,7 @@ class Origin:
         return f"; {facts}" if facts else ""
 
 
-def find_origin(function: Callable[..., Any], *args: Any) -> Origin | None:
+def find_origin(function: Callable[..., Any], *args: Any) -> NonFiniteOrigin | None:
     """Where the first output of `function(*args)` that is not finite came from.
 
     The function is traced, and its equations are evaluated one by one, inside of compiled
@@ -126,7 +126,7 @@ class _Value(NamedTuple):
 
     array: Any
     kinds: frozenset[str] = frozenset()
-    origin: Origin | None = None
+    origin: NonFiniteOrigin | None = None
 
 
 class _Place(NamedTuple):
@@ -141,10 +141,12 @@ class _Place(NamedTuple):
         scopes = f"{self.scopes}/{jaxprs.scopes(equation)}"
         return _Place(scopes, _line(equation) or self.source, self.iteration)
 
-    def origin(self, primitive: str, kinds: Iterable[str], inputs: tuple[str, ...] = ()) -> Origin:
+    def origin(
+        self, primitive: str, kinds: Iterable[str], inputs: tuple[str, ...] = ()
+    ) -> NonFiniteOrigin:
         """What is born here."""
         backward = "transpose(" in self.scopes
-        return Origin(
+        return NonFiniteOrigin(
             what=_name(kinds),
             layer=_layer(self.scopes),
             primitive=primitive,
@@ -205,7 +207,7 @@ def _attributed(
     def with_harmless() -> list[Any]:
         return jaxprs.bind(equation, [_harmless(v.array) if v.kinds else v.array for v in operands])
 
-    def origin(index: int, kinds: frozenset[str]) -> Origin | None:
+    def origin(index: int, kinds: frozenset[str]) -> NonFiniteOrigin | None:
         alike = [operand for operand in bad if operand.kinds & kinds]
         if not alike and (not bad or _kinds(with_harmless()[index])):
             facts = tuple(_fact(operand.array) for operand in operands)
@@ -236,7 +238,7 @@ def _unrolled(
     carries = outer_axis(results, body.out_avals).count(False)
     first_carry = scanned.count(False) - carries
     carry = operands[first_carry : first_carry + carries]
-    origins: list[Origin | None] = [None] * len(results)
+    origins: list[NonFiniteOrigin | None] = [None] * len(results)
     for index in range(length)[:: -1 if equation.params["reverse"] else 1]:
         slices = [_part(v, index) for v in itertools.compress(operands, scanned)]
         inputs = [*operands[:first_carry], *carry, *slices]
@@ -253,7 +255,7 @@ def _unrolled(
 def _given(array: Any, name: str) -> _Value:
     """A value that comes from outside."""
     kinds = _kinds(array)
-    return _Value(array, kinds, Origin(_name(kinds), name, "argument") if kinds else None)
+    return _Value(array, kinds, NonFiniteOrigin(_name(kinds), name, "argument") if kinds else None)
 
 
 def _part(value: _Value, index: int) -> _Value:

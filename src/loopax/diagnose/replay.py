@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import shutil
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
 from loopax.checkpoint import CheckpointStore, checkpoint_meta
 from loopax.configuration import as_mapping
-from loopax.diagnose.examine import StepReport, examine
+from loopax.diagnose.examine import StepReport, as_json, examine
 from loopax.durable import PARTIAL, replacing, storing, write_text
 from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
@@ -58,13 +57,11 @@ class Replayed:
 
     def lines(self) -> list[str]:
         """The step for people: its batch, its numbers as the run had them, and a closer look."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.batch)
-        named = [(leaf_path(path) or "batch", np.asarray(leaf)) for path, leaf in leaves]
         return [
             *(
                 f"{name}: {form_of(leaf)}, from {leaf.min():.6g} to {leaf.max():.6g}, "
                 f"mean {leaf.mean():.6g}"
-                for name, leaf in named
+                for name, leaf in self._arrays.items()
             ),
             *(f"{name} {value!r}" for name, value in {**self.metrics, **self.norms}.items()),
             *self.report.lines(),
@@ -72,17 +69,19 @@ class Replayed:
 
     def save(self, folder: Path) -> None:
         """Leaves `report.json` and the batch as `batch.npz`."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.batch)
-        arrays: dict[str, Any] = {leaf_path(path) or "batch": leaf for path, leaf in leaves}
-        norms = {
-            name: norm if math.isfinite(norm) else repr(norm) for name, norm in self.norms.items()
-        }
-        told = {**replace(self.report, metrics=self.metrics).to_json(), "norms": norms}
+        report = replace(self.report, metrics=self.metrics).to_json()
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / "batch.npz") as partial:
-                np.savez(partial, **arrays)
-            write_text(folder / "report.json", json.dumps(told, indent=2) + "\n")
+                np.savez(partial, **self._arrays)
+            text = json.dumps({**report, "norms": as_json(self.norms)}, indent=2)
+            write_text(folder / "report.json", f"{text}\n")
+
+    @property
+    def _arrays(self) -> dict[str, Any]:
+        """The leaves of the batch by path."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.batch)
+        return {leaf_path(path) or "batch": np.asarray(leaf) for path, leaf in leaves}
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,8 @@ class _Start:
 def _starts(run: RunDir) -> list[_Start]:
     names = [field.name for field in fields(_Start)]
     try:
-        told = run.read_json("run.json")["starts"]
-        starts = [_Start(**{name: start[name] for name in names}) for start in told]
+        entries = run.read_json("run.json")["starts"]
+        starts = [_Start(**{name: entry[name] for name in names}) for entry in entries]
     except (KeyError, TypeError, ValueError) as error:
         raise RunDirError(f"{run.path / 'run.json'}: does not tell how the run began") from error
     if not starts:
@@ -177,8 +176,8 @@ class Replay:
     ) -> RunDir:
         """Makes a new run in `out` that begins with the first `step` updates of this one.
 
-        It goes on when `fit` is called with this `state`, `data` and `config`, which may differ in
-        what the past leaves open, such as the loss, the learning rate or the number of epochs.
+        `fit` with this `state`, `data` and `config` continues it. They may differ in what the past
+        leaves open, such as the loss, the learning rate or the number of epochs.
 
         Raises:
             CheckpointError: the state or the data are of another form than those of the past.
