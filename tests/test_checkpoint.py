@@ -167,7 +167,7 @@ def test_new_bests_that_come_too_soon_are_written_with_the_next_save(tmp_path, m
     assert saved == [10, 40, 60]
     assert opened(tmp_path).steps == [40, 60]
     state, meta = opened(tmp_path).restore(walker(), "best")
-    assert (state.params["x"].tolist(), meta["rows"]) == ([-40], 4)
+    assert (state.params["x"].tolist(), meta["run"]["rows"]) == ([-40], 4)
 
 
 def test_a_best_that_was_held_outlasts_a_failure(tmp_path, monkeypatch):
@@ -465,19 +465,23 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys):
 
 def test_a_checkpoint_of_another_format_is_refused_and_left_where_it_is(tmp_path, monkeypatch):
     walk(tmp_path, lambda n: n)
-    monkeypatch.setattr(checkpoint, "FORMAT", 4)
-    with pytest.raises(CheckpointError, match=r"is of format 3, and this loopax reads 4"):
+    monkeypatch.setattr(checkpoint, "FORMAT", 5)
+    with pytest.raises(CheckpointError, match=r"is of format 4, and this loopax reads 5"):
         walk(tmp_path, lambda n: n)
     assert opened(tmp_path).steps == [10, 50, 60]
 
 
-def test_a_checkpoint_of_the_version_before_is_refused_with_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+@pytest.mark.parametrize(
+    ("older", "reason"),
+    [(2, "in which averages of parameters"), (3, "whose meta was in one piece")],
+)
+def test_a_checkpoint_of_a_version_before_is_refused_with_the_reason(
+    tmp_path, monkeypatch, older, reason
+):
+    monkeypatch.setattr(checkpoint, "FORMAT", older)
     walk(tmp_path, lambda n: n, steps=10)
     monkeypatch.undo()
-    with pytest.raises(
-        CheckpointError, match=r"format 2, in which averages of parameters"
-    ) as error:
+    with pytest.raises(CheckpointError, match=f"format {older}, {reason}") as error:
         walk(tmp_path, lambda n: n, steps=20)
     assert "\n" not in str(error.value)
     assert opened(tmp_path).steps == [10]
@@ -489,6 +493,34 @@ def test_what_is_kept_with_the_state_is_plain_json(tmp_path):
     assert meta["step"] == 15
     assert meta["data"]["batch"] == "array float32[1]"
     assert meta["data"]["batches_per_epoch"] == 1
+
+
+BY_NO_RUN = {
+    "nothing but a step": {},
+    "no rows": {"run": {}, "recorder": 3, "data": {}, "numerics": {}},
+    "rows of something else": {
+        "run": {},
+        "recorder": {"log_every": 10, "rows": [{"loss": "low"}]},
+        "data": {},
+        "numerics": {},
+    },
+    "a negative count": {
+        "run": {"rows": -1},
+        "recorder": {"log_every": 10},
+        "data": {},
+        "numerics": {},
+    },
+}
+
+
+@pytest.mark.parametrize("meta", BY_NO_RUN.values(), ids=BY_NO_RUN.keys())
+def test_a_run_does_not_go_on_from_what_was_saved_by_hand(tmp_path, meta):
+    with loopax.CheckpointStore(tmp_path / "checkpoints", loopax.Checkpoints()) as store:
+        store.save(walker(), {"step": 5, **meta}, {})
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="checkpoints/5: was saved by no run") as error:
+        walk(tmp_path, lambda n: n, steps=20)
+    assert "\n" not in str(error.value)
 
 
 # --- Frozen parameters that a checkpoint refers to -----------------------------

@@ -29,7 +29,6 @@ import orbax.checkpoint as ocp
 
 from loopax import digests
 from loopax.durable import OpenFolder, remove, storing, sync
-from loopax.environment import numerics
 from loopax.errors import CheckpointError, ConfigError, LoopaxError, StorageError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path, merge, partition
 from loopax.retention import Checkpoints, Rank, best_step, checked_rank, ranking
@@ -38,9 +37,10 @@ from loopax.updates import eval_params, typed
 
 T = TypeVar("T")
 
-FORMAT = 3
+FORMAT = 4
 OLDER = {
     2: ", in which averages of parameters, identities of batches and rows meant something else",
+    3: ", whose meta was in one piece",
 }
 SAVING, DELETING, DAMAGED = ".saving", ".deleting", "damaged"
 
@@ -237,7 +237,7 @@ class CheckpointStore:
         rank: Rank = {}
         if best is not None and math.isfinite(metrics.get(best, math.nan)):
             rank = {"metric": best, "mode": self.settings.mode, "value": metrics[best]}
-        plain = {**checkpoint_meta(step, {}, {}, 0, 0), **meta, "rank": rank, "frozen": ""}
+        plain = {**meta, "format": FORMAT, "step": step, "rank": rank, "frozen": ""}
         if state.frozen and not self.settings.self_contained:
             # They never change, so that one look at them serves all the saves of a run.
             self._frozen = plain["frozen"] = self._frozen or _digest_of(state.frozen_params)
@@ -378,7 +378,6 @@ class CheckpointStore:
                 )
             if meta["step"] != step:
                 return f"it is the checkpoint of step {meta['step']}"
-            _check_form(meta)
             self._ranks[step], self._stamps[step] = checked_rank(meta["rank"]), stamp
         except CheckpointError:
             raise
@@ -473,29 +472,6 @@ class CheckpointStore:
             raise CheckpointError(f"{path}: of another model or optimiser: {differences}")
 
 
-def checkpoint_meta(
-    step: int, data: Mapping[str, Any], tail: Mapping[str, Any], rows: int, rollbacks: int
-) -> dict[str, Any]:
-    """What belongs to a checkpoint and is not in the state.
-
-    Args:
-        step: how many updates had been made.
-        data: the identity of the batches.
-        tail: what had been read since the last logged row.
-        rows: how many rows had been logged.
-        rollbacks: how often the run had gone back.
-    """
-    return {
-        "format": FORMAT,
-        "step": step,
-        "data": dict(data),
-        "tail": dict(tail),
-        "rows": rows,
-        "rollbacks": rollbacks,
-        "numerics": numerics(),
-    }
-
-
 def _saving(path: Path, state: TrainState, meta: Mapping[str, Any]) -> ocp.AsyncCheckpointer:
     """Starts to save: returns when the state was copied, and ends in the background.
 
@@ -550,22 +526,6 @@ def _digest_of(params: PyTree) -> str:
         digest.update(f"{leaf_path(path)}:{form_of(leaf)};".encode())
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _check_form(meta: Any) -> None:
-    """Makes sure that a meta has the parts that `checkpoint_meta` makes, whoever wrote the file."""
-    tail = meta["tail"]
-    sound = all(isinstance(meta[name], dict) for name in ("data", "tail", "numerics")) and all(
-        isinstance(meta[name], int) and meta[name] >= 0 for name in ("rows", "rollbacks")
-    )
-    if sound and tail:
-        sound = (
-            isinstance(tail["log_every"], int)
-            and isinstance(tail.get("skipped", 0), int)
-            and all(isinstance(v, int | float) for row in tail["rows"] for v in row.values())
-        )
-    if not sound:
-        raise ValueError("it holds something else")
 
 
 def _reason(error: BaseException) -> str:

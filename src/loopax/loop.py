@@ -70,10 +70,10 @@ from loopax.moments import (
 from loopax.program import TrainProgram, guarding_transfers, probe_program
 from loopax.progress import Display, Silent, display, tell
 from loopax.randomness import key_words, stream
-from loopax.recorder import Recorder
+from loopax.recorder import Recorder, Tail
 from loopax.retention import Checkpoints, ranking
 from loopax.rows import LEARNING_RATE, Rows
-from loopax.run import STOPPED, Run
+from loopax.run import STOPPED, Past, Run
 from loopax.rundir import RunDir
 from loopax.signals import PoliteStop, is_interactive
 from loopax.soundness import check_sound, flags_of
@@ -533,7 +533,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
     shown.begin(run.step)
     if run.dir is not None:
         # The shorter row of an interval makes place for the whole one.
-        run.history = run.history.cut(without="train" if tail.get("rows") else "")
+        run.history = run.history.cut(without="train" if tail.rows else "")
     with ExitStack() as resources:
         recorder = Recorder(run.history, shown, account, session.log_every, batches.steps_per_epoch)
         recorder.resume(run.step, tail)
@@ -663,9 +663,9 @@ def _explain(session: _Session, error: NonFiniteError) -> None:
         error.add_note(f"step {report.step}: {report.origin}; see {run.dir.path / 'autopsy.json'}")
 
 
-def _rates(tail: Mapping[str, Any], run: Run) -> dict[str, float]:
+def _rates(tail: Tail, run: Run) -> dict[str, float]:
     """The learning rates of the last step that was made."""
-    rows = tail.get("rows") or [run.latest("train")]
+    rows = tail.rows or [run.latest("train")]
     return {name: rate for name, rate in rows[-1].items() if name.startswith(LEARNING_RATE)}
 
 
@@ -724,7 +724,7 @@ def _reason_to_stop(session: _Session) -> str | None:
         return None
 
 
-def _resume(session: _Session) -> dict[str, Any]:
+def _resume(session: _Session) -> Tail:
     """Puts the newest checkpoint's state and rows into the run; returns its unlogged rows.
 
     Raises:
@@ -734,32 +734,42 @@ def _resume(session: _Session) -> dict[str, Any]:
     run, store = session.run, session.store
     # Each chunk reuses the memory of the state it is given; the caller's state must stay whole.
     run.state, run.step = jax.tree.map(jnp.copy, session.initial), 0
-    meta: dict[str, Any] = {}
+    tail, past = Tail(session.log_every), Past()
     if store is not None and (store.steps or store.damaged):
         run.state, meta = store.restore(run.state)
-        _check_same(session, meta)
         run.step = int(meta["step"])
-    if run.rollbacks > meta.get("rollbacks", 0):
+        try:
+            tail, past = Tail.from_json(meta["recorder"]), Past.from_json(meta["run"])
+            data, before = dict(meta["data"]), dict(meta["numerics"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{store.directory / str(run.step)}: was saved by no run, which would have left "
+                f"what it goes on from ({type(error).__name__}: {error}); begin a new run"
+            ) from error
+        _check_same(session, data, past, before)
+    if run.rollbacks > past.rollbacks:
         run.state = run.state.replace(key=_root_key(session.initial, run.rollbacks))
-    run.rollbacks = max(run.rollbacks, meta.get("rollbacks", 0))
+    run.rollbacks = max(run.rollbacks, past.rollbacks)
     if run.dir is not None:
         run.history = History(extent := Extent.of(run.dir.metrics_file, run.step))
         if extent.other:
             session.shown.say(f"{extent.path}: passed over what is no row (lines: {extent.other})")
-        if len(run.history) < meta.get("rows", 0):
+        if len(run.history) < past.rows:
             session.shown.say(
-                f"{run.dir.metrics_file}: has {len(run.history)} of the {meta['rows']} rows "
+                f"{run.dir.metrics_file}: has {len(run.history)} of the {past.rows} rows "
                 f"logged up to step {run.step:,}; the others are lost"
             )
-    return dict(meta.get("tail", {}))
+    return tail
 
 
-def _check_same(session: _Session, meta: dict[str, Any]) -> None:
+def _check_same(
+    session: _Session, data: Mapping[str, Any], past: Past, before: Mapping[str, Any]
+) -> None:
     """Whether what the run depends on is as it was when the checkpoint was made."""
     run, store = session.run, session.store
     assert store is not None
-    expected = _root_key(session.initial, meta["rollbacks"])
-    there = {**meta["data"], "seed": key_words(run.state.key)}
+    expected = _root_key(session.initial, past.rollbacks)
+    there = {**data, "seed": key_words(run.state.key)}
     here = {**session.batches.identity, "seed": key_words(expected)}
     wrong = [
         f"{name} {there.get(name, 'absent')}, and now it is {here.get(name, 'absent')}"
@@ -772,7 +782,7 @@ def _check_same(session: _Session, meta: dict[str, Any]) -> None:
             f"{store.directory}: made with {'; made with '.join(wrong)}; give the same to "
             f"continue, or name another run directory{advice}"
         )
-    if changed := changes(meta["numerics"], numerics()):
+    if changed := changes(before, numerics()):
         session.shown.say(
             f"{_name(run)}: {'; '.join(changed)}; from here on, results may differ in the last "
             "bits from those of an undisturbed run"

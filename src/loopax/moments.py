@@ -20,7 +20,8 @@ from jaxtyping import Array
 from loopax.account import Account
 from loopax.arguments import kind_of, whole
 from loopax.batches.base import Batches
-from loopax.checkpoint import CheckpointStore, check_leaves, checkpoint_meta
+from loopax.checkpoint import CheckpointStore, check_leaves
+from loopax.environment import numerics
 from loopax.errors import (
     ConfigError,
     LoopaxError,
@@ -191,13 +192,13 @@ class Saving:
             self._store.say(f"no value of {best} ever came, so that no checkpoint is the best")
 
     def _snapshot(self) -> Snapshot:
-        meta = checkpoint_meta(
-            self._run.step,
-            self._identity,
-            self._recorder.tail,
-            len(self._run.history),
-            self._run.rollbacks,
-        )
+        meta = {
+            "step": self._run.step,
+            "run": self._run.past.to_json(),
+            "recorder": self._recorder.tail.to_json(),
+            "data": self._identity,
+            "numerics": numerics(),
+        }
         metrics = {
             f"{row['source']}/{name}": value
             for row in self._measured()

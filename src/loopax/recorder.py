@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,40 @@ class Pending:
     norms: Mapping[str, Array] | None
     examples: Callable[[int], PyTree]
     dispatched: float
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The recorder's part of a checkpoint: what was read and is not in a logged row.
+
+    Attributes:
+        log_every: steps in an interval.
+        rows: the metrics of each step since the last logged row.
+        skipped: how many of the last updates in a row were skipped.
+    """
+
+    log_every: int
+    rows: list[dict[str, float]] = field(default_factory=list)
+    skipped: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The part as a checkpoint keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, part: Any) -> Self:
+        """What `to_json` gave.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
+        tail = cls(**part)
+        numbers = [value for row in tail.rows for value in row.values()]
+        if not all(isinstance(value, int | float) for value in numbers) or not all(
+            isinstance(count, int) for count in (tail.log_every, tail.skipped)
+        ):
+            raise ValueError("the rows of a tail are made of numbers")
+        return tail
 
 
 class Recorder:
@@ -70,20 +104,16 @@ class Recorder:
         )
 
     @property
-    def tail(self) -> dict[str, Any]:
+    def tail(self) -> Tail:
         """For a checkpoint: what was read since the last logged row, and skipped just now."""
-        return {
-            "log_every": self._log_every,
-            "rows": list(self._interval),
-            "skipped": self._skipped,
-        }
+        return Tail(self._log_every, list(self._interval), self._skipped)
 
-    def resume(self, step: int, tail: Mapping[str, Any]) -> None:
+    def resume(self, step: int, tail: Tail) -> None:
         """Continues at `step`, in the interval in which its checkpoint was made."""
         self.step = step
-        self._skipped = tail.get("skipped", 0)
-        if tail and tail["log_every"] == self._log_every:
-            self._interval = list(tail["rows"])
+        self._skipped = tail.skipped
+        if tail.log_every == self._log_every:
+            self._interval = list(tail.rows)
 
     def chunk_limit(self, seconds: float) -> int:
         """How many steps take about `seconds`, as far as is known."""

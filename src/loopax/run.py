@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,35 @@ STOPPED = "stopped.json"
 """Of the run directory: the step at which a run was stopped, and why."""
 SHOWN_ROWS = 1000
 WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Past:
+    """A run's part of a checkpoint.
+
+    Attributes:
+        rows: how many rows had been logged.
+        rollbacks: how often the run had gone back.
+    """
+
+    rows: int = 0
+    rollbacks: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The part as a checkpoint keeps it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, part: Any) -> Self:
+        """What `to_json` gave.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
+        past = cls(**part)
+        if not all(isinstance(count, int) and count >= 0 for count in (past.rows, past.rollbacks)):
+            raise ValueError("rows and rollbacks are counts")
+        return past
 
 
 @dataclass(repr=False)
@@ -61,6 +90,11 @@ class Run:
             # Before the checkpoint of this step: a process that is killed in between comes by here
             # again, while one that had only saved would train on.
             self.dir.write_json(STOPPED, {"step": self.step, "reason": reason})
+
+    @property
+    def past(self) -> Past:
+        """For a checkpoint: what it must know of the run beside its state."""
+        return Past(len(self.history), self.rollbacks)
 
     def latest(self, source: str) -> Row:
         """The newest row of a source (`train`, `hook`, or the name of evaluation data), or {}."""

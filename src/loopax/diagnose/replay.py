@@ -17,16 +17,19 @@ from loopax.account import Account
 from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
-from loopax.checkpoint import CheckpointStore, checkpoint_meta
+from loopax.checkpoint import CheckpointStore
 from loopax.configuration import as_mapping
 from loopax.diagnose.examine import StepReport, as_json, examine
 from loopax.durable import PARTIAL, replacing, storing, write_text
+from loopax.environment import numerics
 from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.program import TrainProgram, probe_program
 from loopax.randomness import key_of, key_words
+from loopax.recorder import Tail
 from loopax.retention import Checkpoints
 from loopax.rows import SKIPPED
+from loopax.run import Past
 from loopax.rundir import RunDir
 from loopax.soundness import flags_of, unsound
 from loopax.state import TrainState
@@ -200,9 +203,14 @@ class Replay:
         out = Path(out)
         if out.exists():
             raise RunDirError(f"{out}: is there already; name a new directory")
-        tail = self._tail(step, start)
         rows = [row for row in self._run.metrics if row["step"] <= step]
-        meta = checkpoint_meta(step, start.data, tail, len(rows), start.rollbacks)
+        meta = {
+            "step": step,
+            "run": Past(len(rows), start.rollbacks).to_json(),
+            "recorder": self._tail(step, start).to_json(),
+            "data": start.data,
+            "numerics": numerics(),
+        }
         # A branch that is cut short must not be taken for a run that has yet to begin.
         partial = out.with_name(f"{PARTIAL}{out.name}")
         with storing(out):
@@ -217,18 +225,14 @@ class Replay:
             partial.rename(out)
         return RunDir(out)
 
-    def _tail(self, step: int, start: _Start) -> dict[str, Any]:
+    def _tail(self, step: int, start: _Start) -> Tail:
         """What the run had read at `step` and not yet logged."""
         first = step - step % start.log_every
         rows: list[dict[str, float]] = []
         if first < step:
             _, rows = self._advanced(self.state_at(first), first, step)
         skipped = [row.get(SKIPPED, 0) for row in reversed(rows)]
-        return {
-            "log_every": start.log_every,
-            "rows": rows,
-            "skipped": len(list(itertools.takewhile(bool, skipped))),
-        }
+        return Tail(start.log_every, rows, len(list(itertools.takewhile(bool, skipped))))
 
     def _advanced(
         self, state: TrainState, at: int, to: int
