@@ -8,6 +8,7 @@ What a trial ends with is written to plain files.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import runpy
@@ -40,34 +41,32 @@ SAVES = 8
 """Checkpoints in a trial: enough of them that a piece which was killed seldom begins anew."""
 
 
-def _watched(begin: Callable[[dict[str, Any]], loop.Chunks], plan: Plan) -> Any:
+def _begun(
+    begin: Callable[[dict[str, Any]], loop.Chunks], plan: Plan, arguments: dict[str, Any]
+) -> loop.Chunks:
     """`loopax.loop.begin` as planned: in the trial's directory, recorded, interrupted, once."""
-
-    def watched(arguments: dict[str, Any]) -> loop.Chunks:
-        if plan.final.exists():
-            _leave(0)
-        batches = as_batches(arguments["data"])
-        total = loop.total_steps(arguments["steps"], arguments["epochs"], batches)
-        total = min(plan.limit, total)
-        saving = arguments["checkpoints"] or Checkpoints()
-        seen = JsonLines(plan.file("seen.jsonl"))
-        interrupting = [Hook(it.send, every=it.step)] if (it := plan.interruption) else []
-        every = evaluate_every(as_evaluation(arguments["evaluation"]), batches)
-        hooks = as_hooks(arguments["hooks"], whole("log_every", arguments["log_every"]), every)
-        planned = arguments | {
-            "data": _RecordedBatches(batches, seen),
-            "steps": total,
-            "epochs": None,
-            "run_dir": plan.run.path,
-            "checkpoints": dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
-            "hooks": [*hooks, *interrupting],
-            "max_seconds": None,
-            "progress": False,
-        }
-        chunks = begin(planned)
-        return loop.Chunks(chunks.run, _recorded_chunks(chunks, seen, plan))
-
-    return watched
+    if plan.final.exists():
+        _leave(0)
+    batches = as_batches(arguments["data"])
+    total = loop.total_steps(arguments["steps"], arguments["epochs"], batches)
+    total = min(plan.limit, total)
+    saving = arguments["checkpoints"] or Checkpoints()
+    seen = JsonLines(plan.file("seen.jsonl"))
+    interrupting = [Hook(it.send, every=it.step)] if (it := plan.interruption) else []
+    every = evaluate_every(as_evaluation(arguments["evaluation"]), batches)
+    hooks = as_hooks(arguments["hooks"], whole("log_every", arguments["log_every"]), every)
+    planned = arguments | {
+        "data": _RecordedBatches(batches, seen),
+        "steps": total,
+        "epochs": None,
+        "run_dir": plan.run.path,
+        "checkpoints": dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
+        "hooks": [*hooks, *interrupting],
+        "max_seconds": None,
+        "progress": False,
+    }
+    chunks = begin(planned)
+    return loop.Chunks(chunks.run, _recorded_chunks(chunks, seen, plan))
 
 
 def _recorded_chunks(
@@ -140,16 +139,15 @@ class _RecordedFeed:
 
 def _keep_final(plan: Plan) -> None:
     """Writes the last checkpoint in groups that can be compared without JAX."""
+
+    def words(leaf: Any) -> Any:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
     with CheckpointStore(plan.run.checkpoints) as store:
         tree, _ = store.read()
     parts = (tree.pop("params"), tree.pop("opt_state"), tree.pop("key"), tree)
-    save_weights(plan.final, jax.tree.map(_words, dict(zip(GROUPS, parts, strict=True))))
-
-
-def _words(leaf: Any) -> Any:
-    """A random key as the numbers that it is made of."""
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
+    save_weights(plan.final, jax.tree.map(words, dict(zip(GROUPS, parts, strict=True))))
 
 
 @contextmanager
@@ -185,6 +183,6 @@ def _as_python(command: list[str]) -> None:
 
 if __name__ == "__main__":
     plan = Plan.read(sys.argv[1])
-    vars(loop).update(begin=_watched(loop.begin, plan))
+    vars(loop).update(begin=functools.partial(_begun, loop.begin, plan))
     with _telling(plan):
         _as_python(sys.argv[2:])
