@@ -436,7 +436,7 @@ def test_without_a_change_a_rewound_run_is_the_run_again(run, tmp_path, monkeypa
         ),
         ("train vae --data IMAGES --batch-size 30 --run-dir RUN", 2, ["batch_size = 10, not 30"]),
         ("train vae --data IMAGES SMALL --seed 3 --run-dir RUN", 2, ["seed = 65535, not 3"]),
-        ("train vae --data OTHER SMALL --run-dir RUN", 3, ["its images are not those", "OTHER"]),
+        ("train vae --data OTHER SMALL --run-dir RUN", 3, ["is not the data that", "OTHER"]),
         (
             "train vae --data IMAGES SMALL --optimizer.learning-rate 1 --run-dir RUN",
             2,
@@ -534,7 +534,7 @@ def test_a_run_goes_on_from_another_folder_with_its_images_moved(
         ("model.json", b'{"image_shape": 3}', "export RUN"),
         (
             "model.json",
-            b'{"image_shape": ["6", 5, 1], "class_names": ["0"], "data": "d", "sha256": "s"}',
+            b'{"image_shape": ["6", 5, 1], "class_names": ["0"], "data": "d", "data_sha256": "s"}',
             "sample RUN",
         ),
         ("model.json", None, "sample RUN"),

@@ -43,7 +43,7 @@ LAYERS = [
     {"diagnose"},
     {"moments"},
     {"loop"},
-    {"verify"},
+    {"verify", "recipe"},
     {"models"},
     {"recipes"},
     {"cli"},

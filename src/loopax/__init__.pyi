@@ -3,6 +3,7 @@
 from . import data as data
 from . import errors as errors
 from . import models as models
+from . import recipe as recipe
 from . import recipes as recipes
 from .checkpoint import CheckpointStore as CheckpointStore
 from .deadline import check_time as check_time

@@ -378,7 +378,7 @@ def test_texts_that_have_changed_since_are_refused(full, trained, tmp_path):
         csv.writer(file).writerows([header, *corrected])
     changed = dataclasses.replace(full, data=str(table))
     before = (tmp_path / "run" / "results.json").read_bytes()
-    with pytest.raises(DataError, match=r"are not those that .* was trained on"):
+    with pytest.raises(DataError, match=r"is not the data that .* was trained on"):
         bert.train(changed, tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 

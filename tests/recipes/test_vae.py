@@ -40,7 +40,7 @@ def test_data_that_has_changed_since_is_refused(tiny_vae, tiny_config, tmp_path)
     image = np.random.default_rng(1).integers(0, 255, (60, 5, 4, 3), np.uint8)
     np.savez(other, image=image, label=np.arange(60) % 3)
     changed = dataclasses.replace(tiny_config, data=str(other))
-    with pytest.raises(loopax.LoopaxError, match="its images are not those that"):
+    with pytest.raises(loopax.LoopaxError, match="is not the data that"):
         vae.train(changed, tiny_vae.dir.path, progress=False)
 
 

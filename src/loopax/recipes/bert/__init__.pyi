@@ -14,4 +14,6 @@ from .trained import export as export
 from .trained import load as load
 from .trained import stored_config as stored_config
 from .trained import texts_like as texts_like
+from .training import finish as finish
+from .training import hooks_of as hooks_of
 from .training import train as train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import loopax
 from loopax import Optimizer, Schedule
@@ -16,6 +16,8 @@ Preset = Literal["full", "head"]
 @dataclass(frozen=True)
 class FineTuneConfig:
     """A classifier of texts, fine-tuned from a pretrained BERT."""
+
+    PLACES: ClassVar = ("data", "test_data")
 
     preset: Preset = "full"
     """full: everything trains, which is most accurate; head: the pretrained part is frozen and its

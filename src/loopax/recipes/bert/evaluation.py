@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+import loopax
 from loopax import Rows
 from loopax.data import Texts
 from loopax.errors import DataError, LoopaxError
 from loopax.recipes.bert.baseline import BASELINE, fit_baseline
 from loopax.recipes.bert.problem import Parts, texts_of
-from loopax.recipes.bert.trained import TrainedClassifier, check_texts
+from loopax.recipes.bert.trained import TrainedClassifier
 
 Results = dict[str, Any]
 Probabilities = Float[np.ndarray, "texts classes"]
@@ -62,7 +63,7 @@ def evaluate(
     if parts is None and (baseline or texts is None):
         try:
             parts = texts_of(trained.config, trained.pretrained)
-            check_texts(trained.dir.path, parts, trained.config.data)
+            loopax.recipe.check_data(trained.dir.path, trained.config, parts.fingerprint)
         except LoopaxError as error:
             if texts is None:
                 raise

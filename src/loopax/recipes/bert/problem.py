@@ -77,6 +77,7 @@ class Problem:
         Raises:
             LoopaxError: the texts or the model cannot be used.
         """
+        config = dataclasses.replace(config, model=loopax.data.absolute(config.model))
         pretrained = read_pretrained(located(config.model))
         texts = texts_of(config, pretrained)
         if len(texts.train.columns.text) > 1 and pretrained.config.type_vocab_size < 2:
@@ -195,14 +196,28 @@ class Problem:
         return metric_of(self.config)
 
     @property
-    def chosen_by(self) -> str:
-        """The metric that the best checkpoint is best in, as the log names it."""
-        return "hook/macro_f1" if self.metric == "macro-f1" else f"validation/{self.metric}"
+    def ranking(self) -> tuple[str, Literal["min", "max"]]:
+        """The metric that the best checkpoint is best in, as the log names it, and its mode."""
+        name = "hook/macro_f1" if self.metric == "macro-f1" else f"validation/{self.metric}"
+        return name, "min" if self.metric == "loss" else "max"
 
     @property
-    def chosen_mode(self) -> Literal["min", "max"]:
-        """Whether that is best at its lowest or at its highest."""
-        return "min" if self.metric == "loss" else "max"
+    def evaluation(self) -> loopax.Evaluation:
+        """The validation texts, and when they are measured."""
+        return loopax.Evaluation({"validation": self.validation}, every=self.evaluate_every)
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What the run directory keeps: where the pretrained model lies, classes and columns."""
+        train = self.texts.train
+        return {
+            "data_sha256": self.texts.fingerprint,
+            "pretrained": str(self.pretrained.folder),
+            "pretrained_sha256": self.pretrained.digest,
+            "class_names": list(train.class_names),
+            "text": list(train.columns.text),
+            "label": train.columns.label,
+        }
 
     @property
     def hooks(self) -> list[loopax.Hook]:
@@ -285,10 +300,10 @@ class Problem:
             params, features, deterministic=rngs is None, method=model.classify, rngs=rngs
         )
 
-    def state(self, params: Any = None) -> loopax.TrainState:
-        """The state that training begins with, or one with other parameters."""
+    def state(self, *, resumed: bool = False) -> loopax.TrainState:
+        """The state that training begins with; for one that is resumed no probe is fitted."""
         return loopax.TrainState.create(
-            params=self.initial_params if params is None else params,
+            params=self.params if resumed else self.initial_params,
             tx=self.optimizer,
             total_steps=self.steps,
             seed=self.config.seed,
@@ -326,7 +341,7 @@ def costs(config: FineTuneConfig) -> list[str]:
 
 
 def _costs(problem: Problem) -> list[str]:
-    return loopax.estimate(problem.state(problem.params), problem.loss_fn, problem.batches).lines()
+    return loopax.estimate(problem.state(resumed=True), problem.loss_fn, problem.batches).lines()
 
 
 def model_of(

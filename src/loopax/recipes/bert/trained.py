@@ -15,15 +15,15 @@ from jaxtyping import Float
 
 import loopax
 from loopax.data import Columns, Texts, read_texts
-from loopax.errors import CheckpointError, DataError, RunDirError
+from loopax.errors import CheckpointError
 from loopax.models.bert import BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.pretrained import Pretrained, encode, params_for, read_pretrained
-from loopax.recipes.bert.problem import Parts, Problem, located, longest_of, model_of
+from loopax.recipes.bert.problem import Problem, located, longest_of, model_of
 from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import BATCH, in_batches, model_inputs
 
-MODEL_FILE = "model.json"
+NOTED = {"pretrained": str, "pretrained_sha256": str, "class_names": (str,), "text": (str,)}
 """What a run must know of its pretrained model and its classes to be used without its data."""
 
 Probabilities = Float[np.ndarray, "texts classes"]
@@ -84,61 +84,6 @@ def _probabilities(model: BertForSequenceClassification, params: Any, batch: Any
     return jax.nn.softmax(logits)
 
 
-def note_model(run: loopax.RunDir | None, problem: Problem) -> None:
-    """Keeps in a run's directory what its classifier is made of: by path and hash, and its classes.
-
-    The directory exists only once the run has begun; this is called after each chunk.
-    """
-    if run is None or (run.path / MODEL_FILE).exists():
-        return
-    pretrained, train = problem.pretrained, problem.texts.train
-    noted = {
-        "pretrained": str(pretrained.folder),
-        "sha256": pretrained.digest,
-        "class_names": list(train.class_names),
-        "text": list(train.columns.text),
-        "label": train.columns.label,
-        "texts": problem.texts.fingerprint,
-    }
-    run.write_json(MODEL_FILE, noted)
-
-
-def check_texts(run: str | Path, texts: Parts, data: str) -> None:
-    """Makes sure that a run that is there, finished or not, has these texts in these parts.
-
-    Raises:
-        DataError: it was trained on others.
-    """
-    directory = loopax.RunDir(run)
-    if not (directory.path / MODEL_FILE).exists():
-        return
-    if texts.fingerprint != _noted(directory)["texts"]:
-        raise DataError(
-            f"{data}: its texts, labels or parts are not those that {run} was trained on; give the "
-            "table as it was, name another run directory, or begin anew with --fresh"
-        )
-
-
-def _noted(directory: loopax.RunDir) -> dict[str, Any]:
-    """What `note_model` has kept."""
-    file = directory.path / MODEL_FILE
-    if not file.exists():
-        raise RunDirError(
-            f"{directory.path}: has no {MODEL_FILE}; `loopax resume {directory.path}` writes it"
-        )
-    noted = directory.read_json(MODEL_FILE)
-    kinds = {"pretrained": str, "sha256": str, "class_names": list, "text": list, "texts": str}
-    if (
-        not isinstance(noted, dict)
-        or not all(isinstance(noted.get(n), kinds[n]) for n in kinds)
-        or not all(isinstance(name, str) for name in [*noted["class_names"], *noted["text"]])
-    ):
-        raise RunDirError(
-            f"{file}: is damaged; remove it, and the same training command writes it anew"
-        )
-    return noted
-
-
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
@@ -147,12 +92,14 @@ def load(
     run: str | Path,
     checkpoint: str | int = "best",
     *,
+    problem: Problem | None = None,
     say: Callable[[str], None] = _to_stderr,
 ) -> TrainedClassifier:
     """The classifier of a run, at its `best` or `latest` checkpoint or at that of a step.
 
     A run that was stopped before its validation texts were measured has no best; what is loaded
-    then is the latest. `say` is told which it is. The texts that it was trained on are not needed.
+    then is the latest. `say` is told which it is. The texts that it was trained on are not needed;
+    a `problem` that is at hand saves reading the pretrained model again.
 
     Raises:
         RunDirError: `run` is not the directory of a fine-tuning run.
@@ -160,12 +107,16 @@ def load(
             the run began with.
     """
     config, directory = stored_config(run), loopax.RunDir.open(run)
-    noted = _noted(directory)
-    pretrained = read_pretrained(_found(noted["pretrained"], config))
-    if pretrained.digest != noted["sha256"]:
+    noted = loopax.recipe.noted(directory, NOTED)
+    pretrained = (
+        read_pretrained(_found(noted["pretrained"], config))
+        if problem is None
+        else problem.pretrained
+    )
+    if pretrained.digest != noted["pretrained_sha256"]:
         raise CheckpointError(
             f"{pretrained.folder}: its weights have digest {pretrained.digest[:12]}, and {run} was "
-            f"fine-tuned from {noted['sha256'][:12]}"
+            f"fine-tuned from {noted['pretrained_sha256'][:12]}"
         )
     class_names = tuple(noted["class_names"])
     model = model_of(config, pretrained, class_names)
@@ -219,10 +170,4 @@ def stored_config(run: str | Path) -> FineTuneConfig:
     Raises:
         RunDirError: `run` is not the directory of a fine-tuning run.
     """
-    directory = loopax.RunDir.open(run)
-    recipe = directory.config.get("recipe")
-    if recipe != "bert":
-        raise RunDirError(f"{run}: holds a run of {recipe or 'a program'}, not of the bert recipe")
-    config = FineTuneConfig.from_json(directory.config)
-    directory.check(config.to_json())
-    return config
+    return loopax.recipe.stored_config("bert", FineTuneConfig, run)

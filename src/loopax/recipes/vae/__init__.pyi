@@ -18,4 +18,6 @@ from .problem import data_of as data_of
 from .trained import TrainedVAE as TrainedVAE
 from .trained import load as load
 from .trained import stored_config as stored_config
+from .training import finish as finish
+from .training import hooks_of as hooks_of
 from .training import train as train

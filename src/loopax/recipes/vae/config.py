@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import loopax
 from loopax import Optimizer, Schedule
@@ -16,6 +16,8 @@ Preset = Literal["sharp", "wide", "article", "bernoulli", "record", "conv"]
 @dataclass(frozen=True)
 class VAEConfig:
     """A variational autoencoder and how it is trained."""
+
+    PLACES: ClassVar = ("data",)
 
     preset: Preset = "sharp"
     """sharp: the best samples in about a minute; wide: the article's loss, lower; article: the

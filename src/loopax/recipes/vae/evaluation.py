@@ -18,12 +18,12 @@ from loopax.recipes.vae.comparison import compare
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.judge import known_only
 from loopax.recipes.vae.objective import Objective
+from loopax.recipes.vae.problem import EVAL_BATCH
 from loopax.recipes.vae.selection import some_of
 from loopax.recipes.vae.trained import TrainedVAE, as_floats
 
 Results = dict[str, Any]
 
-EVAL_BATCH = 500
 LIKELIHOOD_BATCH = 100
 SIGMA_OF = 10_000
 """Training images, at most, that an optimal deviation is taken from."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import loopax
 from loopax.data import Splits
@@ -14,6 +14,8 @@ from loopax.recipes.vae.objective import Objective
 
 FEWEST_TO_CHOOSE_BY = 10
 """Images below which a difference between two checkpoints is chance."""
+EVAL_BATCH = 500
+"""Images that are measured at once."""
 EPOCHS, STEPS_AT_LEAST = 24, 4000
 """Of a training whose length is left to the data: passes, and steps in more passes."""
 BATCH, SMALLEST_BATCH = 128, 16
@@ -45,12 +47,15 @@ class Problem:
     batches: Any
 
     @classmethod
-    def of(cls, config: VAEConfig) -> Problem:
-        """The problem that `config` states.
+    def of(cls, config: VAEConfig, say: Callable[[str], None] = print) -> Problem:
+        """The problem that `config` states; to read images takes so little that nothing is said.
 
         Raises:
             LoopaxError: the data cannot be used.
         """
+        del say
+        weights = config.weights and loopax.data.absolute(config.weights)
+        config = replace(config, weights=weights)
         given = data_of(config)
         data = _with_validation(given, config.validation)
         train = data.train
@@ -122,8 +127,36 @@ class Problem:
         """The objective, as `fit` takes it."""
         return self.objective.loss
 
-    def state(self, *, weights: bool = True) -> loopax.TrainState:
-        """The state that training begins with; without `weights`, its form.
+    @property
+    def evaluation(self) -> loopax.Evaluation:
+        """The images to choose by; those to test on where there is nothing to choose."""
+        data = self.data
+        name, part = (
+            ("test", data.test) if data.validation is None else ("validation", data.validation)
+        )
+        batches = part.batches(min(EVAL_BATCH, len(part)))
+        return loopax.Evaluation({name: batches}, every=self.evaluate_every)
+
+    @property
+    def ranking(self) -> tuple[str | None, Literal["min", "max"]]:
+        """What the best checkpoint is best in, and that it is best at its lowest."""
+        return None if self.data.validation is None else "validation/loss", "min"
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What the run directory keeps, so that samples are drawn without the images."""
+        train = self.data.train
+        return {
+            "data_sha256": train.fingerprint,
+            "data": self.config.data,
+            "image_shape": list(self.model.image_shape),
+            "class_names": list(train.class_names),
+        }
+
+    def state(self, *, resumed: bool = False) -> loopax.TrainState:
+        """The state that training begins with.
+
+        What a run is resumed from is in its checkpoint, and the weights it began with may be gone.
 
         Raises:
             LoopaxError: the weights to begin with cannot be used.
@@ -136,7 +169,7 @@ class Problem:
             total_steps=self.steps,
             seed=config.seed,
         )
-        if config.weights is None or not weights:
+        if config.weights is None or resumed:
             return state
         return state.with_params(weights_of(config.weights, state.params))
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 import loopax
 from loopax.data import Splits
-from loopax.errors import ConfigError, DataError, LoopaxError, RunDirError
+from loopax.errors import ConfigError, DataError, LoopaxError
 from loopax.models.vae import VAE
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.problem import Problem, model_of
@@ -28,7 +28,7 @@ SAMPLE_SEED = 1
 PORTION = 1000
 """Images that are encoded or decoded at once."""
 SAMPLER_FILE = "sampler.safetensors"
-MODEL_FILE = "model.json"
+NOTED = {"data": str, "image_shape": (int,), "class_names": (str,)}
 """What a run must know to be sampled without its images."""
 
 Images = Float[np.ndarray, "n height width channels"]
@@ -252,40 +252,6 @@ def as_floats(images: Any) -> Any:
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
 
 
-def note_model(run: loopax.RunDir | None, problem: Problem) -> None:
-    """Keeps in a run's directory what its model is made of, and of which images.
-
-    The directory exists only once the run has begun; this is called after each chunk.
-    """
-    if run is None or (run.path / MODEL_FILE).exists():
-        return
-    train = problem.data.train
-    noted = {
-        "image_shape": list(problem.model.image_shape),
-        "class_names": list(train.class_names),
-        "data": absolute(problem.config.data),
-        "sha256": train.fingerprint,
-    }
-    run.write_json(MODEL_FILE, noted)
-
-
-def check_data(run: str | Path, problem: Problem) -> None:
-    """Makes sure that a run that is there, finished or not, has the images of `problem`.
-
-    Raises:
-        DataError: it was trained on others.
-    """
-    directory = loopax.RunDir(run)
-    if not (directory.path / MODEL_FILE).exists():
-        return
-    noted = _noted(directory)
-    if problem.data.train.fingerprint != noted["sha256"]:
-        raise DataError(
-            f"{problem.config.data}: its images are not those that {run} was trained on, which "
-            f"were in {noted['data']}; name another run directory, or begin anew with --fresh"
-        )
-
-
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
@@ -316,7 +282,7 @@ def load(
         DataError: images are needed, and are not what the run was trained on.
     """
     config, directory = stored_config(run), loopax.RunDir.open(run)
-    noted = _noted(directory)
+    noted = loopax.recipe.noted(directory, NOTED)
     height, width, channels = noted["image_shape"]
     shape, names = (height, width, channels), tuple(noted["class_names"])
     model = model_of(config, shape, len(names))
@@ -340,37 +306,11 @@ def load(
             raise DataError(
                 f"{error}; {run} was trained on these images: --data says where they are by now"
             ) from error
-        check_data(run, found)
+        loopax.recipe.check_data(run, found.config, found.data.train.fingerprint)
         return found
 
     find = find_problem if problem is None else lambda: problem
     return TrainedVAE(config, model, params, names, directory, step, find).with_sampler()
-
-
-def _noted(directory: loopax.RunDir) -> dict[str, Any]:
-    """What `note_model` has kept."""
-    file = directory.path / MODEL_FILE
-    if not file.exists():
-        raise RunDirError(
-            f"{directory.path}: has no {MODEL_FILE}; `loopax resume {directory.path}` writes it"
-        )
-    noted = directory.read_json(MODEL_FILE)
-    kinds = {"image_shape": list, "class_names": list, "data": str, "sha256": str}
-    if (
-        not isinstance(noted, dict)
-        or not all(isinstance(noted.get(n), kinds[n]) for n in kinds)
-        or [type(size) for size in noted["image_shape"]] != [int] * 3
-        or not all(isinstance(name, str) for name in noted["class_names"])
-    ):
-        raise RunDirError(
-            f"{file}: is damaged; remove it, and the same training command writes it anew"
-        )
-    return noted
-
-
-def absolute(data: str) -> str:
-    """Where data is, from any working directory; a name that is no path stays as it is."""
-    return data if data == "mnist" else loopax.data.absolute(data)
 
 
 def stored_config(run: str | Path) -> VAEConfig:
@@ -379,12 +319,7 @@ def stored_config(run: str | Path) -> VAEConfig:
     Raises:
         RunDirError: `run` is not the directory of a VAE run.
     """
-    directory = loopax.RunDir.open(run)
-    recipe = directory.config.get("recipe")
-    if recipe != "vae":
-        raise RunDirError(f"{run}: holds a run of {recipe or 'a program'}, not of the vae recipe")
-    config = VAEConfig.from_json(directory.config)
-    directory.check(config.to_json())
+    config: VAEConfig = loopax.recipe.stored_config("vae", VAEConfig, run)
     return config
 
 
