@@ -102,7 +102,7 @@ def test_a_plain_file_is_preferred_to_its_gzip(tmp_path):
 def test_a_missing_file_of_mnist_is_named(tmp_path, refuses):
     write_mnist(tmp_path / "d")
     (tmp_path / "d" / "t10k-labels-idx1-ubyte").unlink()
-    with refuses("d:", "t10k-labels-idx1-ubyte", "train-images-idx3-ubyte"):
+    with refuses("d/t10k-images-idx3-ubyte:", "named like t10k-labels-idx1-ubyte"):
         load(tmp_path / "d")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from os.path import isdir, isfile
 from pathlib import Path
@@ -22,9 +23,8 @@ _NPZ_NAMES = (
     *(("image", "label"), ("images", "labels"), ("x", "y")),
 )
 """What images and labels are called, of a part or of a whole."""
-_IDX_NAMES = tuple(
-    f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-)
+MNIST_IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+"""The files of MNIST; the labels of each lie beside it."""
 
 Parts = Mapping[str, Dataset]
 """What was read, by the names of `PART_NAMES`, or a whole that is called "" or train."""
@@ -65,39 +65,38 @@ def npz_parts(path: Path, form: Form) -> Parts:
 
 
 def idx_parts(path: Path, form: Form) -> Parts:
-    """The images in a folder with the files of MNIST, or in an IDX file with its labels beside."""
+    """The images in a folder with the files of MNIST, or in an IDX file, with the labels beside."""
+    files = {"": path}
     if isdir(path):
-        files = [idx_file(path, name) for name in _IDX_NAMES]
-        if missing := [name for name, file in zip(_IDX_NAMES, files, strict=True) if not file]:
-            beside = [f" beside {file.name}" for file in files if file] or [""]
-            raise fault(path, f"holds no {missing[0]}-ubyte, plain or .gz{beside[0]}")
-        train, train_labels, test, test_labels = (_idx(file) for file in files if file)
-        parts = {"train": train, "test": test}
-        return _datasets("IDX", parts, [train_labels, test_labels], form)
-    images, name = _idx(path), path.name.removesuffix(".gz")
+        found = {part: mnist_files(path, name) for part, name in MNIST_IMAGES.items()}
+        for part, each in found.items():
+            if not each:
+                raise fault(path, f"holds no {MNIST_IMAGES[part]}, plain or .gz")
+        files = {part: each[0] for part, each in found.items()}
+    images = {part: _read_idx(file) for part, file in files.items()}
+    labels = [_read_idx(_labels_beside(file)) for file in files.values()]
+    return _datasets("IDX", images, labels, form)
+
+
+def mnist_files(folder: Path, *names: str) -> list[Path]:
+    """Those that are called like these files of MNIST, the plain before the packed."""
+    spelled = "|".join(name.replace("-idx", "[-.]idx") for name in names)
+    with blaming(folder, "cannot be read as a folder"):
+        files = sorted(folder.iterdir())
+    return [each for each in files if re.fullmatch(rf"({spelled})(\.gz)?", each.name)]
+
+
+def _labels_beside(images: Path) -> Path:
+    name = images.name.removesuffix(".gz")
     wanted = name.replace("images", "labels").replace("idx3", "idx1")
-    for file in (path.with_name(wanted), path.with_name(f"{wanted}.gz")):
+    for file in (images.with_name(wanted), images.with_name(f"{wanted}.gz")):
         if wanted != name and isfile(file):
-            return _datasets("IDX", {"": images}, [_idx(file)], form)
+            return file
     expected = "train-labels-idx1-ubyte for train-images-idx3-ubyte" if wanted == name else wanted
-    raise fault(path, f"its labels must lie beside it, named like {expected}, plain or .gz")
+    raise fault(images, f"its labels must lie beside it, named like {expected}, plain or .gz")
 
 
-def holds_mnist_files(folder: Path) -> bool:
-    """Whether a folder has one of the files of MNIST."""
-    return any(idx_file(folder, name) for name in _IDX_NAMES)
-
-
-def idx_file(folder: Path, name: str) -> Path | None:
-    """The file that has the data called `name`, in any of the spellings in use."""
-    for spelling in (name, name.replace("-idx", ".idx")):
-        for ending in ("-ubyte", "-ubyte.gz"):
-            if isfile(file := folder / (spelling + ending)):
-                return file
-    return None
-
-
-def _idx(path: Path) -> Source:
+def _read_idx(path: Path) -> Source:
     return Source(shown(path), read_idx(path))
 
 

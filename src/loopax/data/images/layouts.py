@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from loopax.data.files import VALIDATION_NAMES, as_path, fault, open_file
-from loopax.data.images.arrays import Parts, holds_mnist_files, idx_parts, npz_parts
+from loopax.data.images.arrays import MNIST_IMAGES, Parts, idx_parts, mnist_files, npz_parts
 from loopax.data.images.decode import Form, at_one_white
 from loopax.data.images.folder import folder_parts
 from loopax.data.images.parquet import read_parquet
@@ -129,7 +129,7 @@ def _split(path: Path, parts: Parts, test_fraction: float) -> Splits:
 
 
 def _layout_of_folder(folder: Path) -> Layout:
-    if holds_mnist_files(folder):
+    if mnist_files(folder, *MNIST_IMAGES.values()):
         return "idx"
     return "parquet" if find_shards(folder) else "folder"
 
