@@ -22,7 +22,7 @@ def class_order(names: Iterable[str]) -> Callable[[str], Any]:
     )
 
 
-def content_of(row: Sequence[str]) -> tuple[str, ...]:
+def normalized(row: Sequence[str]) -> tuple[str, ...]:
     """A row without what most models do not see: case, spaces, and forms of the same letter."""
     folded = (unicodedata.normalize("NFKC", text).casefold() for text in row)
     return tuple(" ".join(text.split()) for text in folded)

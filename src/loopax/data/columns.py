@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loopax.data.files import fault
-from loopax.data.words import listed
+from loopax.data.words import quoted
 
 Names = Sequence[Sequence[str]]
 """Usual names, the surest first; spelled without case, spaces, `_` and `-`."""
@@ -79,7 +79,7 @@ def the_one(
         raise fault(
             path,
             f"which column holds the {what} is not clear; pass {option}=, one of "
-            f"{listed(found, kinds)}",
+            f"{quoted(found, kinds)}",
         )
     return found[0]
 
@@ -92,4 +92,4 @@ def require_column(
 ) -> None:
     """Raises a DataError unless there is a column of that name."""
     if name not in columns:
-        raise fault(path, f"has no column {name!r}; its columns are {listed(columns, kinds)}")
+        raise fault(path, f"has no column {name!r}; its columns are {quoted(columns, kinds)}")

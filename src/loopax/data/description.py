@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loopax.data.classes import content_of
+from loopax.data.classes import normalized
 from loopax.data.files import VALIDATION_NAMES
-from loopax.data.words import brief, ends
+from loopax.data.words import abridged, brief
 
 if TYPE_CHECKING:
     from loopax.batches.dataset import Dataset
@@ -56,7 +56,7 @@ def facts_of_texts(texts: Texts) -> Iterator[str]:
         yield f"{empty:,} with an empty text"
     if names := texts.class_names:
         counts = np.bincount(texts.labels[texts.labels >= 0], minlength=len(names))
-        listed = ends(f"{brief(name)} {n:,}" for name, n in zip(names, counts, strict=True))
+        listed = abridged(f"{brief(name)} {n:,}" for name, n in zip(names, counts, strict=True))
         yield f"{len(names):,} classes ({listed})"
         yield from _alike(names)
         if empty_words := [name for name in names if name.casefold() in _NOTHING]:
@@ -85,7 +85,7 @@ def _classes_of_images(names: Sequence[str], labels: np.ndarray) -> Iterator[str
         yield f"1 class ({brief(names[0])})"
         return
     is_numbered = [*names] == [*map(str, range(len(names)))]
-    listed = f"0 to {len(names) - 1}" if is_numbered else ends(map(brief, names))
+    listed = f"0 to {len(names) - 1}" if is_numbered else abridged(map(brief, names))
     yield f"{len(names):,} classes ({listed})"
     counts = np.bincount(labels[labels >= 0], minlength=len(names))
     low, high = counts.min(), counts.max()
@@ -101,6 +101,6 @@ def _alike(names: Sequence[str]) -> Iterator[str]:
     """The names of classes that are probably meant to be one."""
     spelled: dict[tuple[str, ...], list[str]] = {}
     for name in names:
-        spelled.setdefault(content_of([name]), []).append(name)
+        spelled.setdefault(normalized([name]), []).append(name)
     if same := [name for each in spelled.values() if len(each) > 1 for name in each]:
         yield f"classes that differ in case or spaces alone: {', '.join(map(brief, same))}"

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from loopax.batches.dataset import Dataset
-from loopax.data.classes import content_of
+from loopax.data.classes import normalized
 from loopax.data.description import described, facts_of_splits
 from loopax.data.files import fault
 from loopax.errors import ConfigError
@@ -142,7 +142,7 @@ def split_texts(
 
     Rows of one group stay together, and so do those with the same content: nothing that is tested
     on was seen in training. By default the content is the text without case and spaces
-    (`content_of`); `contents` gives that of each row as a model sees it, such as its tokens.
+    (`normalized`); `contents` gives that of each row as a model sees it, such as its tokens.
 
     A class with one such block is whole in the first part, any other has rows in both wherever its
     blocks allow it. The split is a function of the content and the seed, not of the order of the
@@ -156,7 +156,7 @@ def split_texts(
     check_fraction("fraction", fraction)
     groups = texts.groups or [""] * len(texts)
     if contents is None:
-        contents = [content_of(row) for row in texts.rows]
+        contents = [normalized(row) for row in texts.rows]
     ties = [(("content", c), group or None) for c, group in zip(contents, groups, strict=True)]
     ranks = [hashlib.sha256(repr((seed, row)).encode()).digest() for row in texts.rows]
     chosen = _grouped_split(ties, ranks, texts.labels, fraction)
@@ -169,7 +169,7 @@ def split_texts(
     return texts.subset(np.flatnonzero(~chosen)), texts.subset(np.flatnonzero(chosen))
 
 
-def without_copies(splits: Splits) -> Splits:
+def deduplicated(splits: Splits) -> Splits:
     """The parts without images that are trained on, or chosen by, and come again further on.
 
     What is to test on stays whole; the part to choose by loses copies of its images, of equal

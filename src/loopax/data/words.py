@@ -23,14 +23,14 @@ def brief(value: object) -> str:
     return shown(text if len(text) <= _LONG else f"{text[: _LONG - 3]}...")
 
 
-def listed(names: Iterable[str], notes: Mapping[str, Any] | None = None) -> str:
+def quoted(names: Iterable[str], notes: Mapping[str, Any] | None = None) -> str:
     """Names in quotes, each with what is noted of it: `'label' (int64), 'text'`."""
     said = {name: f" ({brief(notes[name])})" if notes else "" for name in names}
     joined = ", ".join(f"{brief(name)!r}{note}" for name, note in said.items())
     return textwrap.shorten(joined, _LONG_LIST, placeholder=" ...") or "none"
 
 
-def ends(names: Iterable[str], many: int = 6) -> str:
+def abridged(names: Iterable[str], many: int = 6) -> str:
     """Up to 6 names; of more the first two and the last."""
     some = [*names]
     return ", ".join([*some[:2], "...", some[-1]] if len(some) > many else some)

@@ -22,7 +22,7 @@ from loopax.data.images.decode import (
     is_image,
     readable_formats,
 )
-from loopax.data.words import ends, shown
+from loopax.data.words import abridged, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _OTHER_IMAGES = (
@@ -99,7 +99,7 @@ def folder_parts(folder: Path, form: Form) -> dict[str, Dataset]:
                 "both must have the same classes",
             )
     if passed_over := [each.name for each in below if each.name.lower() not in PART_NAMES]:
-        note = f"left out beside the parts: {ends(map(shown, passed_over))}"
+        note = f"left out beside the parts: {abridged(map(shown, passed_over))}"
         parts = {part: replace(data, notes=(*data.notes, note)) for part, data in parts.items()}
     return parts
 
@@ -162,7 +162,7 @@ def _classes(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
         )
     notes, below = [], {each: _listing(each) for each in found.folders}
     if empty := [each for each, inside in below.items() if not any(inside)]:
-        names = ends(each.name for each in empty)
+        names = abridged(each.name for each in empty)
         if len(empty) == len(below):
             raise fault(folder, f"holds no image, only empty folders: {names}")
         notes.append(f"{len(empty):,} empty folder{'s'[: len(empty) > 1]} left out: {names}")
@@ -184,7 +184,7 @@ def _classes(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
 
 def _by_kind(others: Counter[str]) -> str:
     ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
-    return ends(f"{count:,} {suffix}" for suffix, count in ranked)
+    return abridged(f"{count:,} {suffix}" for suffix, count in ranked)
 
 
 def _require_readable(folder: Path, images: int, others: Counter[str]) -> None:

@@ -16,7 +16,7 @@ from loopax.data.images.decode import Form, at_one_white
 from loopax.data.images.folder import folder_parts
 from loopax.data.images.parquet import read_parquet
 from loopax.data.shards import find_shards
-from loopax.data.splits import Splits, check_fraction, stratified_split, without_copies
+from loopax.data.splits import Splits, check_fraction, deduplicated, stratified_split
 from loopax.data.words import shown
 from loopax.errors import ConfigError
 
@@ -104,7 +104,7 @@ def load(
             )
     splits = _split(path, parts, test_fraction)
     _require_agreement(path, splits)
-    return _with_a_class(path, splits if len(parts) == 1 else without_copies(splits))
+    return _with_a_class(path, splits if len(parts) == 1 else deduplicated(splits))
 
 
 def _split(path: Path, parts: Parts, test_fraction: float) -> Splits:

@@ -22,7 +22,7 @@ from loopax.data.parquet import (
     kind_of,
     open_parquet,
 )
-from loopax.data.words import brief, listed, shown
+from loopax.data.words import brief, quoted, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,7 +115,7 @@ def _image_column(file: File, types: Mapping[str, pa.DataType], given: str | Non
     if given is None:
         found = [name for name, kind in types.items() if _holds_images(kind)]
         if not found:
-            raise fault(file, f"no column holds {form}; its columns are {listed(types, types)}")
+            raise fault(file, f"no column holds {form}; its columns are {quoted(types, types)}")
         return the_one(file, usual(found, IMAGE_NAMES) or found, "images", "image_column", types)
     require_column(file, given, types, types)
     if not _holds_images(types[given]):

@@ -21,7 +21,7 @@ from loopax.data.columns import (
 )
 from loopax.data.files import fault
 from loopax.data.texts.tables import Row, Table
-from loopax.data.words import brief, listed, shown
+from loopax.data.words import brief, quoted, shown
 from loopax.errors import DataError
 
 _NO_TEXT = {name for names in (*LABEL_NAMES, *GROUP_NAMES) for name in names}
@@ -93,7 +93,7 @@ def _unfit(table: Table, names: Iterable[str], unfit: Unfit) -> DataError:
 def _must_be_scalar(table: Table, names: Iterable[str], unfit: Unfit) -> str:
     example = ', as in {"text": "...", "label": "..."}' if "JSON" in table.kind else ""
     return (
-        f"{listed(names, unfit)} must be one column, with a string or a number in each row{example}"
+        f"{quoted(names, unfit)} must be one column, with a string or a number in each row{example}"
     )
 
 
@@ -137,7 +137,7 @@ def _longest(table: Table, cells: Cells, unfit: Unfit) -> list[str]:
     lengths = {name: sum(each) / len(each) for name, each in strings.items() if each}
     longest = sorted(lengths, key=lambda name: -lengths[name])
     if not longest:
-        raise _none_found(table, f"texts; there are {listed(cells)}", "text", unfit)
+        raise _none_found(table, f"texts; there are {quoted(cells)}", "text", unfit)
     is_far = len(longest) > 1 and lengths[longest[0]] >= _MANY_TIMES * lengths[longest[1]]
     return longest[:1] if is_far else longest
 
@@ -150,7 +150,7 @@ def _find_label(table: Table, cells: Cells, unfit: Unfit) -> str:
     parts = usual(cells, SPLIT_NAMES)
     few = [name for name in cells if name not in parts and _has_few_values(cells[name])]
     if not found and not few:
-        besides = f"labels; besides the texts there are {listed(cells)}"
+        besides = f"labels; besides the texts there are {quoted(cells)}"
         raise _none_found(table, besides, "label", unfit)
     return the_one(table.path, found or few, "labels", "label")
 

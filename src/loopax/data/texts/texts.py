@@ -22,7 +22,7 @@ from loopax.data.description import described, facts_of_texts
 from loopax.data.files import fault
 from loopax.data.texts.columns import find_columns, split_column
 from loopax.data.texts.tables import Row, Table, read_table, trimmed
-from loopax.data.words import brief, ends
+from loopax.data.words import abridged, brief
 from loopax.errors import ConfigError, DataError
 
 _SAMPLE = 1000
@@ -233,7 +233,7 @@ class _Reader:
             raise fault(
                 self.table.where(row),
                 f"the label {brief(name)!r} in {column!r} is none of the "
-                f"{len(self.classes):,} classes: {ends(map(brief, self.classes))}",
+                f"{len(self.classes):,} classes: {abridged(map(brief, self.classes))}",
             )
         return self.classes[name]
 
