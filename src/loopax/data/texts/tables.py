@@ -160,7 +160,6 @@ def _lines(path: File, packing: str) -> Iterator[str]:
             newline="",
         )
         for number in itertools.count(1):
-            where = f"{shown(path)}: line {number}"
             try:
                 line = text.readline(MAX_LINE)
             except UnicodeDecodeError as error:
@@ -170,22 +169,20 @@ def _lines(path: File, packing: str) -> Iterator[str]:
             if not line:
                 return
             if len(line) == MAX_LINE:
-                raise fault(where, f"is longer than {MAX_LINE:,} characters; a row must be shorter")
+                what = f"is longer than {MAX_LINE:,} characters; a row must be shorter"
+                raise fault(f"{shown(path)}: line {number}", what)
             if "\0" in line:
-                raise fault(
-                    where,
-                    "holds a NUL character; text must be UTF-8, or UTF-16 with a byte order mark",
-                )
+                what = "holds a NUL character; text must be UTF-8, or UTF-16 with a byte order mark"
+                raise fault(f"{shown(path)}: line {number}", what)
             try:
                 line.encode()
             except UnicodeEncodeError as error:  # at a byte that was escaped
                 before = itertools.islice(_lines(path, packing), number - 1)
-                start = sum(len(each.encode()) for each in before)
+                at = sum(map(len, map(str.encode, before))) + len(line[: error.start].encode())
                 byte = ord(line[error.start]) - 0xDC00
                 raise fault(
-                    where,
-                    f"byte {start + len(line[: error.start].encode()):,} of the text is "
-                    f"0x{byte:02x}, which is not UTF-8; {advice}",
+                    f"{shown(path)}: line {number}",
+                    f"byte {at:,} of the text is 0x{byte:02x}, which is not UTF-8; {advice}",
                 ) from error
             yield line
 
