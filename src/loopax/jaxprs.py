@@ -97,10 +97,11 @@ def bind(
     equation: Equation, operands: Sequence[Any], params: Mapping[str, Any] | None = None
 ) -> list[Any]:
     """The results of an equation for other operands, and other parameters where they are given."""
-    given = equation.params if params is None else params
+    primitive = equation.primitive
+    params = primitive.get_bind_params(equation.params if params is None else params)
     with equation.ctx.manager:
-        results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(given))
-    return list(results) if equation.primitive.multiple_results else [results]
+        results = primitive.bind(*operands, **params)
+    return list(results) if primitive.multiple_results else [results]
 
 
 def with_inner(equation: Equation, change: Callable[[Program], Program]) -> dict[str, Any]:

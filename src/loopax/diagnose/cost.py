@@ -83,8 +83,8 @@ class Estimate:
         ]
         if self.steps_per_epoch is not None:
             seconds = self.steps_per_epoch * self.seconds_per_step
-            took = f"{seconds:,.0f} s" if seconds >= 100 else _scaled(seconds, "s")
-            lines.append(f"epoch       {took}, {self.steps_per_epoch:,} steps")
+            duration = f"{seconds:,.0f} s" if seconds >= 100 else _scaled(seconds, "s")
+            lines.append(f"epoch       {duration}, {self.steps_per_epoch:,} steps")
         return lines
 
 
@@ -144,24 +144,23 @@ def _seconds_per_step(
 ) -> float:
     """The median over chunks; the first one, which also sets things up, counts only when alone."""
     paces: list[float] = []
-    spent = 0.0
+    total = 0.0
     while True:
-        begun, length = time.perf_counter(), int(items.length)
+        start, length = time.perf_counter(), int(items.length)
         state, rows = train(state, items)
         losses = rows.columns(length)["loss"]
-        taken = time.perf_counter() - begun
+        duration = time.perf_counter() - start
         bad = np.flatnonzero(~np.isfinite(losses))
-        paces.append(taken / (bad[0] + 1 if bad.size else length))
-        spent += taken
-        if spent >= seconds or bad.size:
+        paces.append(duration / (bad[0] + 1 if bad.size else length))
+        total += duration
+        if total >= seconds or bad.size:
             return statistics.median(paces[1:] or paces)
         items = _take(feed, max(1, min(CAPACITY, int(CHUNK_SECONDS / paces[-1]))))
 
 
 def _take(feed: Feed, count: int) -> Items:
     items = feed.take(count)
-    put: Items = jax.device_put(items._replace(length=np.int32(items.length)))
-    return put
+    return jax.device_put(items._replace(length=np.int32(items.length)))
 
 
 def flops(function: Callable[..., Any], *args: Any) -> float | None:

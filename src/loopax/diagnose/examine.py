@@ -62,8 +62,8 @@ class StepReport:
         for part, paths in self.non_finite.items():
             if paths:
                 more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-                shown = ", ".join(paths[:3])
-                lines.append(f"not finite: {part.replace('_', ' ')}: {shown}{more}")
+                first = ", ".join(paths[:3])
+                lines.append(f"not finite: {part.replace('_', ' ')}: {first}{more}")
         lines.append(f"{'gradient':>12} {'update':>12} {'parameter':>12}")
         for path in sorted(self.grad_norms, key=self._rank)[:limit]:
             norms = (self.grad_norms[path], self.update_norms[path], self.param_norms[path])
@@ -163,14 +163,14 @@ def _first_cause(
         # A scalar of the optimiser may be infinite by right: look at it when nothing else is bad.
         return sorted(leaves, key=lambda leaf: leaf.ndim == 0)
 
-    seen = (state.params, state.mutable, batch)
+    arguments = (state.params, state.mutable, batch)
     if non_finite["loss"]:
-        return find_origin(loss, *seen)
+        return find_origin(loss, *arguments)
     if non_finite["gradients"]:
-        origin = find_origin(gradients, *seen)
+        origin = find_origin(gradients, *arguments)
         return origin and dataclasses.replace(origin, pass_="backward")
     if non_finite["updated_state"]:
-        origin = find_origin(updated, *seen, state.opt_state, state.ema)
+        origin = find_origin(updated, *arguments, state.opt_state, state.ema)
         return origin and (origin if origin.layer else dataclasses.replace(origin, pass_="update"))
     return None
 

@@ -9,6 +9,8 @@ before the first step, with what it costs.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import warnings
 from typing import Any, NamedTuple
 
@@ -50,7 +52,7 @@ def warn_of_frozen_gradients(loss_fn: LossFn, state: TrainState, batch: Batch) -
     frozen = frozen_by(state)
     if frozen.raw:
         warnings.warn(
-            f"the optimiser moves {_shown(frozen.raw)} by the gradient itself, which goes uphill; "
+            f"the optimiser moves {_named(frozen.raw)} by the gradient itself, which goes uphill; "
             "optax.masked leaves out what it does not transform: to freeze, give frozen=... to "
             "TrainState.create, or use optax.multi_transform with optax.set_to_zero",
             stacklevel=2,
@@ -70,15 +72,12 @@ def frozen_by(state: TrainState) -> Frozen:
     paths = leaf_paths(trainable)
     inputs = [f"input {index}" for index in range(len(program.in_avals))]
     results = jaxprs.evaluate(program, inputs, _results, _content)
-    zero = [index < len(paths) and result == ZERO for index, result in enumerate(results)]
-    _, used = jaxprs.needed(program, [not known for known in zero])
+    updates, others = results[: len(paths)], results[len(paths) :]
+    zero = [content == ZERO for content in updates]
+    _, used = jaxprs.needed(program, [not each for each in zero] + [True] * len(others))
     return Frozen(
-        tuple(path for path, known, use in zip(paths, zero, used, strict=False) if known and use),
-        tuple(
-            path
-            for path, update, gradient in zip(paths, results, inputs, strict=False)
-            if update == gradient
-        ),
+        paid=tuple(itertools.compress(paths, map(operator.and_, zero, used))),
+        raw=tuple(itertools.compress(paths, map(operator.eq, updates, inputs))),
     )
 
 
@@ -95,13 +94,13 @@ def _cost(loss_fn: LossFn, state: TrainState, batch: Batch, paths: tuple[str, ..
         numbers = f": {now / 1e9:,.3g} GFLOP a step instead of {free / 1e9:,.3g}"
     return (
         f"the optimiser freezes {sum(leaves[path].size for path in paths):,} parameters "
-        f"({_shown(paths)}), but something in it uses their gradients, such as a norm over all, a "
+        f"({_named(paths)}), but something in it uses their gradients, such as a norm over all, a "
         f"check for finite numbers or an accumulator, so each step computes them{numbers}; give "
         "frozen=... to TrainState.create, or put that part inside the transformation of what trains"
     )
 
 
-def _shown(paths: tuple[str, ...]) -> str:
+def _named(paths: tuple[str, ...]) -> str:
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 

@@ -242,9 +242,9 @@ def _unrolled(
     for index in range(length)[:: -1 if equation.params["reverse"] else 1]:
         slices = [_part(v, index) for v in itertools.compress(operands, scanned)]
         inputs = [*operands[:first_carry], *carry, *slices]
-        made = _evaluate(body, inputs, here._replace(iteration=index))
-        carry = made[:carries]
-        origins = [old or new.origin for old, new in zip(origins, made, strict=True)]
+        turn = _evaluate(body, inputs, here._replace(iteration=index))
+        carry = turn[:carries]
+        origins = [old or new.origin for old, new in zip(origins, turn, strict=True)]
     origins[:carries] = [value.origin for value in carry]
     return [
         value._replace(origin=origin) if value.kinds and origin else value

@@ -112,7 +112,7 @@ def _starts(run: RunDir) -> list[_Start]:
 
 
 class Replay:
-    """The steps of the run in `run`, for whoever has what it was trained with.
+    """The steps of a run, executed again with what it was trained with.
 
     Args:
         run: the run's directory; nothing is written there.
@@ -187,9 +187,9 @@ class Replay:
             ConfigError: this run has not come to `step`.
             RunDirError: `out` holds something.
         """
-        made = max([0, *self._store.steps, *(row["step"] for row in self._run.metrics)])
-        if step > made:
-            raise ConfigError(f"{self._run.path}: has made {made} steps; {step} is beyond its end")
+        end = max([0, *self._store.steps, *(row["step"] for row in self._run.metrics)])
+        if step > end:
+            raise ConfigError(f"{self._run.path}: has made {end} steps; {step} is beyond its end")
         reached, start = self.state_at(step), self._start(step)
         here = {**as_batches(data).identity, "seed": key_words(state.key)}
         there = {**start.data, "seed": key_words(self._initial.key)}
@@ -247,8 +247,8 @@ class Replay:
                 while at < until:
                     loader.request(until - at)
                     items, count = loader.take()
-                    state, made = self._train(state, items)
-                    rows.extend(made.steps(count))
+                    state, chunk = self._train(state, items)
+                    rows.extend(chunk.steps(count))
                     at += count
         return state, rows
 

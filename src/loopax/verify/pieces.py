@@ -208,14 +208,14 @@ def _trial(
         _run(command, plan)
     arrays = read_weights(plan.final)
     steps = int(arrays["other state/step"])
-    seen: dict[str, dict[int, str]] = {"data": {}, "train": {}}
+    records: dict[str, dict[int, str]] = {"data": {}, "train": {}}
     for row in (row for plan in plans for row in read_json_lines(plan.file("seen.jsonl"))):
         # Data is taken ahead of the steps, and a loop that is left early never comes to the last of
         # it. What a later piece saw at a step replaces what one that was killed had seen there.
         if row["step"] < steps:
-            seen[row["source"]][row["step"]] = json.dumps(row)
+            records[row["source"]][row["step"]] = json.dumps(row)
     rows = enumerate(plan.run.metrics_file.read_text().splitlines(), 1)
-    return Outcome(steps, arrays, seen["data"], seen["train"], dict(rows))
+    return Outcome(steps, arrays, records["data"], records["train"], dict(rows))
 
 
 def _run(command: Sequence[str], plan: Plan) -> None:

@@ -51,12 +51,12 @@ def _begun(
     total = loop.total_steps(arguments["steps"], arguments["epochs"], batches)
     total = min(plan.limit, total)
     saving = arguments["checkpoints"] or Checkpoints()
-    seen = JsonLines(plan.file("seen.jsonl"))
+    record = JsonLines(plan.file("seen.jsonl"))
     interrupting = [Hook(it.send, every=it.step)] if (it := plan.interruption) else []
     every = evaluate_every(as_evaluation(arguments["evaluation"]), batches)
     hooks = as_hooks(arguments["hooks"], whole("log_every", arguments["log_every"]), every)
     planned = arguments | {
-        "data": _RecordedBatches(batches, seen),
+        "data": _RecordedBatches(batches, record),
         "steps": total,
         "epochs": None,
         "run_dir": plan.run.path,
@@ -66,11 +66,11 @@ def _begun(
         "progress": False,
     }
     chunks = begin(planned)
-    return loop.Chunks(chunks.run, _recorded_chunks(chunks, seen, plan))
+    return loop.Chunks(chunks.run, _recorded_chunks(chunks, record, plan))
 
 
 def _recorded_chunks(
-    chunks: loop.Chunks, seen: JsonLines, plan: Plan
+    chunks: loop.Chunks, record: JsonLines, plan: Plan
 ) -> Generator[loop.Chunk, None, Run]:
     """The chunks, whose metrics are noted; the process ends with the training."""
     try:
@@ -78,7 +78,7 @@ def _recorded_chunks(
             for chunk in chunks:
                 for index, step in enumerate(range(chunk.start, chunk.stop)):
                     values = {name: float(row[index]) for name, row in chunk.metrics.items()}
-                    seen.write({"step": step, "source": "train", **values})
+                    record.write({"step": step, "source": "train", **values})
                 yield chunk
     except Stopped as stopped:
         _leave(stopped.code)
@@ -93,8 +93,8 @@ def _recorded_chunks(
 class _RecordedBatches(Batches):
     """The same batches, which note a digest of what each step is given."""
 
-    def __init__(self, batches: Batches, seen: JsonLines) -> None:
-        self._batches, self._seen = batches, seen
+    def __init__(self, batches: Batches, record: JsonLines) -> None:
+        self._batches, self._record = batches, record
         self.steps_per_epoch, self.resident = batches.steps_per_epoch, batches.resident
         self.advice = batches.advice
 
@@ -104,7 +104,7 @@ class _RecordedBatches(Batches):
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         feed = self._batches.feed(seed, start, capacity)
-        return _RecordedFeed(feed, start, self.identity, self._seen)
+        return _RecordedFeed(feed, start, self.identity, self._record)
 
     def once(self, capacity: int) -> Iterator[Items]:
         return self._batches.once(capacity)
@@ -120,9 +120,9 @@ class _RecordedBatches(Batches):
 
 
 class _RecordedFeed:
-    def __init__(self, feed: Feed, start: int, identity: Mapping[str, Any], seen: JsonLines):
+    def __init__(self, feed: Feed, start: int, identity: Mapping[str, Any], record: JsonLines):
         # An item may be no more than indices into the data that the identity names.
-        self._feed, self._step, self._identity, self._seen = feed, start, dict(identity), seen
+        self._feed, self._step, self._identity, self._record = feed, start, dict(identity), record
 
     def take(self, n: int) -> Items:
         items = self._feed.take(n)
@@ -132,7 +132,7 @@ class _RecordedFeed:
             for leaf in jax.tree.leaves(item):
                 digest.update(leaf.tobytes())
             short = digest.hexdigest()[:16]
-            self._seen.write({"step": self._step + index, "source": "data", "digest": short})
+            self._record.write({"step": self._step + index, "source": "data", "digest": short})
         self._step += items.length
         return items
 
