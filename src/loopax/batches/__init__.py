@@ -1,1 +1,1 @@
-"""The food of the loop: batches as a function of (seed, step); no file formats."""
+"""What the training loop reads: batches as a function of (seed, step). No file formats."""

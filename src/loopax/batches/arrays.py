@@ -1,4 +1,4 @@
-"""What a column or a leaf of a batch can be: an array of numbers that the device can hold."""
+"""Checks that columns and batches are arrays of numbers that the device can hold."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def as_numbers(name: str, value: Any) -> np.ndarray:
             f"{name} is {type(value).__name__} and cannot be read as an array: {said}"
         ) from error
     if not _is_of_numbers(array.dtype):
-        raise DataError(f"{name} {_what_it_is(value, array)}")
+        raise DataError(f"{name} {_not_numbers(value, array)}")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -49,8 +49,8 @@ def _is_of_numbers(dtype: np.dtype) -> bool:
     return (is_number or dtype == np.bool_) and dtype.itemsize <= (16 if dtype.kind == "c" else 8)
 
 
-def _what_it_is(value: Any, array: np.ndarray) -> str:
-    """Of what type these are that are not numbers, and how to get numbers."""
+def _not_numbers(value: Any, array: np.ndarray) -> str:
+    """The type of an array that does not hold numbers, and how to get numbers from it."""
     kind = array.dtype.kind
     cure = _CURES.get(kind, "give numbers, such as float32 or int32")
     if array.dtype.names:

@@ -67,10 +67,10 @@ class Batches(abc.ABC):
         return examples
 
     def assemble(self, resident: PyTree, item: PyTree, rngs: Any) -> PyTree:
-        """One item to one batch: both at once."""
+        """One item to one batch: `gather`, then `prepare`."""
         return self.prepare(self.gather(resident, item), rngs)
 
 
 def affordable(capacity: int, batch_bytes: int) -> int:
-    """How many batches of that size are stacked at once: what waits on the host stays small."""
+    """How many batches of that size are stacked at once, to bound the memory on the host."""
     return max(LEAST_CAPACITY, min(capacity, CHUNK_LIMIT_BYTES // max(1, batch_bytes)))

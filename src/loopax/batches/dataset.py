@@ -92,7 +92,7 @@ class Dataset:
     def _extremes(self) -> Mapping[str, np.ndarray]:
         """The least and the greatest value of each column of 64 bits."""
         return {
-            name: _ends(column)
+            name: _extremes_of(column)
             for name, column in self.columns.items()
             if column.dtype.itemsize > 4 and column.size
         }
@@ -221,7 +221,7 @@ class DatasetBatches(Batches):
         return batch
 
     def affordable(self, capacity: int) -> int:
-        """How many batches are stacked at once: what is gathered on the host stays small."""
+        """How many batches are stacked at once, to bound what is gathered on the host."""
         if self.resident is not None:
             return max(LEAST_CAPACITY, capacity)
         example_bytes = self.dataset.nbytes // len(self.dataset)
@@ -384,7 +384,7 @@ def _checked_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _ends(column: np.ndarray) -> np.ndarray:
+def _extremes_of(column: np.ndarray) -> np.ndarray:
     """The least and the greatest of the values that are finite."""
     if column.dtype.kind in "iu":
         return np.array([column.min(), column.max()])

@@ -46,7 +46,7 @@ class IterableBatches(Batches):
     )
 
     def __init__(self, source: Any, *, identity: str | None = None) -> None:
-        if said := _mistaken(source):
+        if said := _wrong_kind(source):
             raise ConfigError(f"data is {said}")
         if identity is not None and not isinstance(identity, str):
             raise ConfigError(f"identity is {identity!r}; it must be a name, such as 'v2, seed 3'")
@@ -71,7 +71,7 @@ class IterableBatches(Batches):
             begun = self._iterator()
             head = list(itertools.islice(begun, 1))
             self._begun = itertools.chain(head, begun)
-            self._first = _told(head)
+            self._first = _first_batch_identity(head)
         return {**self._first, "batches_per_epoch": self.steps_per_epoch}
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
@@ -182,8 +182,8 @@ def as_batches(data: Any) -> Batches:
     return data if isinstance(data, Batches) else IterableBatches(data)
 
 
-def _mistaken(source: Any) -> str | None:
-    """What was given instead of an iterable of batches, and what would be right."""
+def _wrong_kind(source: Any) -> str | None:
+    """For a source that holds no batches: what it is, and what would be right. Otherwise None."""
     kind = type(source).__name__
     if hasattr(getattr(source, "train", None), "batches"):
         return f"a {kind}; say which part, and how large a batch is: data.train.batches(16)"
@@ -238,8 +238,8 @@ def _length(source: Any) -> int | None:
         return None
 
 
-def _told(head: Sequence[PyTree]) -> dict[str, Any]:
-    """What identifies data by its first batch, if there is one."""
+def _first_batch_identity(head: Sequence[PyTree]) -> dict[str, Any]:
+    """The identity of data by its first batch, if there is one."""
     if not head:
         return {"data": "an iterable without a batch"}
     batch = _as_arrays(head[0])

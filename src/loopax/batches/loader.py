@@ -1,4 +1,4 @@
-"""The next chunk of data in flight while the device is busy with this one."""
+"""Loads the next chunk of data in a thread while the device works on this one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Loader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for the source, which whoever reads it next must have alone."""
+        """Waits until the source is no longer read, so that others can read it."""
         if self._next is not None:
             self._next.cancel()
         self._asked.put(None)

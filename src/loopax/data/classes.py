@@ -1,4 +1,4 @@
-"""The classes of a dataset: how many there can be, and in which order they are."""
+"""The names of classes: how many there can be, their order, and which are spelled alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_CLASSES = 65_536
 
 
 def class_order(names: Iterable[str]) -> Callable[[str], Any]:
-    """What classes are sorted by: their numbers if all names are numbers, else their names."""
+    """The sort key of class names: by number if all are numbers, otherwise by name."""
     try:
         numbers = {name: float(name) for name in names}
     except ValueError:
@@ -23,6 +23,6 @@ def class_order(names: Iterable[str]) -> Callable[[str], Any]:
 
 
 def normalized(row: Sequence[str]) -> tuple[str, ...]:
-    """A row without what most models do not see: case, spaces, and forms of the same letter."""
+    """Texts without differences of case, spaces and Unicode form, which most models do not see."""
     folded = (unicodedata.normalize("NFKC", text).casefold() for text in row)
     return tuple(" ".join(text.split()) for text in folded)

@@ -11,7 +11,7 @@ from loopax.data.files import fault
 from loopax.data.words import quoted
 
 Names = Sequence[Sequence[str]]
-"""Usual names, the surest first; spelled without case, spaces, `_` and `-`."""
+"""Groups of usual names, the surest first, spelled as `plain` does."""
 
 IMAGE_NAMES: Names = (("image", "images", "img", "picture", "pictures", "photo", "png", "jpg"),)
 TEXT_NAMES: Names = (
@@ -52,18 +52,18 @@ class Columns(NamedTuple):
 
 
 def plain(name: str) -> str:
-    """A name without what usual names are spelled without."""
+    """A name in lower case, without spaces, `_` and `-`, as usual names are listed here."""
     return re.sub(r"[\s_-]", "", name).casefold()
 
 
 def usual(columns: Iterable[str], names: Names) -> list[str]:
-    """The columns that have the surest of the usual names that any has."""
+    """The columns whose names are in the first group of usual names that occurs at all."""
     spelled = {column: plain(column) for column in columns}
     tiers = ([column for column in spelled if spelled[column] in tier] for tier in names)
     return next(filter(None, tiers), [])
 
 
-def the_one(
+def only_column(
     path: str | os.PathLike[str],
     found: Sequence[str],
     what: str,

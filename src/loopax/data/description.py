@@ -1,4 +1,4 @@
-"""What data is, in one line for people to see whether it was read as they meant it."""
+"""One line that describes data, so that people see whether it was read as they meant it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOTHING = ("none", "nan", "na", "n/a", "null")
 
 
 def described(name: str, source: str, facts: Iterator[str]) -> str:
-    """The line: what the data is called, what it was read from, and what is in it."""
+    """The line: name, source, and facts."""
     return f"{brief(name)}{f' ({source})' if source else ''}: {', '.join(facts)}"
 
 
@@ -73,7 +73,7 @@ def facts_of_texts(texts: Texts) -> Iterator[str]:
 
 
 def _origin(part: Dataset, total: int, whole: str = "") -> str:
-    """Where a part is from: given, perhaps under another name, or so much of the whole."""
+    """The origin of a part: given, perhaps under another name, or held out of the whole."""
     if part.held_out is not None:
         return f"1 in {round(total / len(part), 1):g}{whole} held out"
     word = part.name.rpartition(" ")[2]

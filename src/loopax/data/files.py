@@ -1,4 +1,4 @@
-"""Files that may be missing, damaged or lying: read within bounds, blamed in one line."""
+"""Paths and files of the user: how they are found and opened, and errors that name them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FOREIGN = {
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path as people type and move it: with `~`, as `file://`, with accents in another form.
+    """Finds a path as people type it: with `~`, as `file://`, or with accents in another form.
 
     What exists as it is written is meant; otherwise the home folder, the URL or the other way in
     which Unicode writes the same letters (NFC, NFD) is tried.
@@ -78,13 +78,13 @@ def is_foreign(name: str) -> bool:
 
 
 def fault(where: str | os.PathLike[str], what: str) -> DataError:
-    """The error that says what is wrong with the file, or the part of it, at `where`."""
+    """An error that says what is wrong with the file, or the part of a file, at `where`."""
     return DataError(f"{shown(where)}: {what}")
 
 
 @contextmanager
-def blaming(where: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Turns whatever a parser raises into a `DataError` about `where`.
+def reporting(where: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Turns any exception of a parser into a one-line `DataError` about `where`.
 
     What parsers of zip, NPY and images raise on damaged bytes is open-ended: besides `OSError`
     and `ValueError` also `SyntaxError`, `struct.error`, `RecursionError`, `MemoryError`, ...
@@ -107,7 +107,7 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         DataError: it does not exist, is a folder or a device, or may not be read; or the body
             raises anything else.
     """
-    with blaming(path, "cannot be read"):
+    with reporting(path, "cannot be read"):
         # Before opening, because to open a named pipe is to wait for somebody to write.
         found = as_path(path)
         mode = os.stat(found).st_mode

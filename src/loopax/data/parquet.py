@@ -1,4 +1,4 @@
-"""Parquet files: opened within bounds, and what their columns hold."""
+"""Opens Parquet files within bounds of memory, and tells what their columns hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from loopax.data.files import blaming, fault, open_file
+from loopax.data.files import fault, open_file, reporting
 from loopax.data.words import shown
 from loopax.errors import ConfigError
 
@@ -38,7 +38,7 @@ def open_parquet(file: File) -> Iterator[pq.ParquetFile]:
         raise ConfigError(
             f"{shown(file)}: to read Parquet, pip install 'loopax[parquet]' ({error})"
         ) from error
-    with open_file(file) as stream, blaming(file, "cannot be read as Parquet"):
+    with open_file(file) as stream, reporting(file, "cannot be read as Parquet"):
         # Without a buffer the compressed column of a whole row group is read at once.
         table = pq.ParquetFile(
             stream, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
@@ -48,7 +48,7 @@ def open_parquet(file: File) -> Iterator[pq.ParquetFile]:
 
 
 def _require_plausible_sizes(file: File, metadata: pq.FileMetaData) -> None:
-    """Refuses, before memory is taken, what the pages could not honestly expand to.
+    """Refuses sizes of rows that only a damaged footer can state, before memory is taken.
 
     For a whole row, because pyarrow aborts the process where it is asked for the size of a column
     whose metadata is damaged.
@@ -70,7 +70,7 @@ def declared_classes(file: File, schema: pa.Schema) -> dict[str, tuple[str, ...]
     Raises:
         DataError: the metadata cannot be read.
     """
-    with blaming(file, "its Hugging Face metadata cannot be read"):
+    with reporting(file, "its Hugging Face metadata cannot be read"):
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info") or {}
         features = {**(info.get("features") or {})}
     classes = {}
@@ -88,7 +88,7 @@ def declared_classes(file: File, schema: pa.Schema) -> dict[str, tuple[str, ...]
 
 
 def kind_of(column: pa.DataType) -> Kind:
-    """What the cells of a column of this type are; a dictionary is what its values are."""
+    """The kind of a column's cells; of a dictionary column, that of its values."""
     from pyarrow import types
 
     column = column.value_type if types.is_dictionary(column) else column

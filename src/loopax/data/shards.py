@@ -1,4 +1,4 @@
-"""Which Parquet files of a folder belong together: parts of a dataset, each in shards."""
+"""Finds the Parquet files of a folder that belong together: parts, each in shards."""
 
 from __future__ import annotations
 

@@ -114,9 +114,9 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         labels = np.zeros(len(dataset), np.int32)
     if (images := dataset.columns.get("image")) is not None:
-        chosen, notes = _image_split(images, labels, fraction)
+        chosen, notes = _held_out_images(images, labels, fraction)
     else:
-        chosen, notes = _even_split(labels, fraction), ()
+        chosen, notes = _spread_rows(labels, fraction), ()
     if not chosen.any():
         raise fault(
             dataset.name,
@@ -159,7 +159,7 @@ def split_texts(
         contents = [normalized(row) for row in texts.rows]
     ties = [(("content", c), group or None) for c, group in zip(contents, groups, strict=True)]
     ranks = [hashlib.sha256(repr((seed, row)).encode()).digest() for row in texts.rows]
-    chosen = _grouped_split(ties, ranks, texts.labels, fraction)
+    chosen = _grouped_rows(ties, ranks, texts.labels, fraction)
     if not chosen.any():
         raise fault(
             texts.name,
@@ -170,7 +170,7 @@ def split_texts(
 
 
 def deduplicated(splits: Splits) -> Splits:
-    """The parts without images that are trained on, or chosen by, and come again further on.
+    """Removes from earlier parts the images that occur again in later ones.
 
     What is to test on stays whole; the part to choose by loses copies of its images, of equal
     pixels, and the part to train on loses copies of images of both.
@@ -206,32 +206,34 @@ def _rows_of(dataset: Dataset, rows: Chosen) -> Dataset:
     return replace(dataset, columns=columns)
 
 
-def _image_split(images: Images, labels: Labels, fraction: float) -> tuple[Chosen, tuple[str, ...]]:
-    """Which images are held out, and what is to be said of it."""
+def _held_out_images(
+    images: Images, labels: Labels, fraction: float
+) -> tuple[Chosen, tuple[str, ...]]:
+    """Which images are held out, and notes on how they were chosen."""
     digests, notes = _digests_of(images), list[str]()
     firsts = np.sort(np.unique(digests, return_index=True)[1])
     if copies := len(digests) - len(firsts):
         notes.append(f"copies of images kept on one side of each split: {copies:,}")
-    if alike := _are_alike_in_a_row(images, labels, firsts):
-        chosen = _ending_split(images, labels, fraction)
+    if alike := _are_like_frames(images, labels, firsts):
+        chosen = _last_rows(images, labels, fraction)
         notes.append(
             "neighbours are alike, like frames of a film, so the last of each class are held out "
             "(better: give other films as a part to test on)"
         )
     else:
-        chosen = _even_split(labels, fraction)
+        chosen = _spread_rows(labels, fraction)
     if copies:
         # What is alike in a row is one block; otherwise each of the chosen is asked for first.
         blocks = [
             label if alike and row else None for label, row in zip(labels, chosen, strict=True)
         ]
         ranks = [(not row, position) for position, row in enumerate(chosen)]
-        chosen = _grouped_split(list(zip(digests, blocks, strict=True)), ranks, labels, fraction)
+        chosen = _grouped_rows(list(zip(digests, blocks, strict=True)), ranks, labels, fraction)
     return chosen, tuple(notes)
 
 
-def _even_split(labels: Labels, fraction: float) -> Chosen:
-    """Picks `fraction` of every class, rounded, without chance, but at least one and never all.
+def _spread_rows(labels: Labels, fraction: float) -> Chosen:
+    """Picks `fraction` of every class, rounded, spread over the stored order, without chance.
 
     The stored order is cut into equal stretches, and one is picked of each, by multiples of the
     golden ratio (Weyl's sequence): so what comes again in the order, such as the ten views of each
@@ -239,7 +241,7 @@ def _even_split(labels: Labels, fraction: float) -> Chosen:
     """
     chosen = np.zeros(len(labels), bool)
     for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
-        if picked := _count(n, fraction):
+        if picked := _held_out_count(n, fraction):
             starts = np.arange(picked + 1) * n // picked
             offsets = np.arange(1, picked + 1) * _GOLDEN % 1 * np.diff(starts)
             rows = np.flatnonzero(labels == label)
@@ -247,7 +249,7 @@ def _even_split(labels: Labels, fraction: float) -> Chosen:
     return chosen
 
 
-def _ending_split(images: Images, labels: Labels, fraction: float) -> Chosen:
+def _last_rows(images: Images, labels: Labels, fraction: float) -> Chosen:
     """Picks the last of every class, from where two neighbours differ most.
 
     At least `fraction` of a class, rounded, are picked, and at most half as many more.
@@ -255,7 +257,7 @@ def _ending_split(images: Images, labels: Labels, fraction: float) -> Chosen:
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        if picked := _count(len(rows), fraction):
+        if picked := _held_out_count(len(rows), fraction):
             last = len(rows) - picked
             cuts = np.arange(max(1, last - picked // 2), last + 1)
             jumps = _distances(images, rows[cuts - 1], rows[cuts])
@@ -264,21 +266,21 @@ def _ending_split(images: Images, labels: Labels, fraction: float) -> Chosen:
     return chosen
 
 
-def _count(n: int, fraction: float) -> int:
+def _held_out_count(n: int, fraction: float) -> int:
     """How many of `n` are picked."""
     return min(max(1, int(n * fraction + 0.5)), n - 1)
 
 
 def _digests_of(images: Images) -> list[bytes]:
-    """A digest of the pixels of each image; of equal ones it is equal."""
+    """A digest of the pixels of each image."""
     return [
         hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
         for image in images
     ]
 
 
-def _are_alike_in_a_row(images: Images, labels: Labels, rows: Int[np.ndarray, " some"]) -> bool:
-    """Whether images are like those stored beside them, as frames of a film are; of these rows.
+def _are_like_frames(images: Images, labels: Labels, rows: Int[np.ndarray, " some"]) -> bool:
+    """Whether neighbouring images are as similar as frames of a film, judged by these rows.
 
     They are where neighbours of one class differ by less than half of what images differ by that
     lie half of their class apart: the medians, over up to 1,000 pairs, of mean absolute
@@ -306,7 +308,7 @@ def _distances(images: Images, one: np.ndarray, other: np.ndarray) -> np.ndarray
     return np.array([np.abs(each).mean() for each in differences])
 
 
-def _grouped_split(
+def _grouped_rows(
     ties: Sequence[Sequence[Hashable]], ranks: Sequence[Any], labels: Labels, fraction: float
 ) -> Chosen:
     """Picks about `fraction` of every class, whole blocks at a time.
@@ -325,7 +327,9 @@ def _grouped_split(
     """
     blocks = sorted(_blocks(ties), key=lambda block: min(ranks[row] for row in block))
     chosen, classes = np.zeros(len(labels), bool), labels.tolist()
-    for block in _taken([Counter(classes[row] for row in block) for block in blocks], fraction):
+    for block in _chosen_blocks(
+        [Counter(classes[row] for row in block) for block in blocks], fraction
+    ):
         chosen[blocks[block]] = True
     return chosen
 
@@ -350,8 +354,8 @@ def _blocks(ties: Sequence[Sequence[Hashable]]) -> list[list[int]]:
     return list(blocks.values())
 
 
-def _taken(counts: Sequence[Counter[int]], fraction: float) -> list[int]:
-    """The blocks to take, of which each has so many rows of every class."""
+def _chosen_blocks(counts: Sequence[Counter[int]], fraction: float) -> list[int]:
+    """Which blocks to pick, given the number of rows of every class in each."""
     total, holders = Counter[int](), Counter[int]()
     for count in counts:
         total.update(count)

@@ -1,4 +1,4 @@
-"""Names and values in messages of one line: legible, and cut where they are long."""
+"""How names and values are written in one-line messages: escaped, truncated, quoted."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _LONG_LIST = 400
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path as a message can carry it: line breaks and undecodable bytes are escaped."""
+    """A path in a message; line breaks and undecodable bytes are escaped."""
     text = os.fspath(path)
     return text if text.isprintable() else repr(text)
 
 
 def brief(value: object) -> str:
-    """A name or a value, of which a message carries at most 40 characters."""
+    """A name or a value in a message, truncated to 40 characters."""
     text = str(value)
     return shown(text if len(text) <= _LONG else f"{text[: _LONG - 3]}...")
 
 
 def quoted(names: Iterable[str], notes: Mapping[str, Any] | None = None) -> str:
-    """Names in quotes, each with what is noted of it: `'label' (int64), 'text'`."""
+    """Names in quotes, each with its note if it has one: `'label' (int64), 'text'`."""
     said = {name: f" ({brief(notes[name])})" if notes else "" for name in names}
     joined = ", ".join(f"{brief(name)!r}{note}" for name, note in said.items())
     return textwrap.shorten(joined, _LONG_LIST, placeholder=" ...") or "none"
 
 
 def abridged(names: Iterable[str], many: int = 6) -> str:
-    """Up to 6 names; of more the first two and the last."""
+    """A list of names: all if there are up to 6, otherwise the first two and the last."""
     some = [*names]
     return ", ".join([*some[:2], "...", some[-1]] if len(some) > many else some)

@@ -1,1 +1,1 @@
-"""Images with classes, from files of many forms."""
+"""Images with classes, read from folders, NPZ, IDX and Parquet."""

@@ -1,4 +1,4 @@
-"""Images and labels that are stored as arrays, by NPZ or IDX, and what these must be."""
+"""Images and labels stored as arrays (NPZ, IDX), and checks of their shapes and values."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from loopax.batches.dataset import Dataset
 from loopax.data.classes import MAX_CLASSES, class_order
-from loopax.data.files import PART_NAMES, blaming, fault
-from loopax.data.images.decode import Form, fitted
+from loopax.data.files import PART_NAMES, fault, reporting
+from loopax.data.images.decode import Form, resized
 from loopax.data.images.idx import read_idx
 from loopax.data.images.npz import read_npz
 from loopax.data.words import brief, shown
@@ -79,9 +79,9 @@ def idx_parts(path: Path, form: Form) -> Parts:
 
 
 def mnist_files(folder: Path, *names: str) -> list[Path]:
-    """Those that are called like these files of MNIST, the plain before the packed."""
+    """The files with these names of MNIST's, plain or `.gz`, in either spelling; plain first."""
     spelled = "|".join(name.replace("-idx", "[-.]idx") for name in names)
-    with blaming(folder, "cannot be read as a folder"):
+    with reporting(folder, "cannot be read as a folder"):
         files = sorted(folder.iterdir())
     return [each for each in files if re.fullmatch(rf"({spelled})(\.gz)?", each.name)]
 
@@ -110,7 +110,7 @@ def _datasets(
         image = _as_images(source)
         label = np.full(len(image), -1, np.int32)
         if labels is not None:
-            flat = _one_each(labels[index], len(image))
+            flat = _flat_labels(labels[index], len(image))
             is_named = known != tuple(map(str, range(len(known))))
             if is_named and flat.array.dtype.kind not in "SU":
                 raise fault(
@@ -118,7 +118,7 @@ def _datasets(
                     f"labels are {flat.array.dtype}, but those to train on are names of classes",
                 )
             label, known = as_labels([flat], known)
-        columns = {"image": fitted(image, source.where, form), "label": label}
+        columns = {"image": resized(image, source.where, form), "label": label}
         datasets[part] = Dataset(columns, class_names=known, source=kind)
     return datasets
 
@@ -159,8 +159,8 @@ def _as_images(source: Source) -> np.ndarray:
     return images.astype(np.float32 if is_float else np.uint8, copy=False)
 
 
-def _one_each(source: Source, examples: int) -> Source:
-    """Labels `(examples,)`, of which each image has one."""
+def _flat_labels(source: Source, examples: int) -> Source:
+    """Labels in the shape `(examples,)`, after a check that there is one for each image."""
     where, array = source
     labels = array.ravel() if array.ndim == 2 and array.shape[1] == 1 else array
     if labels.ndim != 1:
@@ -225,7 +225,7 @@ def _numbered(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     words: list[tuple[str, int, str | None]] = []
     for where, array in sources:
-        with blaming(where, "holds labels that are no text in UTF-8"):
+        with reporting(where, "holds labels that are no text in UTF-8"):
             names = [each.decode() if isinstance(each, bytes) else each for each in array.tolist()]
         words += [(where, row, name) for row, name in enumerate(names)]
     found = {name for *_, name in words if name}

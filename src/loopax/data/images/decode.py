@@ -1,4 +1,4 @@
-"""Encoded images (PNG, JPEG, ...) as pixels, and pixels brought to one size and one palette."""
+"""Decodes images (PNG, JPEG, ...), and brings them to one size and number of channels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 
 from loopax.batches.dataset import Dataset
-from loopax.data.files import blaming, fault
+from loopax.data.files import fault, reporting
 from loopax.data.words import shown
 from loopax.errors import ConfigError
 
@@ -41,8 +41,8 @@ def is_image(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-class White:
-    """The value of 16-bit images that becomes 255: the most that as many bits can hold as are used.
+class WhiteLevel:
+    """The value of 16-bit images that becomes 255: the largest that the bits in use can hold.
 
     Scanners and cameras keep 10, 12 or 14 bits in 16; by the range of the type they would be black.
     """
@@ -51,7 +51,7 @@ class White:
     has_grown = False
 
     def scaled(self, wide: np.ndarray) -> np.ndarray:
-        """Pixels of 16 bits as uint8, by what is white as far as images have been seen."""
+        """Scales pixels of 16 bits to uint8, by the white level of all images so far."""
         needed = max(255, 2 ** int(wide.max()).bit_length() - 1)
         self.has_grown |= 0 < self.value < needed
         self.value = max(self.value, needed)
@@ -59,7 +59,7 @@ class White:
 
 
 class Form(NamedTuple):
-    """What all images are brought to; what is None stays as it is stored.
+    """Size, channels and background that all images get; None leaves them as stored.
 
     Attributes:
         size: (height, width) in pixels.
@@ -71,10 +71,10 @@ class Form(NamedTuple):
     size: tuple[int, int] | None = None
     channels: int | None = None
     background: str | None = None
-    white: White | None = None
+    white: WhiteLevel | None = None
 
     def checked(self) -> Form:
-        """Itself, with nothing wrong in it.
+        """Itself, after a check of its values.
 
         Raises:
             ConfigError: the size is not two positive whole numbers, the channels not 1 or 3, or the
@@ -109,12 +109,14 @@ def _colour(background: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def at_one_white(read: Callable[[Form], Mapping[str, Dataset]], form: Form) -> dict[str, Dataset]:
-    """What `read` makes of a form in which 16-bit images of all parts are scaled alike.
+def at_one_white_level(
+    read: Callable[[Form], Mapping[str, Dataset]], form: Form
+) -> dict[str, Dataset]:
+    """Reads parts so that the 16-bit images of all are scaled by one white level.
 
     They are read twice where the first ones are darker than others.
     """
-    white = White()
+    white = WhiteLevel()
     parts = read(form._replace(white=white))
     if white.has_grown:
         del parts
@@ -170,7 +172,7 @@ def decode_images(images: Iterable[EncodedImage], count: int, form: Form) -> np.
     return pixels
 
 
-def fitted(images: np.ndarray, where: str, form: Form) -> np.ndarray:
+def resized(images: np.ndarray, where: str, form: Form) -> np.ndarray:
     """Pixels `(examples, height, width, channels)` as the form says, in their own type.
 
     Raises:
@@ -178,15 +180,15 @@ def fitted(images: np.ndarray, where: str, form: Form) -> np.ndarray:
     """
     if form.size in (None, images.shape[1:3]) and form.channels in (None, images.shape[3]):
         return images
-    with blaming(where, "its images cannot be resized"):
-        first = _fitted(images[0], form)
+    with reporting(where, "its images cannot be resized"):
+        first = _resized_array(images[0], form)
         result = np.empty((len(images), *first.shape), images.dtype)
         for index, pixels in enumerate(images):
-            result[index] = _fitted(pixels, form)
+            result[index] = _resized_array(pixels, form)
     return result
 
 
-def _fitted(pixels: np.ndarray, form: Form) -> np.ndarray:
+def _resized_array(pixels: np.ndarray, form: Form) -> np.ndarray:
     from PIL import Image
 
     if form.channels == 1 and pixels.shape[2] == 3 and pixels.dtype == np.uint8:
@@ -195,7 +197,7 @@ def _fitted(pixels: np.ndarray, form: Form) -> np.ndarray:
         pixels = (pixels @ _LUMA).astype(pixels.dtype)[..., None]
     if form.size not in (None, pixels.shape[:2]):
         planes = [Image.fromarray(np.ascontiguousarray(each)) for each in np.moveaxis(pixels, 2, 0)]
-        pixels = np.stack([np.asarray(_resized(plane, form)) for plane in planes], axis=-1)
+        pixels = np.stack([np.asarray(_resized_image(plane, form)) for plane in planes], axis=-1)
     channels = form.channels or pixels.shape[2]
     return np.repeat(pixels, channels // pixels.shape[2], axis=2)
 
@@ -215,7 +217,7 @@ def _decoded(where: str | os.PathLike[str], stream: BinaryIO, form: Form) -> np.
     """One image, uint8 (height, width, 1 or 3)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with blaming(where, "cannot be read as an image"):
+    with reporting(where, "cannot be read as an image"):
         try:
             stored = Image.open(stream, formats=readable_formats())
         except UnidentifiedImageError as error:
@@ -228,12 +230,12 @@ def _decoded(where: str | os.PathLike[str], stream: BinaryIO, form: Form) -> np.
         image = _eight_bit(where, ImageOps.exif_transpose(stored), form)
         if form.channels is not None:
             image = image.convert("L" if form.channels == 1 else "RGB")
-        image = _resized(image, form)
+        image = _resized_image(image, form)
         return np.asarray(image).reshape(image.height, image.width, -1)
 
 
-def _resized(image: Image, form: Form) -> Image:
-    """Stretched where the proportions differ, with antialiasing."""
+def _resized_image(image: Image, form: Form) -> Image:
+    """Resizes with antialiasing; stretches where the proportions differ."""
     from PIL import Image
 
     if form.size is None:

@@ -13,11 +13,11 @@ import numpy as np
 
 from loopax.batches.dataset import Dataset
 from loopax.data.classes import class_order
-from loopax.data.files import PART_NAMES, as_path, blaming, fault, is_foreign, open_file
+from loopax.data.files import PART_NAMES, as_path, fault, is_foreign, open_file, reporting
 from loopax.data.images.decode import (
     EncodedImage,
     Form,
-    at_one_white,
+    at_one_white_level,
     decode_images,
     is_image,
     readable_formats,
@@ -66,7 +66,7 @@ def read_folder(
             (HEIC, ...); images and folders are mixed; or an image cannot be used.
     """
     form, path = Form(size, channels, background).checked(), as_path(path)
-    return at_one_white(lambda form: {"": _dataset(path, form)}, form)[""]
+    return at_one_white_level(lambda form: {"": _dataset(path, form)}, form)[""]
 
 
 def folder_parts(folder: Path, form: Form) -> dict[str, Dataset]:
@@ -132,7 +132,7 @@ class _Listing(NamedTuple):
 def _listing(folder: Path) -> _Listing:
     """What is in a folder and was put there to be read, sorted by name."""
     found = _Listing([], [], Counter())
-    with blaming(folder, "cannot be read as a folder"):
+    with reporting(folder, "cannot be read as a folder"):
         for each in sorted(each for each in folder.iterdir() if not is_foreign(each.name)):
             # A link that leads nowhere is not passed over: it was the folder of a class.
             if each.is_dir() or (not each.suffix and each.is_symlink() and not each.exists()):

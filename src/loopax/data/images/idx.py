@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loopax.data.files import blaming, fault, open_file, read_up_to
+from loopax.data.files import fault, open_file, read_up_to, reporting
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -34,7 +34,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         file.seek(0)
         if not gzipped:
             return _read(path, file)
-        with blaming(path, "the gzip stream is damaged"), gzip.GzipFile(fileobj=file) as stream:
+        with reporting(path, "the gzip stream is damaged"), gzip.GzipFile(fileobj=file) as stream:
             return _read(path, stream)
 
 

@@ -1,4 +1,4 @@
-"""The user's own files as a dataset: `load` finds out what they are."""
+"""`load`: finds out what the user's files of images are, and reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from loopax.data.files import VALIDATION_NAMES, as_path, fault, open_file
 from loopax.data.images.arrays import MNIST_IMAGES, Parts, idx_parts, mnist_files, npz_parts
-from loopax.data.images.decode import Form, at_one_white
+from loopax.data.images.decode import Form, at_one_white_level
 from loopax.data.images.folder import folder_parts
 from loopax.data.images.parquet import read_parquet
 from loopax.data.shards import find_shards
@@ -97,9 +97,9 @@ def load(
         case "npz":
             parts = npz_parts(path, form)
         case "folder":
-            parts = at_one_white(lambda form: folder_parts(path, form), form)
+            parts = at_one_white_level(lambda form: folder_parts(path, form), form)
         case "parquet":
-            parts = at_one_white(
+            parts = at_one_white_level(
                 lambda form: _from_parquet(path, form, image_column, label_column), form
             )
     splits = _split(path, parts, test_fraction)
@@ -184,7 +184,7 @@ def _require_agreement(path: Path, splits: Splits) -> None:
 
 
 def _with_a_class(path: Path, splits: Splits) -> Splits:
-    """The splits, whose labels mean one class where all are missing."""
+    """Gives data without any label one class."""
     known = {name: (each.columns["label"] >= 0).sum() for name, each in splits.parts.items()}
     if known.pop("train"):
         return splits

@@ -1,4 +1,4 @@
-"""The MNIST handwritten digits, bundled, so that nothing needs the network."""
+"""The MNIST handwritten digits, bundled with the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import resources
 import numpy as np
 
 from loopax.batches.dataset import Dataset
-from loopax.data.files import blaming, fault
+from loopax.data.files import fault, reporting
 from loopax.data.splits import Splits
 
 _MD5 = {
@@ -51,7 +51,7 @@ def _part(prefix: str, name: str) -> Dataset:
 
 def _official(name: str) -> bytearray:
     file = resources.files("loopax.data.images") / "mnist_idx" / f"{name}.gz"
-    with blaming(str(file), "cannot be read, install loopax again"):
+    with reporting(str(file), "cannot be read, install loopax again"):
         content = gzip.decompress(file.read_bytes())
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != _MD5[name]:

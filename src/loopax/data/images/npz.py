@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from loopax.data.files import blaming, fault, open_file, read_up_to
+from loopax.data.files import fault, open_file, read_up_to, reporting
 from loopax.data.words import shown
 
 _KINDS = "biufcSU"  # numbers and text of fixed length: bytes that need no interpretation
@@ -27,7 +27,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     with (
         open_file(path) as file,
-        blaming(path, "is not a readable .npz file"),
+        reporting(path, "is not a readable .npz file"),
         zipfile.ZipFile(file) as archive,
     ):
         for member in archive.infolist():
@@ -35,7 +35,10 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if name in arrays:
                 raise fault(path, f"holds two arrays named {name!r}; names must differ")
             where = f"{shown(path)}: member {member.filename!r}"
-            with blaming(where, "cannot be read as an .npy array"), archive.open(member) as stream:
+            with (
+                reporting(where, "cannot be read as an .npy array"),
+                archive.open(member) as stream,
+            ):
                 arrays[name] = _read_array(stream, member.file_size, where)
     if not arrays:
         raise fault(path, "holds no array")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from loopax.batches.dataset import Dataset
-from loopax.data.columns import IMAGE_NAMES, LABEL_NAMES, require_column, the_one, usual
-from loopax.data.files import blaming, fault
+from loopax.data.columns import IMAGE_NAMES, LABEL_NAMES, only_column, require_column, usual
+from loopax.data.files import fault, reporting
 from loopax.data.images.arrays import Source, as_labels
 from loopax.data.images.decode import EncodedImage, Form, decode_images
 from loopax.data.parquet import (
@@ -96,7 +96,7 @@ def _find_columns(file: File, image: str | None, label: str | None) -> _Columns:
     if label is None:
         found = [name for name in types if name in declared and _is_label(types[name])]
         found = usual(found or types, LABEL_NAMES) or found
-        label = the_one(file, found, "labels", "label_column", types) if found else ""
+        label = only_column(file, found, "labels", "label_column", types) if found else ""
     if not label:
         return _Columns(image, None, False, ())
     require_column(file, label, types, types)
@@ -116,7 +116,9 @@ def _image_column(file: File, types: Mapping[str, pa.DataType], given: str | Non
         found = [name for name, kind in types.items() if _holds_images(kind)]
         if not found:
             raise fault(file, f"no column holds {form}; its columns are {quoted(types, types)}")
-        return the_one(file, usual(found, IMAGE_NAMES) or found, "images", "image_column", types)
+        return only_column(
+            file, usual(found, IMAGE_NAMES) or found, "images", "image_column", types
+        )
     require_column(file, given, types, types)
     if not _holds_images(types[given]):
         raise fault(file, f"column {given!r} is {brief(types[given])}; it must be {form}")
@@ -167,7 +169,7 @@ def _read_labels(file: File, column: str, is_text: bool) -> Source:
     import pyarrow as pa
 
     where, kind = f"{shown(file)}: column {column!r}", pa.large_string() if is_text else pa.int64()
-    with blaming(where, "cannot be read as labels"):
+    with reporting(where, "cannot be read as labels"):
         pieces = [cells.cast(kind) for _, cells in _batches(file, column, _LABEL_ROWS)]
         cells = pa.chunked_array(pieces, kind)
         if is_text:

@@ -14,9 +14,9 @@ from loopax.data.columns import (
     SPLIT_NAMES,
     TEXT_NAMES,
     Columns,
+    only_column,
     plain,
     require_column,
-    the_one,
     usual,
 )
 from loopax.data.files import fault
@@ -75,7 +75,7 @@ def split_column(sample: Sequence[Row], chosen: Columns) -> str | None:
 
 
 def _usable(table: Table, sample: Sequence[Row]) -> tuple[Cells, Unfit]:
-    """A cell that is a list or an object makes a column unfit."""
+    """The cells of usable columns, and why others are unfit, such as a list in a cell."""
     unfit = dict(table.unfit)
     for row in sample:
         for name, cell in row.cells.items():
@@ -125,7 +125,7 @@ def _find_text(table: Table, cells: Cells, unfit: Unfit) -> tuple[str, ...]:
     if named and not found:
         raise _unfit(table, named, unfit)
     candidates = [name for each in found for name in each] or _longest(table, free, unfit)
-    return (the_one(table.path, candidates, "texts", "text"),)
+    return (only_column(table.path, candidates, "texts", "text"),)
 
 
 def _longest(table: Table, cells: Cells, unfit: Unfit) -> list[str]:
@@ -152,7 +152,7 @@ def _find_label(table: Table, cells: Cells, unfit: Unfit) -> str:
     if not found and not few:
         besides = f"labels; besides the texts there are {quoted(cells)}"
         raise _none_found(table, besides, "label", unfit)
-    return the_one(table.path, found or few, "labels", "label")
+    return only_column(table.path, found or few, "labels", "label")
 
 
 def _is_number(cell: str) -> bool:

@@ -1,4 +1,4 @@
-"""Tables of people's own: CSV, TSV, JSON and Parquet as rows of named cells, one at a time."""
+"""Reads CSV, TSV, JSON and Parquet as rows of named cells, one at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
-from loopax.data.files import blaming, fault, open_file
+from loopax.data.files import fault, open_file, reporting
 from loopax.data.parquet import declared_classes, kind_of, open_parquet
 from loopax.data.words import shown
 from loopax.errors import DataError
@@ -83,7 +83,7 @@ class Table:
     delimiter: str = ""
 
     def inner_rows(self, row: Row) -> list[dict[str, str]]:
-        """What a row's lines but the first and the last were as rows, if most of them could be.
+        """The lines inside a row of many lines, read as rows, if most of them could be rows.
 
         In them a quote was left open, or a cell quotes a table.
         """
@@ -193,7 +193,7 @@ def _blank_first(lines: Lines) -> Iterator[str]:
 
 
 def _delimiter(lines: Lines) -> str:
-    """That of which the first line has the most."""
+    """The delimiter that splits the first line into the most columns."""
 
     def columns(delimiter: str) -> int:
         try:
@@ -239,7 +239,7 @@ def _delimited_rows(
 
 
 def _is_plain(read: Callable[[Literal[0, 3]], Iterator[_Record]], lines: Lines) -> bool:
-    """Whether all is well if quotes are ordinary characters, and only then.
+    """Whether quotes in a TSV are ordinary characters: only then every line is a whole row.
 
     As quotes they fail, or swallow rows: each line is a whole row, and there are fewer records.
     """
@@ -266,7 +266,7 @@ def trimmed(text: str) -> str:
 
 
 def _records(path: File, lines: Lines, delimiter: str, quoting: Literal[0, 3]) -> Iterator[_Record]:
-    """What lies between line ends that are not in quotes and is not blank."""
+    """The records of the file; blank lines are skipped, and quoted line ends belong to a cell."""
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)
     while True:
         before = reader.line_num
@@ -290,7 +290,7 @@ def _json_table(path: File, lines: Lines) -> Table:
         raise fault(path, "is empty; it must hold a JSON object on each line")
     if not first.lstrip().startswith("["):
         return Table(path, "JSON lines", _json_line_rows(path, lines))
-    with blaming(path, "cannot be read as a JSON array"):
+    with reporting(path, "cannot be read as a JSON array"):
         items = json.loads("".join(lines()))
     rows = (_json_row(path, "row", number, item) for number, item in enumerate(items))
     return Table(path, "JSON", rows, unit="row")
@@ -300,7 +300,7 @@ def _json_line_rows(path: File, lines: Lines) -> Iterator[Row]:
     what = "cannot be read as JSON (an object on each line, or an array of them)"
     for number, line in enumerate(lines(), 1):
         if not line.isspace():
-            with blaming(f"{shown(path)}: line {number}", what):
+            with reporting(f"{shown(path)}: line {number}", what):
                 item = json.loads(line)
             yield _json_row(path, "line", number, item)
 
@@ -316,7 +316,7 @@ def _json_row(path: File, unit: str, number: int, item: Any) -> Row:
 
 
 def _alone(cell: Any) -> Any:
-    """The only element of a list that has one, if it is no list or object itself."""
+    """Unwraps a list of one element; an empty list is None."""
     if cell == []:
         return None
     if isinstance(cell, list) and len(cell) == 1 and not isinstance(cell[0], list | dict):

@@ -1,4 +1,4 @@
-"""Texts with classes, from the user's own tables: what a text classifier learns from."""
+"""Texts with classes, read from the user's tables."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ class _Reader:
         return np.array([*map(places.get, found), -1], np.int32)[labels], names
 
     def require_plausible(self, labels: np.ndarray, names: Sequence[str]) -> None:
-        """Refuses what was probably read in another way than it was meant.
+        """Refuses data that was probably not read as it was meant.
 
         Such as a row most of whose lines are rows with labels that others have: two at least, as
         one could be a sentence with a comma.
@@ -320,7 +320,7 @@ class _Reader:
 
 
 def _as_label(cell: str | None) -> str | None:
-    """A label as its class is called: one spelling for the many of numbers and booleans."""
+    """The name of a label's class; numbers and booleans have one spelling each."""
     name = trimmed(unicodedata.normalize("NFC", cell or ""))
     if name.lower() in ("true", "false"):
         return name.lower()
