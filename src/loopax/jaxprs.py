@@ -6,6 +6,7 @@ programs of their own: the body of a loop, branches, a function that is called.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,19 +22,26 @@ T = TypeVar("T")
 as_function = core.jaxpr_as_fun
 
 
-def equations(program: Program | core.Jaxpr) -> Sequence[Equation]:
+def equations(program: Program) -> Sequence[Equation]:
     """Those of the program itself, in the order in which they are executed."""
-    return getattr(program, "jaxpr", program).eqns
+    return program.jaxpr.eqns
 
 
-def inner(equation: Equation) -> list[Program | core.Jaxpr]:
+def inner(equation: Equation) -> list[Program]:
     """The programs that an equation holds."""
     values = (v if isinstance(v, tuple | list) else [v] for v in equation.params.values())
-    return [v for several in values for v in several if isinstance(v, Program | core.Jaxpr)]
+    return [program for v in itertools.chain(*values) if (program := _as_program(v))]
+
+
+def _as_program(value: Any) -> Program | None:
+    """A parameter of an equation as the program that it is; None for any other one."""
+    if isinstance(value, core.Jaxpr) and not value.constvars:
+        return Program(value, ())
+    return value if isinstance(value, Program) else None
 
 
 def walk(
-    program: Program | core.Jaxpr, around: tuple[Equation, ...] = ()
+    program: Program, around: tuple[Equation, ...] = ()
 ) -> Iterator[tuple[Equation, tuple[Equation, ...]]]:
     """Every equation, those of inner programs too, each with the equations that it stands in."""
     for equation in equations(program):
@@ -44,15 +52,13 @@ def walk(
 
 def constants(program: Program) -> Iterator[Any]:
     """The arrays that a program and its inner programs hold, but for those of an outer trace."""
-    bodies = [body for equation, _ in walk(program) for body in inner(equation)]
+    bodies = (body for equation, _ in walk(program) for body in inner(equation))
     for body in (program, *bodies):
-        for constant in getattr(body, "consts", ()):
-            if not isinstance(constant, jax.core.Tracer):
-                yield constant
+        yield from (const for const in body.consts if not isinstance(const, jax.core.Tracer))
 
 
 def evaluate(
-    program: Program | core.Jaxpr,
+    program: Program,
     inputs: Sequence[T],
     apply: Callable[[Equation, list[T]], Sequence[T]],
     constant: Callable[[Any], T],
@@ -68,10 +74,8 @@ def evaluate(
         literal: the same for a number that is written in an equation, or (None) in the results;
             as `constant` when left out.
     """
-    jaxpr = getattr(program, "jaxpr", program)
-    values = dict(zip(jaxpr.invars, inputs, strict=True))
-    held = getattr(program, "consts", ())
-    values.update(zip(jaxpr.constvars, map(constant, held), strict=True))
+    jaxpr, values = program.jaxpr, dict(zip(program.jaxpr.invars, inputs, strict=True))
+    values.update(zip(jaxpr.constvars, map(constant, program.consts), strict=True))
     last = {var: at for at, eqn in enumerate(jaxpr.eqns) for var in _variables(eqn.invars)}
     last |= dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))
 
@@ -108,11 +112,11 @@ def with_inner(equation: Equation, change: Callable[[Program], Program]) -> dict
     """The parameters of an equation, the programs among them changed."""
 
     def changed(value: Any) -> Any:
-        if isinstance(value, Program):
-            return change(value)
-        if isinstance(value, core.Jaxpr) and not value.constvars:
-            return change(Program(value, ())).jaxpr
-        return type(value)(map(changed, value)) if isinstance(value, tuple | list) else value
+        if type(value) in (tuple, list):
+            return type(value)(map(changed, value))
+        if (program := _as_program(value)) is None:
+            return value
+        return change(program) if isinstance(value, Program) else change(program).jaxpr
 
     return {name: changed(value) for name, value in equation.params.items()}
 

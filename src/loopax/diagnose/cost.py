@@ -173,7 +173,7 @@ def flops(function: Callable[..., Any], *args: Any) -> float | None:
         return None
     for equation, around in jaxprs.walk(jax.make_jaxpr(function)(*args)):
         if equation.primitive.name == "scan":
-            body = equation.params["jaxpr"]
+            (body,) = jaxprs.inner(equation)
             shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
             repetitions = math.prod(map(_length, around)) * (_length(equation) - 1)
             flops += repetitions * (_counted(jaxprs.as_function(body), *shapes) or 0.0)

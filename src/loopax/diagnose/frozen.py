@@ -106,12 +106,14 @@ def _named(paths: tuple[str, ...]) -> str:
 
 def _results(equation: jaxprs.Equation, operands: list[str]) -> list[str]:
     """What the results of an equation are: zero, one of the inputs as it is, or not known."""
-    name, params = equation.primitive.name, equation.params
-    if name == "cond":
-        branches = [_called(branch, operands[1:]) for branch in params["branches"]]
+    name = equation.primitive.name
+    if name in ("cond", "jit", "pjit"):
+        arguments = operands[1:] if name == "cond" else operands
+        branches = [
+            jaxprs.evaluate(program, arguments, _results, _content)
+            for program in jaxprs.inner(equation)
+        ]
         return [each[0] if len(set(each)) == 1 else "" for each in zip(*branches, strict=True)]
-    if name in ("jit", "pjit"):
-        return _called(params["jaxpr"], operands)
     zero = [operand == ZERO for operand in operands]
     is_zero = (
         (name == "mul" and any(zero))
@@ -119,10 +121,6 @@ def _results(equation: jaxprs.Equation, operands: list[str]) -> list[str]:
         or (name == "select_n" and all(zero[1:]))
     )
     return [ZERO if is_zero else ""] * len(equation.outvars)
-
-
-def _called(program: jaxprs.Program, operands: list[str]) -> list[str]:
-    return jaxprs.evaluate(program, operands, _results, _content)
 
 
 def _content(value: Any) -> str:

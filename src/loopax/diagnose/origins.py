@@ -157,7 +157,7 @@ class _Place(NamedTuple):
         )
 
 
-def _evaluate(program: Any, inputs: Sequence[_Value], place: _Place) -> list[_Value]:
+def _evaluate(program: jaxprs.Program, inputs: Sequence[_Value], place: _Place) -> list[_Value]:
     """The results of a program that stands at `place`."""
 
     def apply(equation: jaxprs.Equation, operands: list[_Value]) -> list[_Value]:
@@ -177,17 +177,16 @@ def _evaluate(program: Any, inputs: Sequence[_Value], place: _Place) -> list[_Va
 
 
 def _apply(equation: jaxprs.Equation, operands: list[_Value], here: _Place) -> list[_Value]:
-    name, params = equation.primitive.name, equation.params
+    name, programs = equation.primitive.name, jaxprs.inner(equation)
     if name in CALLS:
-        body = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
-        return _evaluate(body, operands, here)
+        return _evaluate(programs[0], operands, here)
     if name == "cond":
-        index = min(max(int(operands[0].array), 0), len(params["branches"]) - 1)
-        return _evaluate(params["branches"][index], operands[1:], here)
+        index = min(max(int(operands[0].array), 0), len(programs) - 1)
+        return _evaluate(programs[index], operands[1:], here)
     arrays = jaxprs.bind(equation, [operand.array for operand in operands])
     results = _attributed(equation, operands, arrays, here)
     if name == "scan" and any(result.kinds for result in results):
-        count = params["length"] * len(jaxprs.equations(params["jaxpr"]))
+        count = equation.params["length"] * len(jaxprs.equations(programs[0]))
         if count <= UNROLLED_LIMIT:
             return _unrolled(equation, operands, results, here)
     return results
@@ -229,7 +228,7 @@ def _unrolled(
 
     What is scanned over or stacked up has one axis more outside of the body than inside.
     """
-    body, length = equation.params["jaxpr"], equation.params["length"]
+    (body,), params = jaxprs.inner(equation), equation.params
 
     def outer_axis(values: list[_Value], avals: Iterable[Any]) -> list[bool]:
         return [np.ndim(v.array) > aval.ndim for v, aval in zip(values, avals, strict=True)]
@@ -239,7 +238,7 @@ def _unrolled(
     first_carry = scanned.count(False) - carries
     carry = operands[first_carry : first_carry + carries]
     origins: list[NonFiniteOrigin | None] = [None] * len(results)
-    for index in range(length)[:: -1 if equation.params["reverse"] else 1]:
+    for index in range(params["length"])[:: -1 if params["reverse"] else 1]:
         slices = [_part(v, index) for v in itertools.compress(operands, scanned)]
         inputs = [*operands[:first_carry], *carry, *slices]
         turn = _evaluate(body, inputs, here._replace(iteration=index))
