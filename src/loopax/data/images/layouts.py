@@ -15,7 +15,7 @@ from loopax.data.images.arrays import MNIST_IMAGES, Parts, idx_parts, mnist_file
 from loopax.data.images.decode import Form, at_one_white_level
 from loopax.data.images.folder import folder_parts
 from loopax.data.images.parquet import read_parquet
-from loopax.data.shards import find_shards
+from loopax.data.parquet import find_shards
 from loopax.data.splits import Splits, check_fraction, deduplicated, stratified_split
 from loopax.data.words import shown
 from loopax.errors import ConfigError
