@@ -54,8 +54,7 @@ def write(path, table, **options):
 
 
 def read(*paths, **options):
-    (found,) = read_parquet([paths], **options)
-    return found
+    return read_parquet({"": paths}, **options)[""]
 
 
 def image_of(dataset):
@@ -138,7 +137,7 @@ def test_shards_follow_each_other_and_parts_share_classes(tmp_path):
         write(tmp_path / f"{start}.parquet", table.slice(start, count))
         for start, count in [(0, 5), (5, 3), (8, 4)]
     ]
-    train, test = read_parquet([files[:2], files[2:]])
+    train, test = read_parquet({"train": files[:2], "test": files[2:]}).values()
     np.testing.assert_array_equal(image_of(train), COLOUR[:8])
     np.testing.assert_array_equal(image_of(test), COLOUR[8:])
     assert label_of(train) + label_of(test) == LABELS
@@ -299,11 +298,11 @@ def test_classes_of_the_second_part_only_are_refused(tmp_path, refuses, monkeypa
     one = write(tmp_path / "1.parquet", colours(label=["a", "b"] * 6))
     two = write(tmp_path / "2.parquet", colours(label=["a"] * 11 + ["zebra"]))
     with refuses("2.parquet: column 'label'", "label 11 is 'zebra'", "to train on"):
-        read_parquet([[one], [two]])
+        read_parquet({"train": [one], "test": [two]})
     one = write(tmp_path / "1.parquet", colours(label=LABELS))
     two = write(tmp_path / "2.parquet", colours(label=[7] * 12))
     with refuses("2.parquet: column 'label'", "label 0 is 7", "0 to 2"):
-        read_parquet([[one], [two]])
+        read_parquet({"train": [one], "test": [two]})
 
 
 def test_more_strings_than_there_can_be_classes_are_refused(tmp_path, refuses, monkeypatch):

@@ -14,7 +14,7 @@ from loopax.data.files import VALIDATION_NAMES, as_path, fault, open_file
 from loopax.data.images.arrays import MNIST_IMAGES, Parts, idx_parts, mnist_files, npz_parts
 from loopax.data.images.decode import Form, at_one_white_level
 from loopax.data.images.folder import folder_parts
-from loopax.data.images.parquet import read_parquet
+from loopax.data.images.parquet import parquet_parts
 from loopax.data.parquet import find_shards
 from loopax.data.splits import Splits, check_fraction, deduplicated, stratified_split
 from loopax.data.words import shown
@@ -91,17 +91,18 @@ def load(
             f"image_column and label_column are of Parquet, but {shown(path)} is taken for "
             f'{layout}; leave them out, or pass layout="parquet"'
         )
-    match layout:
-        case "idx":
-            parts = idx_parts(path, form)
-        case "npz":
-            parts = npz_parts(path, form)
-        case "folder":
-            parts = at_one_white_level(lambda form: folder_parts(path, form), form)
-        case "parquet":
-            parts = at_one_white_level(
-                lambda form: _from_parquet(path, form, image_column, label_column), form
-            )
+
+    def read(form: Form) -> Parts:
+        match layout:
+            case "idx":
+                return idx_parts(path, form)
+            case "npz":
+                return npz_parts(path, form)
+            case "folder":
+                return folder_parts(path, form)
+        return parquet_parts(path, form, image_column, label_column)
+
+    parts = at_one_white_level(read, form)
     splits = _split(path, parts, test_fraction)
     _require_agreement(path, splits)
     return _with_a_class(path, splits if len(parts) == 1 else deduplicated(splits))
@@ -148,19 +149,6 @@ def _layout_of_file(path: Path) -> Layout:
         path,
         f"{found}; it must be an .npz file, an IDX file, a Parquet file or a folder of images",
     )
-
-
-def _from_parquet(
-    path: Path, form: Form, image_column: str | None, label_column: str | None
-) -> Parts:
-    parts = find_shards(path) if isdir(path) else {"": [path]}
-    if not parts:
-        raise fault(path, "holds no Parquet file; their names must end in .parquet")
-    # The part to train on says what classes there are, so it is read first.
-    names = sorted(parts, key=lambda part: part != "train")
-    files = [parts[part] for part in names]
-    read = read_parquet(files, form=form, image_column=image_column, label_column=label_column)
-    return dict(zip(names, read, strict=True))
 
 
 def _name(path: Path) -> str:

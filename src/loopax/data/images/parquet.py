@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,12 +14,13 @@ import numpy as np
 from loopax.batches.dataset import Dataset
 from loopax.data.columns import IMAGE_NAMES, LABEL_NAMES, only_column, require_column, usual
 from loopax.data.files import fault, reporting
-from loopax.data.images.arrays import Source, as_labels
+from loopax.data.images.arrays import Parts, Source, as_labels
 from loopax.data.images.decode import EncodedImage, Form, decode_images
 from loopax.data.parquet import (
     MAX_CELL_BYTES,
     File,
     declared_classes,
+    find_shards,
     kind_of,
     open_parquet,
 )
@@ -32,14 +34,24 @@ _LABEL_ROWS = 2**16
 _AS_STORED = Form()
 
 
+def parquet_parts(
+    path: Path, form: Form, image_column: str | None, label_column: str | None
+) -> Parts:
+    """The images in a Parquet file, or in the shards of a folder, as `read_parquet` reads them."""
+    files = find_shards(path) if isdir(path) else {"": [path]}
+    if not files:
+        raise fault(path, "holds no Parquet file; their names must end in .parquet")
+    return read_parquet(files, form=form, image_column=image_column, label_column=label_column)
+
+
 def read_parquet(
-    parts: Sequence[Sequence[File]],
+    parts: Mapping[str, Sequence[File]],
     *,
     form: Form = _AS_STORED,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> list[Dataset]:
-    """The images in Parquet files, a dataset for each part, of which each is one or more files.
+) -> Parts:
+    """The images in Parquet files, a dataset for each part.
 
     A column of images holds the bytes of a PNG, JPEG, ..., as they are or as the field `bytes` of
     a struct; they are read as those in a folder are. A column of labels holds whole numbers, -1
@@ -47,22 +59,16 @@ def read_parquet(
     unknown. Integers get their names from Hugging Face's metadata. Columns are found by type and
     by usual names. Only a few rows are in memory at a time.
 
-    Args:
-        parts: the files; those of the first part say what classes there are.
-        form: what the images are brought to.
-        image_column: the column of images.
-        label_column: the column of labels, "" for none.
-
-    Returns:
-        Columns `image`, uint8 `(examples, height, width, channels)`, and `label`, int32
-        `(examples,)`, -1 where it is unknown or there is no column of labels.
+    The part `train`, or else the first, says what classes there are. Labels are -1 where they are
+    unknown, or where there is no column of them, which `label_column=""` asks for.
 
     Raises:
         ConfigError: pyarrow is not installed.
         DataError: a file is damaged; a column is not there, or it is not clear which is meant; a
             cell is no image or no label; or the files do not belong together.
     """
-    first, *others = [file for part in parts for file in part]
+    ordered = sorted(parts, key=lambda part: part != "train")
+    first, *others = [file for part in ordered for file in parts[part]]
     columns = _find_columns(first, image_column, label_column)
     for file in others:
         found = _find_columns(file, columns.image, columns.label or label_column)
@@ -72,10 +78,11 @@ def read_parquet(
                 f"its labels ({found.label or 'none'}) differ in column, type or names of classes "
                 f"from those in {shown(first)} ({columns.label or 'none'}); all must be alike",
             )
-    datasets: list[Dataset] = []
-    for part in parts:
-        known = datasets[0].class_names if datasets else columns.class_names
-        datasets.append(_read_part(part, columns, known, form))
+    datasets: dict[str, Dataset] = {}
+    known = columns.class_names
+    for part in ordered:
+        datasets[part] = _read_part(parts[part], columns, known, form)
+        known = datasets[ordered[0]].class_names
     return datasets
 
 
