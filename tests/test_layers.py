@@ -138,6 +138,18 @@ def test_imports_go_downwards_only():
             assert other in allowed or same_layer, f"{module}:{line} imports {imported}"
 
 
+def test_the_loop_knows_no_file_formats():
+    """What it reads are batches; images and texts are read apart from each other."""
+    for module in CORE:
+        home = ".".join(module.split(".")[:3])
+        for imported, line in parsed(module)[1]:
+            if imported.startswith("loopax.data"):
+                where = f"{module}:{line} imports {imported}"
+                assert floor_name(module) in {"data", "recipes", "cli"}, where
+                apart = {"loopax.data.images": "texts", "loopax.data.texts": "images"}
+                assert not imported.startswith(f"loopax.data.{apart.get(home, '-')}"), where
+
+
 def public_names(module):
     return set(importlib.import_module(module).__all__)
 
