@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,30 +13,34 @@ from loopax.paths import form_of
 
 GROUPS = ("parameters", "optimiser state", "keys", "other state")
 """Of the arrays in a state."""
-ARRAYS_SHOWN = 3
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Kind(NamedTuple):
+    """How things of one kind are counted, where one of them is, and how many are shown."""
+
+    unit: str
+    place: str
+    examples: int
+
+
+KINDS = {
+    **dict.fromkeys(GROUPS, Kind("arrays", "{}", 3)),
+    "data order": Kind("steps", "first at step {}", 1),
+    "metrics": Kind("steps", "first at step {}", 1),
+    "logged rows": Kind("rows", "first in line {}", 1),
+}
+
+
+class Outcome(NamedTuple):
     """What a program that was run to its end left behind.
 
     Attributes:
         steps: how many were made.
-        arrays: those of the last checkpoint, by group and path.
-        data, metrics: what each step was given and what it measured, as JSON.
-        rows: the lines of `metrics.jsonl` by their number.
+        parts: of each kind in `KINDS` the things by path, step or line: arrays, or JSON as text.
     """
 
     steps: int
-    arrays: Mapping[str, np.ndarray]
-    data: Mapping[int, str]
-    metrics: Mapping[int, str]
-    rows: Mapping[int, str]
-
-    def group(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of one group by path; a single array is called by the group's name."""
-        named = ((path.partition("/"), array) for path, array in self.arrays.items())
-        return {rest or group: array for (group, _, rest), array in named if group == name}
+    parts: Mapping[str, Mapping[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -52,27 +56,17 @@ class Comparison:
 
 def compare(straight: Outcome, other: Outcome) -> tuple[Comparison, ...]:
     """All that a trial without interruption and another one left, kind by kind."""
-    arrays = (
-        _compared(name, "arrays", "{}", straight.group(name), other.group(name)) for name in GROUPS
-    )
-    return (
-        *arrays,
-        _compared("data order", "steps", "first at step {}", straight.data, other.data),
-        _compared("metrics", "steps", "first at step {}", straight.metrics, other.metrics),
-        _compared("logged rows", "rows", "first in line {}", straight.rows, other.rows),
-    )
+    return tuple(_compared(name, straight.parts[name], other.parts[name]) for name in KINDS)
 
 
-def _compared(
-    what: str, unit: str, place: str, straight: Mapping[Any, Any], other: Mapping[Any, Any]
-) -> Comparison:
-    keys = list({**straight, **other})
+def _compared(name: str, straight: Mapping[Any, Any], other: Mapping[Any, Any]) -> Comparison:
+    kind, keys = KINDS[name], list({**straight, **other})
     differing = [key for key in keys if _bits(straight.get(key)) != _bits(other.get(key))]
     examples = tuple(
-        f"{place.format(key)}: {_difference(straight.get(key), other.get(key))}"
-        for key in differing[: ARRAYS_SHOWN if unit == "arrays" else 1]
+        f"{kind.place.format(key)}: {_difference(straight.get(key), other.get(key))}"
+        for key in differing[: kind.examples]
     )
-    return Comparison(what, unit, len(keys), len(differing), examples)
+    return Comparison(name, kind.unit, len(keys), len(differing), examples)
 
 
 def _bits(value: np.ndarray | str | None) -> Hashable:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from loopax.durable import storing
 from loopax.errors import ConfigError, ProgramError
 from loopax.rundir import RunDir
-from loopax.verify.compare import Comparison, Outcome, compare
+from loopax.verify.compare import KINDS, Comparison, Outcome, compare
 from loopax.weights import read_weights
 from loopax.writers import read_json_lines
 
@@ -206,16 +206,18 @@ def _trial(
     for plan in plans:
         say(f"{directory.name}: {plan.interruption or 'to the end'}")
         _run(command, plan)
-    arrays = read_weights(plan.final)
-    steps = int(arrays["other state/step"])
-    records: dict[str, dict[int, str]] = {"data": {}, "train": {}}
+    parts: dict[str, dict[Any, Any]] = {name: {} for name in KINDS}
+    for path, array in read_weights(plan.final).items():
+        group, _, rest = path.partition("/")
+        parts[group][rest or group] = array
+    steps = int(parts["other state"]["step"])
     for row in (row for plan in plans for row in read_json_lines(plan.file("seen.jsonl"))):
         # Data is taken ahead of the steps, and a loop that is left early never comes to the last of
         # it. What a later piece saw at a step replaces what one that was killed had seen there.
         if row["step"] < steps:
-            records[row["source"]][row["step"]] = json.dumps(row)
-    rows = enumerate(plan.run.metrics_file.read_text().splitlines(), 1)
-    return Outcome(steps, arrays, records["data"], records["train"], dict(rows))
+            parts[row["source"]][row["step"]] = json.dumps(row)
+    parts["logged rows"] |= enumerate(plan.run.metrics_file.read_text().splitlines(), 1)
+    return Outcome(steps, parts)
 
 
 def _run(command: Sequence[str], plan: Plan) -> None:

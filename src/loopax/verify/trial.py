@@ -78,7 +78,7 @@ def _recorded_chunks(
             for chunk in chunks:
                 for index, step in enumerate(range(chunk.start, chunk.stop)):
                     values = {name: float(row[index]) for name, row in chunk.metrics.items()}
-                    record.write({"step": step, "source": "train", **values})
+                    record.write({"step": step, "source": "metrics", **values})
                 yield chunk
     except Stopped as stopped:
         _leave(stopped.code)
@@ -132,7 +132,9 @@ class _RecordedFeed:
             for leaf in jax.tree.leaves(item):
                 digest.update(leaf.tobytes())
             short = digest.hexdigest()[:16]
-            self._record.write({"step": self._step + index, "source": "data", "digest": short})
+            self._record.write(
+                {"step": self._step + index, "source": "data order", "digest": short}
+            )
         self._step += items.length
         return items
 
