@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items
-from loopax.batches.dataset import Dataset, checked_batch_size, scaled, scaled_columns
+from loopax.batches.dataset import Dataset, checked_batch_size
+from loopax.batches.transforms import scaled, scaled_columns
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
 from loopax.batches.arrays import as_held, as_numbers
 from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items, affordable
+from loopax.batches.transforms import (
+    Transform,
+    checked_transforms,
+    scaled,
+    scaled_columns,
+    transformed,
+)
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
-from loopax.purity import calling_purely
 from loopax.randomness import Rngs
-
-Transform = Callable[..., PyTree]
 
 RESIDENT_LIMIT_BYTES = 2 * 2**30
 
@@ -171,11 +173,12 @@ class DatasetBatches(Batches):
         self.shuffle = _checked_flag("shuffle", shuffle)
         self.drop_last = _checked_flag("drop_last", drop_last)
         self.scale = scaled_columns(dataset, scale)
-        self.transforms = _checked_transforms(transform)
+        self.transforms = checked_transforms(transform)
         if resident is None:
             resident = dataset.nbytes <= RESIDENT_LIMIT_BYTES
         _checked_flag("resident", resident)
-        self.steps_per_epoch = _batch_count(len(dataset), self.batch_size, drop_last)
+        rest = 0 if drop_last else self.batch_size - 1
+        self.steps_per_epoch = (len(dataset) + rest) // self.batch_size
         self.resident = dataset.on_device if resident else None
 
     @property
@@ -217,7 +220,7 @@ class DatasetBatches(Batches):
     def prepare(self, examples: PyTree, rngs: Any) -> PyTree:
         batch = scaled(examples, self.scale)
         for transform in self.transforms:
-            batch = _transformed(transform, batch, rngs)
+            batch = transformed(transform, batch, rngs)
         return batch
 
     def affordable(self, capacity: int) -> int:
@@ -294,88 +297,6 @@ def checked_batch_size(batch_size: Any, dataset: Dataset) -> int:
             f"must be from 1 to {len(dataset)}"
         )
     return int(batch_size)
-
-
-def _batch_count(examples: int, batch_size: int, drop_last: bool) -> int:
-    return examples // batch_size if drop_last else -(-examples // batch_size)
-
-
-def scaled_columns(dataset: Dataset, scale: Sequence[str] | None) -> tuple[str, ...]:
-    """The columns to scale, of which None means the one called `image`, where it is of bytes.
-
-    Raises:
-        ConfigError: a name is not that of a `uint8` column, or nothing says whether a column of
-            bytes that could be images is to be scaled.
-    """
-    kinds = {name: column.dtype for name, column in dataset.columns.items()}
-    if scale is None:
-        for name, column in dataset.columns.items():
-            if name != "image" and column.dtype == np.uint8 and column.ndim > 2:
-                raise ConfigError(
-                    f"{dataset.name}: the column {name!r} is uint8 {column.shape}; say "
-                    f"scale=({name!r},) where these are images, to become float32 in [0, 1], or "
-                    "scale=() to keep bytes"
-                )
-        return tuple(name for name in kinds if name == "image" and kinds[name] == np.uint8)
-    if isinstance(scale, str) or not isinstance(scale, Sequence):
-        raise ConfigError(f"scale is {scale!r}; it must be a tuple of columns: scale=('image',)")
-    for name in scale:
-        if name not in kinds:
-            raise ConfigError(f"scale names {name!r}; {dataset.name} has {', '.join(kinds)}")
-        if kinds[name] != np.uint8:
-            raise ConfigError(
-                f"scale names {name!r}, which is {kinds[name]}; only uint8 is divided by 255, "
-                "anything else can be brought to scale by a transform"
-            )
-    return tuple(scale)
-
-
-def scaled(examples: PyTree, names: Sequence[str]) -> dict[str, jax.Array]:
-    """The examples with the columns of these names as `float32` in [0, 1]; traced."""
-    return {
-        name: column.astype(jnp.float32) / 255 if name in names else column
-        for name, column in examples.items()
-    }
-
-
-def _transformed(transform: Transform, batch: PyTree, rngs: Any) -> PyTree:
-    """What a transform makes of a batch: with keys in training only, without them always."""
-    takes_rngs = len(_required(transform)) == 2
-    if takes_rngs and not rngs.training:
-        return batch
-    cure = "take the step's keys, transform(batch, rngs), and draw with jax.random"
-    args = (batch, rngs) if takes_rngs else (batch,)
-    result = calling_purely("the transform", cure, transform, *args, traces=2)
-    if result is None:
-        raise ConfigError("the transform returned None; it must return the batch")
-    return result
-
-
-def _checked_transforms(transform: Any) -> tuple[Transform, ...]:
-    given = tuple(transform) if isinstance(transform, list | tuple) else (transform,)
-    transforms = tuple(one for one in given if one is not None)
-    for one in transforms:
-        if not callable(one):
-            raise ConfigError(f"transform is {one!r}; it must be a function of a batch")
-        if not 1 <= len(names := _required(one)) <= 2 or names[1:] not in ([], ["rngs"]):
-            raise ConfigError(
-                f"transform takes ({', '.join(names)}); it must take (batch) or (batch, rngs)"
-            )
-    return transforms
-
-
-def _required(function: Transform) -> list[str]:
-    """The arguments that a call by position must give, and `rngs` where it may be given."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return ["batch"]
-    return [
-        each.name
-        for each in parameters
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-        and (each.default is each.empty or each.name == "rngs")
-    ] or ["batch"]
 
 
 def _checked_flag(name: str, value: Any) -> bool:
