@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import loopax
-from loopax import checkpoint, digests, durable, moments, progress
+from loopax import checkpoint, digests, durable, progress, turns
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError
 from loopax.retention import ranking
@@ -162,7 +162,7 @@ def test_a_best_on_test_data_and_one_that_is_nan_are_said_once(tmp_path, monkeyp
 
 def test_new_bests_that_come_too_soon_are_written_with_the_next_save(tmp_path, monkeypatch):
     saved = counted_saves(monkeypatch)
-    monkeypatch.setattr(moments, "SHARE", 1e-9)
+    monkeypatch.setattr(turns, "SHARE", 1e-9)
     walk(tmp_path, lambda n: jnp.abs(n - 40), every=None, keep=1)
     assert saved == [10, 40, 60]
     assert opened(tmp_path).steps == [40, 60]
@@ -171,7 +171,7 @@ def test_new_bests_that_come_too_soon_are_written_with_the_next_save(tmp_path, m
 
 
 def test_a_best_that_was_held_outlasts_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(moments, "SHARE", 1e-9)
+    monkeypatch.setattr(turns, "SHARE", 1e-9)
 
     def fail(run):
         if run.step == 45:
@@ -219,9 +219,9 @@ def test_seconds_save_what_steps_would_not(tmp_path):
 
 
 def test_by_itself_it_saves_soon_and_then_ever_more_seldom(tmp_path, monkeypatch):
-    """By a clock that goes one second a step: after 2, 4, 8 and 16 seconds, then each 30."""
+    """By a clock that goes one second a step; what a chunk is to save is decided before it."""
     now = [0.0]
-    monkeypatch.setattr(moments, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def tick(run):
         now[0] = run.step
@@ -237,7 +237,7 @@ def test_by_itself_it_saves_soon_and_then_ever_more_seldom(tmp_path, monkeypatch
         checkpoints=loopax.Checkpoints(keep=20, best=None),
         **PLAIN,
     )
-    assert opened(tmp_path).steps == [3, 5, 9, 17, 33, 63, 93, 120]
+    assert opened(tmp_path).steps == [3, 7, 15, 31, 62, 93, 120]
 
 
 # --- How it is addressed ------------------------------------------------------

@@ -79,9 +79,9 @@ from loopax.signals import PoliteStop, is_interactive
 from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
 from loopax.step import LossFn
+from loopax.turns import Clock, Plan
 from loopax.writers import JsonLines, TensorBoard
 
-CHUNK_SECONDS = 1.0
 CHUNK_STEPS_LIMIT = 1000
 NONFINITE = ("stop", "skip", "rollback")
 ROLLBACKS = 3
@@ -480,28 +480,6 @@ class _Session:
     before: dict[str, float] = field(default_factory=dict)
     left: Chunk | None = None
 
-    def has_stopped(self) -> bool:
-        """Whether a hook or a signal asks to stop.
-
-        Raises:
-            RunInUseError: another process has taken the run directory over.
-        """
-        if self.lock is not None:
-            self.lock.check()
-        is_asked = self.stop is not None and self.stop.received is not None
-        return is_asked or self.run.stopped is not None
-
-    def seconds_left(self) -> float:
-        """Until what was reached must be saved."""
-        saving = 0.0
-        if self.store is not None:
-            saving = 2 * self.store.seconds or min(CHUNK_SECONDS, self.max_seconds / 4)
-        return -self.seconds_over() - saving
-
-    def seconds_over(self) -> float:
-        """Since the time was up; negative before."""
-        return time.monotonic() - self.began - self.max_seconds
-
 
 def _chunks(session: _Session) -> Generator[Chunk, None, None]:
     """Trains from the newest checkpoint until all is done, or a signal or the time ends it."""
@@ -535,7 +513,17 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         # The shorter row of an interval makes place for the whole one.
         run.history = run.history.cut(without="train" if tail.rows else "")
     with ExitStack() as resources:
-        recorder = Recorder(run.history, shown, account, session.log_every, batches.steps_per_epoch)
+        assert session.stop is not None, "it is entered before"
+        clock = Clock(
+            session.began,
+            session.max_seconds,
+            session.chunk_steps,
+            store,
+            session.lock,
+            session.stop,
+        )
+        per_epoch = batches.steps_per_epoch
+        recorder = Recorder(run.history, shown, account, clock, session.log_every, per_epoch)
         recorder.resume(run.step, tail)
         _open_writers(session, recorder, resources)
         moments: list[Moment | Saving] = [
@@ -545,13 +533,13 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         session.before = _rates(tail, run)
         keeper, session.begun = None, True
         if store is not None and session.lock is not None:
-            keeper = Saving(run, store, recorder, batches, total, session.lock.check)
+            keeper = Saving(run, store, recorder, batches, total, clock, session.lock.check)
             resources.push(keeper.keep_the_best)
             resources.push(functools.partial(_leave, session, keeper))
             moments.append(keeper)
         resources.enter_context(account.section("host"))
         first = run.step
-        yield from _turns(session, recorder, moments)
+        yield from _turns(session, clock, recorder, moments)
         recorder.finish(run.step)
         with account.section("checkpoint"):
             if keeper is not None:
@@ -567,7 +555,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         elif run.step < total:
             kept = f"; the same command continues {_name(run)}" if store is not None else ""
             shown.say(f"stopped at step {run.step:,} of {total:,}{kept}")
-        if first + 1 == run.step < total and (over := session.seconds_over()) > 0:
+        if first + 1 == run.step < total and (over := clock.seconds_over()) > 0:
             tell(
                 shown,
                 f"max_seconds = {session.max_seconds:g} is too short for a step and a save; one "
@@ -576,7 +564,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
 
 
 def _turns(
-    session: _Session, recorder: Recorder, moments: Sequence[Moment | Saving]
+    session: _Session, clock: Clock, recorder: Recorder, moments: Sequence[Moment | Saving]
 ) -> Generator[Chunk, None, None]:
     """The loop itself: chunk after chunk, and between them what is due."""
     run, batches, total, account = session.run, session.batches, session.total, session.account
@@ -584,27 +572,19 @@ def _turns(
     shortest = min([*marks, session.probe_every or math.inf, CHUNK_STEPS_LIMIT])
     capacity = session.chunk_steps or int(shortest)
     first = step = run.step
-    state, items, slowest, second = run.state, None, 0.0, None
+    state, items, second = run.state, None, None
 
-    def plan() -> int:
-        if step == first and session.max_seconds < math.inf:
-            return 1  # One step is made however short the time is.
-        ends = [total, *((step // mark + 1) * mark for mark in marks)]
-        if session.probe_every:  # A probe measures the first step of a chunk.
-            ends.append(((step + 1) // session.probe_every + 1) * session.probe_every - 1)
-        seconds = max(0.0, min(CHUNK_SECONDS, session.seconds_left() / 2))
-        limit = session.chunk_steps or min(capacity, recorder.chunk_limit(seconds))
-        return min(*(end - step for end in ends), limit)
+    plan = Plan(total, marks, session.probe_every, capacity)
 
     with (
         Loader(batches.feed(key_words(state.key), step, capacity)) as loader,
         explaining_memory(session.train, lambda: (run.state, items)),
     ):
-        loader.request(plan())
-        while step < total and not session.has_stopped():
-            if step > first and session.seconds_left() <= slowest:
+        loader.request(plan.length(step, clock.limit()))
+        while step < total and run.stopped is None:
+            turn = clock.decide()
+            if turn.stop:
                 break
-            began = time.monotonic()
             with account.section("data"):
                 items, count = loader.take()
             if step == first:
@@ -617,7 +597,7 @@ def _turns(
                 norms = session.probe(state, items) if due else None
                 state, rows = session.train(state, items)
             start, step = step, step + count
-            loader.request(plan())
+            loader.request(plan.length(step, turn.limit))
             recorder.settle()
             if second:
                 _tell_of_the_horizon(session, first, second)
@@ -629,7 +609,7 @@ def _turns(
             if step == total:
                 recorder.finish(total)
             for moment in moments:
-                if moment.is_due(step, total):
+                if moment.is_due(step, total, turn):
                     recorder.settle()
                     with account.section(moment.section):
                         moment.act()
@@ -640,8 +620,6 @@ def _turns(
                 except GeneratorExit:
                     session.left = chunk
                     raise
-            if start != first:  # which was slow because it was compiled
-                slowest = max(slowest, time.monotonic() - began)
 
 
 def _explain(session: _Session, error: NonFiniteError) -> None:

@@ -7,7 +7,6 @@ import itertools
 import math
 import numbers as numbers_abc
 import reprlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,11 +37,8 @@ from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
 from loopax.step import LossFn
 from loopax.stopping import EarlyStopping
+from loopax.turns import Clock, Turn
 from loopax.writers import Row, values_of
-
-FIRST_SAVE_SECONDS = 2.0
-SHARE = 0.1
-"""Of the time, for saving each new best."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,8 @@ class Moment:
     every: int | None
     section: str = "hooks"
 
-    def is_due(self, step: int, total: int) -> bool:
+    def is_due(self, step: int, total: int, turn: Turn) -> bool:
+        del turn
         return step == total or bool(self.every and step % self.every == 0)
 
 
@@ -115,7 +112,7 @@ def _copies(leaves: list[Array]) -> list[Array]:
 class Saving:
     """Saves by steps, by time, at each new best, and at the end; never a state gone bad.
 
-    Saves at each new best may take a `SHARE` of the time. One that comes too soon is held in
+    Saves at each new best may take a tenth of the time. One that comes too soon is held in
     memory and written when it may be, or before the next save; when the process is killed before
     that, the run goes on from a step before it, and comes by it again.
     """
@@ -129,6 +126,7 @@ class Saving:
         recorder: Recorder,
         batches: Batches,
         total: int,
+        clock: Clock,
         check: Callable[[], None],
     ) -> None:
         """`check` is called before each save; it raises when the directory is another's by now."""
@@ -137,10 +135,10 @@ class Saving:
         self.every = store.settings.every
         self._run, self._store, self._recorder = run, store, recorder
         self._identity, self._settings = dict(batches.identity), store.settings
-        self._total, self._check = total, check
+        self._total, self._clock, self._check = total, clock, check
+        self._turn = Turn(0, save=False, rank=False, settled=False, stop=False)
         self._lenient = store.settings.on_failure == "go_on"
         self._saved_step = run.step if run.step in store.steps else None
-        self._begun = self._saved_at = math.nan
         self._held: Snapshot | None = None
         self._best, self._improved, self._told = math.inf, False, False
         parts = (self._settings.best or "").split("/")[:-1]
@@ -153,22 +151,21 @@ class Saving:
                 "give an evaluation named 'validation' to choose by"
             )
 
-    def is_due(self, step: int, total: int) -> bool:
-        if math.isnan(self._begun):  # So that compiling the first chunk does not count.
-            self._begun = self._saved_at = time.perf_counter()
-        if self._store.has_settled:
+    def is_due(self, step: int, total: int, turn: Turn) -> bool:
+        self._turn = turn
+        if turn.settled:
             self._settle()
         measured = self._measured()
         self._check_ranked(measured)
         self._improved = any(map(self._improves, measured))
-        held = self._held is not None and self._may_save_a_best()
+        held = self._held is not None and self._turn.rank
         return self._is_planned(step, total) or self._improved or held
 
     def act(self) -> None:
         planned, improved = self._is_planned(self._run.step, self._total), self._improved
         if improved:
             self._held = None  # It is the best no more.
-        if improved and not planned and not self._may_save_a_best():
+        if improved and not planned and not self._turn.rank:
             self._held = self._snapshot().on_host()
             return
         self._check()
@@ -218,7 +215,7 @@ class Saving:
         with self._failing():
             self._store.save(snapshot.state, snapshot.meta, snapshot.metrics, check)
             self._saved_step = step
-        self._saved_at = time.perf_counter()
+        self._clock.saved()
 
     def _write_held(self) -> None:
         held, self._held = self._held, None
@@ -260,20 +257,7 @@ class Saving:
 
     def _is_planned(self, step: int, total: int) -> bool:
         """Whether a save is due whatever was measured."""
-        return step == total or bool(self.every and step % self.every == 0) or self._is_late()
-
-    def _may_save_a_best(self) -> bool:
-        """Whether enough time has passed for one more save to take no more than its share."""
-        waited = time.perf_counter() - self._saved_at
-        return not self._store.is_saving and waited >= self._store.seconds / SHARE
-
-    def _is_late(self) -> bool:
-        """Saves come after 2, 4, 8 seconds and so on, up to as far apart as they may be."""
-        if self._settings.seconds is None:
-            return False
-        patience = max(FIRST_SAVE_SECONDS, self._saved_at - self._begun)
-        waited = time.perf_counter() - self._saved_at
-        return waited >= min(self._settings.seconds, patience)
+        return step == total or bool(self.every and step % self.every == 0) or self._turn.save
 
     def _settle(self) -> None:
         with self._failing():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -19,6 +18,7 @@ from loopax.history import History
 from loopax.paths import PyTree, leaf_path
 from loopax.progress import Display, tell
 from loopax.rows import SKIPPED, Rows, means
+from loopax.turns import Clock
 from loopax.writers import Row, Writer
 
 SKIP_LIMIT = 100
@@ -36,7 +36,6 @@ class Pending:
     rows: Rows
     norms: Mapping[str, Array] | None
     examples: Callable[[int], PyTree]
-    dispatched: float
 
 
 @dataclass(frozen=True)
@@ -86,18 +85,19 @@ class Recorder:
         history: History,
         display: Display,
         account: Account,
+        clock: Clock,
         log_every: int,
         steps_per_epoch: int | None,
     ) -> None:
         self.writers: list[Writer] = []
         self.timing: list[Writer] = []
         self._history, self._display, self._account = history, display, account
+        self._clock = clock
         self._log_every, self._steps_per_epoch = log_every, steps_per_epoch
         self.step = 0
         self._pending: Pending | None = None
         self._interval: list[dict[str, float]] = []
-        self._ready_at, self._logged_at = time.perf_counter(), 0.0
-        self._limit = 1
+        self._logged_at = 0.0
         self._skipped, self._finished = 0, -1
         account.device_is_busy = lambda: (
             self._pending is not None and not self._pending.rows.is_ready()
@@ -115,10 +115,6 @@ class Recorder:
         if tail.log_every == self._log_every:
             self._interval = list(tail.rows)
 
-    def chunk_limit(self, seconds: float) -> int:
-        """How many steps take about `seconds`, as far as is known."""
-        return max(1, int(self._limit * seconds))
-
     def add(
         self,
         start: int,
@@ -128,7 +124,8 @@ class Recorder:
         examples: Callable[[int], PyTree],
     ) -> None:
         """Takes over the rows of a chunk that was just dispatched."""
-        self._pending = Pending(start, count, rows, norms, examples, time.perf_counter())
+        self._pending = Pending(start, count, rows, norms, examples)
+        self._clock.dispatched()
         self.step = start + count
 
     def settle(self) -> None:
@@ -144,7 +141,7 @@ class Recorder:
             read, norms = jax.device_get((chunk.rows, chunk.norms))
         self._pending = None
         self._account.reads += 1
-        self._note_pace(chunk)
+        self._clock.read(chunk.count)
         rows = read.steps(chunk.count)
         if SKIPPED in rows[0]:
             self._check_skipped(chunk, rows)
@@ -216,13 +213,6 @@ class Recorder:
                     step=step,
                     metric="loss",
                 )
-
-    def _note_pace(self, chunk: Pending) -> None:
-        """Lets the next chunks grow towards a second, at most fourfold at a time."""
-        now = time.perf_counter()
-        spent = now - max(self._ready_at, chunk.dispatched)
-        self._ready_at = now
-        self._limit = min(4 * max(self._limit, chunk.count), int(chunk.count / max(spent, 1e-9)))
 
 
 def _check_finite(
