@@ -132,10 +132,14 @@ class _Listing(NamedTuple):
 def _listing(folder: Path) -> _Listing:
     """What is in a folder and was put there to be read, sorted by name."""
     found = _Listing([], [], Counter())
-    with reporting(folder, "cannot be read as a folder"):
-        for each in sorted(each for each in folder.iterdir() if not is_foreign(each.name)):
+    # Listed with their kinds, which asked for one by one would take most of the time.
+    with reporting(folder, "cannot be read as a folder"), os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            each = folder / entry.name
+            if is_foreign(entry.name):
+                continue
             # A link that leads nowhere is not passed over: it was the folder of a class.
-            if each.is_dir() or (not each.suffix and each.is_symlink() and not each.exists()):
+            if entry.is_dir() or (not each.suffix and entry.is_symlink() and not each.exists()):
                 found.folders.append(each)
             elif _is_read(each):
                 found.images.append(each)
