@@ -249,7 +249,7 @@ def _eight_bit(where: str | os.PathLike[str], image: Image, form: Form) -> Image
     from PIL import Image
 
     if image.mode.startswith("I;16"):
-        assert form.white is not None, "read by at_one_white"
+        assert form.white is not None, "read by at_one_white_level"
         return Image.fromarray(form.white.scaled(np.asarray(image)))
     if image.mode in ("I", "F"):
         raise fault(where, "has 32 bits per pixel; a pixel must have 8 or 16 bits: convert it")
