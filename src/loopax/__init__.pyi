@@ -5,6 +5,7 @@ from . import errors as errors
 from . import models as models
 from . import recipe as recipe
 from . import recipes as recipes
+from . import writers as writers
 from .checkpoint import CheckpointStore as CheckpointStore
 from .deadline import check_time as check_time
 from .deadline import seconds_left as seconds_left

@@ -16,12 +16,12 @@ from loopax.arguments import check_state, kind_of, whole
 from loopax.batches.base import Batches
 from loopax.batches.iterable import IterableBatches, as_batches
 from loopax.errors import ConfigError, DataError
+from loopax.jsonlines import OWN_SOURCES
 from loopax.paths import PyTree, leaf_path
 from loopax.program import EvalProgram
 from loopax.rows import WEIGHT, Sums, means, totals
 from loopax.state import TrainState
 from loopax.step import Batch, LossFn, call_loss, evaluation_rngs
-from loopax.writers import OWN_SOURCES
 
 EVAL_CAPACITY = 64
 

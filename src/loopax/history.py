@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from loopax.durable import storing, sync
-from loopax.writers import Row, as_row
+from loopax.jsonlines import Row, as_row
 
 SMALL = 10_000
 """Up to so many rows of earlier starts are kept in memory; more are read from the file."""

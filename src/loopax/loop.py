@@ -80,7 +80,8 @@ from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
 from loopax.step import LossFn
 from loopax.turns import Clock, Plan
-from loopax.writers import JsonLines, TensorBoard
+from loopax.writers.base import Guarded, Writer, as_writers, name_of
+from loopax.writers.files import RunFiles, TensorBoard
 
 CHUNK_STEPS_LIMIT = 1000
 NONFINITE = ("stop", "skip", "rollback")
@@ -232,6 +233,7 @@ def fit(
     run_dir: str | os.PathLike[str] | None = None,
     evaluation: Any = None,
     hooks: Sequence[Hook | Callable[[Run], Any]] | Hook | Callable[[Run], Any] = (),
+    writers: Sequence[Writer] = (),
     checkpoints: Checkpoints | None = None,
     nonfinite: Literal["stop", "skip", "rollback"] = "stop",
     max_seconds: float | None = None,
@@ -258,6 +260,8 @@ def fit(
             exactly. None keeps everything in memory.
         evaluation: an `Evaluation`, or just its data: batches, or batches by name.
         hooks: functions to call between chunks.
+        writers: where logged rows go beside the run directory, such as `loopax.writers.CSV()`.
+            One that fails is told of, and the run goes on.
         checkpoints: when to save and what to keep, in `run_dir`.
         log_every: steps between logged rows; a row holds the means over these steps.
         probe_every: steps between measurements of `grad_norm` and `update_norm`, in rows of
@@ -301,6 +305,7 @@ def steps(
     run_dir: str | os.PathLike[str] | None = None,
     evaluation: Any = None,
     hooks: Sequence[Hook | Callable[[Run], Any]] | Hook | Callable[[Run], Any] = (),
+    writers: Sequence[Writer] = (),
     checkpoints: Checkpoints | None = None,
     nonfinite: Literal["stop", "skip", "rollback"] = "stop",
     max_seconds: float | None = None,
@@ -371,6 +376,7 @@ def begin(arguments: dict[str, Any]) -> Chunks:
         total=total,
         evaluation=evaluation,
         hooks=as_hooks(given["hooks"], log_every, evaluate_every(evaluation, batches)),
+        writers=as_writers(given["writers"]),
         nonfinite=nonfinite,
         began=began,
         max_seconds=seconds,
@@ -462,6 +468,7 @@ class _Session:
     total: int
     evaluation: Any
     hooks: Sequence[Hook]
+    writers: Sequence[Writer]
     nonfinite: str
     began: float
     max_seconds: float
@@ -774,27 +781,26 @@ def _root_key(initial: TrainState, rollbacks: int) -> Any:
 
 def _open_writers(session: _Session, recorder: Recorder, resources: ExitStack) -> None:
     """Notes this start in the run directory and opens its files at the step it begins with."""
-    run = session.run
-    if run.dir is None:
-        return
-    run.dir.note_start(
-        run.step,
-        session.shown.say,
-        key=key_words(run.state.key),
-        data=dict(session.batches.identity),
-        total=session.total,
-        nonfinite=session.nonfinite,
-        log_every=session.log_every,
-        probe_every=session.probe_every,
-        rollbacks=run.rollbacks,
-    )
-    Extent.of(run.dir.timing_file, run.step).cut()
-    lines = JsonLines(run.dir.metrics_file, None, session.shown.say)
-    board = TensorBoard(run.dir.tensorboard, run.step)
-    recorder.writers = [lines, board]
-    recorder.timing = [JsonLines(run.dir.timing_file, None, session.shown.say), board]
-    for writer in {*recorder.writers, *recorder.timing}:
+    run, warn = session.run, recorder.warn
+    writers: list[Writer] = [Guarded(writer, warn) for writer in session.writers]
+    if run.dir is not None:
+        run.dir.note_start(
+            run.step,
+            session.shown.say,
+            key=key_words(run.state.key),
+            data=dict(session.batches.identity),
+            total=session.total,
+            nonfinite=session.nonfinite,
+            log_every=session.log_every,
+            probe_every=session.probe_every,
+            rollbacks=run.rollbacks,
+            writers=[name_of(writer) for writer in session.writers],
+        )
+        writers = [RunFiles(session.shown.say), Guarded(TensorBoard(), warn), *writers]
+    for writer in writers:
+        writer.open(run, run.step)
         resources.callback(writer.close)
+    recorder.writers = writers
 
 
 def total_steps(steps: int | None, epochs: int | None, batches: Batches) -> int:

@@ -29,6 +29,7 @@ from loopax.errors import (
     StorageError,
 )
 from loopax.evaluation import Evaluation, as_evaluation, evaluator
+from loopax.jsonlines import Row, values_of
 from loopax.recorder import Recorder
 from loopax.retention import source_of
 from loopax.rows import check_names
@@ -38,7 +39,6 @@ from loopax.state import TrainState
 from loopax.step import LossFn
 from loopax.stopping import EarlyStopping
 from loopax.turns import Clock, Turn
-from loopax.writers import Row, values_of
 
 
 @dataclass(frozen=True)

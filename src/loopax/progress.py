@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from loopax.writers import Row, values_of
+from loopax.jsonlines import Row, values_of
 
 PLAIN_SECONDS = 5.0
 

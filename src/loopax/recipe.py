@@ -23,6 +23,7 @@ from loopax.retention import Checkpoints
 from loopax.run import Run
 from loopax.rundir import RunDir, read_config
 from loopax.state import TrainState
+from loopax.writers.base import Writer
 
 MODEL_FILE = "model.json"
 """Of a run directory: what its model is made of, and which data it was trained on."""
@@ -94,6 +95,7 @@ def train(
     *,
     steps: int | None = None,
     checkpoints: Checkpoints | None = None,
+    writers: Sequence[Writer] = (),
     max_seconds: float | None = None,
     progress: bool = True,
 ) -> Any:
@@ -104,7 +106,7 @@ def train(
         config: how.
         run_dir: where everything goes.
         steps: stop here, before the end that `config` states.
-        checkpoints, progress: as for `fit`.
+        checkpoints, writers, progress: as for `fit`.
         max_seconds: for all of it. What is not done by then is done when this is called again.
 
     Raises:
@@ -119,7 +121,7 @@ def train(
         problem: Problem = recipe.Problem.of(located(config), say)
         say(problem.description)
         check_data(run_dir, problem.config, problem.noted["data_sha256"])
-        run = _fit(recipe, problem, run_dir, steps, checkpoints, progress)
+        run = _fit(recipe, problem, run_dir, steps, checkpoints, writers, progress)
         note_model(run, problem)  # of a finished run that has lost it
         trained = recipe.load(run_dir, problem=problem, say=_silent)
         is_finished = run.stopped is not None or run.step >= problem.steps
@@ -136,6 +138,7 @@ def _fit(
     run_dir: str | Path,
     steps: int | None,
     checkpoints: Checkpoints | None,
+    writers: Sequence[Writer],
     progress: bool,
 ) -> Run:
     """The training itself, or what is left of it."""
@@ -155,6 +158,7 @@ def _fit(
         evaluation=problem.evaluation,
         hooks=[lambda run: note_model(run, problem), *recipe.hooks_of(problem)],
         checkpoints=saving,
+        writers=writers,
         nonfinite=config.nonfinite,
         max_seconds=seconds_left(),
         log_every=config.log_every,

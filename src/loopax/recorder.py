@@ -15,11 +15,12 @@ from jaxtyping import Array
 from loopax.account import Account
 from loopax.errors import NonFiniteError
 from loopax.history import History
+from loopax.jsonlines import Row
 from loopax.paths import PyTree, leaf_path
 from loopax.progress import Display, tell
 from loopax.rows import SKIPPED, Rows, means
 from loopax.turns import Clock
-from loopax.writers import Row, Writer
+from loopax.writers.base import Writer
 
 SKIP_LIMIT = 100
 
@@ -90,7 +91,6 @@ class Recorder:
         steps_per_epoch: int | None,
     ) -> None:
         self.writers: list[Writer] = []
-        self.timing: list[Writer] = []
         self._history, self._display, self._account = history, display, account
         self._clock = clock
         self._log_every, self._steps_per_epoch = log_every, steps_per_epoch
@@ -173,8 +173,7 @@ class Recorder:
             row[name] = value.tolist() if isinstance(value, np.ndarray) else value
         self._history.append(row)
         self._display.row(row)
-        for writer in self.writers:
-            writer.write(row)
+        self._write(row)
 
     def warn(self, message: str) -> None:
         """Says one line that must not go unheard."""
@@ -182,8 +181,12 @@ class Recorder:
 
     def sync(self) -> None:
         """Returns when every row that was logged is on the disk itself."""
-        for writer in {*self.writers, *self.timing}:
+        for writer in self.writers:
             writer.sync()
+
+    def _write(self, row: Row) -> None:
+        for writer in self.writers:
+            writer.write(row)
 
     def _log_interval(self, step: int) -> None:
         rows = self._interval
@@ -192,8 +195,7 @@ class Recorder:
         if any(SKIPPED in row for row in rows):
             values["skipped_steps"] = sum(bool(row[SKIPPED]) for row in rows)
         self.log(step, "train", values)
-        for writer in self.timing:
-            writer.write({"step": step, "source": "time", "steps_per_s": round(rate, 2)})
+        self._write({"step": step, "source": "time", "steps_per_s": round(rate, 2)})
         self._interval = []
 
     def _rate(self, steps: int) -> float:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopax.history import History
+from loopax.jsonlines import OWN_SOURCES, Row, values_of
 from loopax.rundir import RunDir
 from loopax.state import TrainState
-from loopax.writers import OWN_SOURCES, Row, values_of
 
 STOPPED = "stopped.json"
 """Of the run directory: the step at which a run was stopped, and why."""

@@ -16,8 +16,8 @@ from loopax.configuration import as_mapping, differences
 from loopax.durable import storing, write_text
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
+from loopax.jsonlines import Row, read_json_lines
 from loopax.lock import RunLock
-from loopax.writers import Row, read_json_lines
 
 T = TypeVar("T")
 

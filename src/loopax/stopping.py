@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from loopax.errors import ConfigError
-from loopax.writers import values_of
+from loopax.jsonlines import values_of
 
 if TYPE_CHECKING:
     from loopax.run import Run

@@ -13,9 +13,9 @@ from typing import Any
 
 from loopax.errors import LoopaxError
 from loopax.history import rows_backwards
+from loopax.jsonlines import OWN_SOURCES
 from loopax.retention import Rank, best_step, checked_rank
 from loopax.rundir import RunDir
-from loopax.writers import OWN_SOURCES
 
 INSIDE = {"checkpoints", "tensorboard", "pictures"}
 """Of a run, where no other run lies."""

@@ -23,6 +23,7 @@ from loopax.diagnose.examine import StepReport, as_json, examine
 from loopax.durable import PARTIAL, replacing, storing, write_text
 from loopax.environment import numerics
 from loopax.errors import CheckpointError, ConfigError, RunDirError
+from loopax.jsonlines import JsonLines
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.program import TrainProgram, probe_program
 from loopax.randomness import key_of, key_words
@@ -34,7 +35,6 @@ from loopax.rundir import RunDir
 from loopax.soundness import flags_of, unsound
 from loopax.state import TrainState
 from loopax.step import LossFn
-from loopax.writers import JsonLines
 
 CAPACITY = 100
 

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 from loopax.durable import storing
 from loopax.errors import ConfigError, ProgramError
+from loopax.jsonlines import read_json_lines
 from loopax.rundir import RunDir
 from loopax.verify.compare import KINDS, Comparison, Outcome, compare
 from loopax.weights import read_weights
-from loopax.writers import read_json_lines
 
 STEPS = 200
 

@@ -28,6 +28,7 @@ from loopax.batches.iterable import as_batches
 from loopax.checkpoint import CheckpointStore
 from loopax.errors import LoopaxError, Stopped
 from loopax.evaluation import as_evaluation
+from loopax.jsonlines import JsonLines
 from loopax.moments import Hook, as_hooks, evaluate_every
 from loopax.paths import forms
 from loopax.retention import Checkpoints
@@ -35,7 +36,6 @@ from loopax.run import Run
 from loopax.verify.compare import GROUPS
 from loopax.verify.pieces import Plan
 from loopax.weights import save_weights
-from loopax.writers import JsonLines
 
 SAVES = 8
 """Checkpoints in a trial: enough of them that a piece which was killed seldom begins anew."""
@@ -62,6 +62,7 @@ def _begun(
         "run_dir": plan.run.path,
         "checkpoints": dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
         "hooks": [*hooks, *interrupting],
+        "writers": (),
         "max_seconds": None,
         "progress": False,
     }

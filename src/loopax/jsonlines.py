@@ -1,39 +1,21 @@
-"""Where logged rows go: JSON lines that are equal for equal runs, and TensorBoard events."""
+"""Logged rows, and files of them: a JSON object a line, and equal for equal runs."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from loopax.durable import replacing, storing, write_text
-
-FLUSH_SECONDS = 10.0
 
 Row = dict[str, Any]
 """`{"step": 100, "source": "train", "loss": 49.4, ...}`."""
 
-
 OWN_SOURCES = ("train", "probe", "hook", "time")
 """The sources of rows that the loop names itself; all others are evaluations."""
-
-
-class Writer(Protocol):
-    """Anything that rows can be given to; `sync` returns when they are on the disk itself.
-
-    Raises:
-        StorageError: they cannot be written.
-    """
-
-    def write(self, row: Row) -> None: ...
-
-    def sync(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -105,57 +87,6 @@ def as_row(line: bytes) -> Row | None:
         return None
     placed = isinstance(row, dict) and isinstance(row.get("source"), str)
     return row if placed and isinstance(row.get("step"), int) else None
-
-
-class TensorBoard:
-    """An event file for TensorBoard; each metric is drawn as `<source>/<name>`.
-
-    tensorboardX's own `SummaryWriter` hands events to a thread and waits for ever once a full disk
-    has ended that thread; so they are written here, one by one.
-    """
-
-    def __init__(self, directory: Path, step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        self._path, self._synced = directory, time.monotonic()
-        with storing(directory):
-            directory.mkdir(exist_ok=True)
-            # A second start within a second would else write over the first one's file.
-            unique = f".{os.getpid()}.{time.time_ns()}"
-            self._events = EventsWriter(str(directory / "events"), unique)
-        # Readers pass over what was logged from this step on by a run that was cut short. The rows
-        # of the step at which it continues are its own.
-        begun = Event(
-            wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)
-        )
-        self._write(begun)
-
-    def write(self, row: Row) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        values = [
-            Summary.Value(tag=f"{row['source']}/{name}", simple_value=value)
-            for name, value in values_of(row).items()
-        ]
-        summary = Summary(value=values)
-        self._write(Event(wall_time=time.time(), step=row["step"], summary=summary))
-        if time.monotonic() - self._synced > FLUSH_SECONDS:
-            self.sync()
-
-    def sync(self) -> None:
-        self._synced = time.monotonic()
-        with storing(self._path):
-            self._events.flush()
-
-    def close(self) -> None:
-        with storing(self._path):
-            self._events.close()
-
-    def _write(self, event: Any) -> None:
-        with storing(self._path):
-            self._events.write_event(event)
 
 
 def values_of(row: Row) -> Mapping[str, float]:
