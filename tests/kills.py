@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from loopax.moments import Saving
+from loopax.saving import Saving
 
 
 class KilledError(Exception):

@@ -7,6 +7,7 @@ from . import recipe as recipe
 from . import recipes as recipes
 from . import writers as writers
 from .checkpoint import CheckpointStore as CheckpointStore
+from .chunks import Chunk as Chunk
 from .deadline import check_time as check_time
 from .deadline import seconds_left as seconds_left
 from .deadline import time_limit as time_limit
@@ -22,10 +23,9 @@ from .environment import cache_folder as cache_folder
 from .errors import LoopaxError as LoopaxError
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
-from .loop import Chunk as Chunk
+from .hooks import Hook as Hook
 from .loop import fit as fit
 from .loop import steps as steps
-from .moments import Hook as Hook
 from .optimizer import Group as Group
 from .optimizer import Optimizer as Optimizer
 from .optimizer import Schedule as Schedule

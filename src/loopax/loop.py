@@ -14,23 +14,18 @@ checkpoint's step are written before it exists.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import os
 import signal
-import threading
 import time
-import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Num
 
 from loopax.account import Account, summary
 from loopax.accumulation import check_accumulation
@@ -39,6 +34,7 @@ from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
 from loopax.checkpoint import CheckpointStore
+from loopax.chunks import Chunk, Chunks, carry, close_abandoned, run_name
 from loopax.configuration import as_mapping
 from loopax.diagnose.frozen import warn_of_frozen_gradients
 from loopax.diagnose.replay import Replay
@@ -50,23 +46,14 @@ from loopax.errors import (
     LoopaxError,
     NonFiniteError,
     RunDirError,
-    RunInUseError,
     Stopped,
 )
 from loopax.evaluation import as_evaluation
 from loopax.history import Extent, History
+from loopax.hooks import Hook, as_hooks, evaluate_every
 from loopax.lock import RunLock
 from loopax.memory import explaining_memory
-from loopax.moments import (
-    Hook,
-    HookError,
-    Moment,
-    Saving,
-    as_hooks,
-    calling,
-    evaluate_every,
-    evaluations,
-)
+from loopax.moments import HookError, Moment, calling, evaluations
 from loopax.program import TrainProgram, guarding_transfers, probe_program
 from loopax.progress import Display, Silent, display, tell
 from loopax.randomness import key_words, stream
@@ -75,6 +62,7 @@ from loopax.retention import Checkpoints, ranking
 from loopax.rows import LEARNING_RATE, Rows
 from loopax.run import STOPPED, Past, Run
 from loopax.rundir import RunDir
+from loopax.saving import Saving
 from loopax.signals import PoliteStop, is_interactive
 from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
@@ -90,137 +78,6 @@ JUMP = 0.5
 """A learning rate that differs by more than this share from that of the step before."""
 LEFT = "left.json"
 """Of the run directory: the last chunk that was given to a loop which was left by its caller."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The steps from `start` up to `stop`, just dispatched; `run.state` comes after.
-
-    Attributes:
-        run: the run as far as it has come.
-        start, stop: the steps of this chunk.
-        read: gives `metrics`.
-    """
-
-    run: Run = field(repr=False)
-    start: int
-    stop: int
-    read: Callable[[], dict[str, Num[np.ndarray, " steps"]]] = field(repr=False)
-
-    @functools.cached_property
-    def metrics(self) -> dict[str, Num[np.ndarray, " steps"]]:
-        """Every metric of each of these steps. Reading them waits for the device."""
-        return self.read()
-
-    def to_json(self) -> dict[str, Any]:
-        """The chunk without its run, for the checkpoint at which the caller has left the loop."""
-        metrics = {name: [str(v.dtype), v.tolist()] for name, v in self.metrics.items()}
-        return {"start": self.start, "stop": self.stop, "metrics": metrics}
-
-    @classmethod
-    def from_json(cls, run: Run, stored: Mapping[str, Any]) -> Chunk:
-        """The chunk that `to_json` gave."""
-        metrics = {name: np.asarray(v, dtype) for name, (dtype, v) in stored["metrics"].items()}
-        return cls(run, stored["start"], stored["stop"], lambda: metrics)
-
-
-class Chunks(Iterator[Chunk]):
-    """The chunks of a run, each as it was dispatched; `close` leaves the loop, with all saved.
-
-    It is a context that closes itself, also when its body raises; the error then carries the run.
-    One that is only dropped is closed as well: when nothing refers to it any more, when the same
-    thread opens the run directory again, or when the interpreter ends.
-
-    Attributes:
-        run: the run as far as it has come, also when there was nothing left to train.
-    """
-
-    def __init__(self, run: Run, chunks: Generator[Chunk, None, Run]) -> None:
-        self.run = run
-        self._chunks, self._process, self._thread = chunks, os.getpid(), threading.get_ident()
-        self._superseded = False
-        _close_all_at_exit()
-        _open.add(self)
-
-    def __next__(self) -> Chunk:
-        if self._superseded:
-            raise RunInUseError(f"{_name(self.run)}: was opened again, which closed this loop")
-        self._thread = threading.get_ident()
-        try:
-            return next(self._chunks)
-        except HookError as carrier:
-            error = carrier.error
-        if isinstance(error, StopIteration):  # which `for` would take for the end
-            raise RuntimeError("a hook raised StopIteration") from error
-        raise error
-
-    def drain(self) -> Run:
-        """Trains to the end with nobody looking on."""
-        try:
-            for _ in self._chunks:
-                pass
-        except HookError as carrier:
-            error = carrier.error
-        else:
-            return self.run
-        raise error
-
-    def close(self) -> None:
-        """Leaves the loop: what was trained is saved, and the run directory is free.
-
-        Raises:
-            NonFiniteError: the newest numbers are bad.
-            StorageError: nothing can be written.
-        """
-        if self._process == os.getpid():  # and not in a forked child, which owns nothing
-            self._chunks.close()
-
-    def is_abandoned(self, directory: Path) -> bool:
-        """Whether this was left open there by this thread, or by one that has ended."""
-        alive = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
-        suspended = inspect.getgeneratorstate(self._chunks) == inspect.GEN_SUSPENDED
-        here = self.run.dir is not None and self.run.dir.path == directory
-        return here and suspended and self._thread not in alive
-
-    def supersede(self) -> None:
-        """Closes this for another that trains in the same directory."""
-        self._superseded = True
-        self.close()
-
-    def __enter__(self) -> Chunks:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            _carry(error, self.run)
-        # The error of the body is what is to be heard of.
-        with nullcontext() if error is None else suppress(LoopaxError):
-            self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-_open: weakref.WeakSet[Chunks] = weakref.WeakSet()
-
-
-def _close_abandoned(directory: Path) -> None:
-    for chunks in list(_open):
-        if chunks.is_abandoned(directory):
-            chunks.supersede()
-
-
-def _close_all() -> None:
-    for chunks in list(_open):
-        with suppress(LoopaxError):
-            chunks.close()
-
-
-@functools.cache
-def _close_all_at_exit() -> None:
-    # Before `atexit`: then no thread can be started any more, and what saves needs some. Python
-    # has no public name for it; concurrent.futures registers by this one too.
-    threading._register_atexit(_close_all)  # type: ignore[attr-defined]
 
 
 def fit(
@@ -401,7 +258,7 @@ def _trained(session: _Session) -> Generator[Chunk, None, Run]:
             say = session.shown.say
             session.stop = resources.enter_context(PoliteStop(say))
             if session.run_dir is not None:
-                _close_abandoned(session.run_dir)
+                close_abandoned(session.run_dir)
                 run.dir = RunDir.create(session.run_dir, say)
                 run.dir.check(session.config)  # what is refused is not even locked
                 session.lock = resources.enter_context(RunLock(run.dir.path, say))
@@ -413,14 +270,15 @@ def _trained(session: _Session) -> Generator[Chunk, None, Run]:
             if session.stop.received != signal.SIGINT or not is_interactive():
                 raise Stopped(session.stop.received, run.step)
             tell(
-                session.shown, f"{_name(run)}: interrupted; returned as it is at step {run.step:,}"
+                session.shown,
+                f"{run_name(run)}: interrupted; returned as it is at step {run.step:,}",
             )
     except GeneratorExit:
         if session.stop is not None:
             session.stop.pass_on()  # The caller, who left, has not seen it and would go on.
         raise
     except BaseException as error:
-        _carry(error.error if isinstance(error, HookError) else error, run)
+        carry(error.error if isinstance(error, HookError) else error, run)
         raise
     return run
 
@@ -444,14 +302,6 @@ def _attempts(session: _Session) -> Generator[Chunk, None, None]:
             session.shown.say(f"{error}; going back, time {run.rollbacks} of {ROLLBACKS}")
         else:
             return
-
-
-def _carry(error: BaseException, run: Run) -> None:
-    """Lets an error bring what was trained with it, the innermost run where several are open."""
-    if getattr(error, "run", None) is None:
-        # No exception declares this attribute, and some cannot be given one.
-        with suppress(Exception):
-            error.run = run  # type: ignore[attr-defined]
 
 
 @dataclass(kw_only=True)
@@ -494,17 +344,17 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
     store, account, shown = session.store, session.account, session.shown
     tail = _resume(session)
     if (left := _left(session)) is not None:
-        shown.say(f"{_name(run)}: was left at step {run.step:,}; the same chunk is given again")
+        shown.say(f"{run_name(run)}: was left at step {run.step:,}; the same chunk is given again")
         yield left
     if (reason := _reason_to_stop(session)) is not None:
         run.stopped = reason
         shown.say(
-            f"{_name(run)}: ended at step {run.step:,} of {total:,}: {reason} (without "
+            f"{run_name(run)}: ended at step {run.step:,} of {total:,}: {reason} (without "
             f"{STOPPED} it would go on)"
         )
         return
     if run.step >= total:
-        done = f"{_name(run)}: finished, {run.step:,} of {total:,} steps are done"
+        done = f"{run_name(run)}: finished, {run.step:,} of {total:,} steps are done"
         if run.step == total:
             shown.say(done)
         else:
@@ -512,7 +362,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         return
     unused = check_accumulation(run.state, total - run.step)
     if run.step:
-        shown.say(f"{_name(run)}: continuing at step {run.step:,} of {total:,}")
+        shown.say(f"{run_name(run)}: continuing at step {run.step:,} of {total:,}")
     if unused is not None:
         tell(shown, unused)
     shown.begin(run.step)
@@ -560,7 +410,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
         if run.stopped is not None:
             shown.say(f"ended at step {run.step:,} of {total:,}: {run.stopped}")
         elif run.step < total:
-            kept = f"; the same command continues {_name(run)}" if store is not None else ""
+            kept = f"; the same command continues {run_name(run)}" if store is not None else ""
             shown.say(f"stopped at step {run.step:,} of {total:,}{kept}")
         if first + 1 == run.step < total and (over := clock.seconds_over()) > 0:
             tell(
@@ -670,10 +520,10 @@ def _tell_of_the_horizon(session: _Session, step: int, rows: Rows) -> None:
         told = "; ".join([*longer, *jumps])
         tell(
             session.shown,
-            f"{_name(run)}: {told}; schedules follow the number of steps they are made for",
+            f"{run_name(run)}: {told}; schedules follow the number of steps they are made for",
         )
     elif longer:
-        session.shown.say(f"{_name(run)}: {longer[0]}")
+        session.shown.say(f"{run_name(run)}: {longer[0]}")
 
 
 def _leave(session: _Session, keeper: Saving, kind: type[BaseException] | None, *_: object) -> None:
@@ -769,7 +619,7 @@ def _check_same(
         )
     if changed := changes(before, numerics()):
         session.shown.say(
-            f"{_name(run)}: {'; '.join(changed)}; from here on, results may differ in the last "
+            f"{run_name(run)}: {'; '.join(changed)}; from here on, results may differ in the last "
             "bits from those of an undisturbed run"
         )
 
@@ -819,7 +669,3 @@ def total_steps(steps: int | None, epochs: int | None, batches: Batches) -> int:
     if batches.steps_per_epoch == 0:
         raise DataError("there is no batch to train on; the data is empty")
     return epochs * batches.steps_per_epoch
-
-
-def _name(run: Run) -> str:
-    return str(run.dir.path) if run.dir is not None else "the run"

@@ -26,10 +26,11 @@ from loopax.arguments import whole
 from loopax.batches.base import Batches, Feed, Items
 from loopax.batches.iterable import as_batches
 from loopax.checkpoint import CheckpointStore
+from loopax.chunks import Chunk, Chunks
 from loopax.errors import LoopaxError, Stopped
 from loopax.evaluation import as_evaluation
+from loopax.hooks import Hook, as_hooks, evaluate_every
 from loopax.jsonlines import JsonLines
-from loopax.moments import Hook, as_hooks, evaluate_every
 from loopax.paths import forms
 from loopax.retention import Checkpoints
 from loopax.run import Run
@@ -42,8 +43,8 @@ SAVES = 8
 
 
 def _begun(
-    begin: Callable[[dict[str, Any]], loop.Chunks], plan: Plan, arguments: dict[str, Any]
-) -> loop.Chunks:
+    begin: Callable[[dict[str, Any]], Chunks], plan: Plan, arguments: dict[str, Any]
+) -> Chunks:
     """`loopax.loop.begin` as planned: in the trial's directory, recorded, interrupted, once."""
     if plan.final.exists():
         _leave(0)
@@ -62,17 +63,14 @@ def _begun(
         "run_dir": plan.run.path,
         "checkpoints": dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
         "hooks": [*hooks, *interrupting],
-        "writers": (),
         "max_seconds": None,
         "progress": False,
     }
     chunks = begin(planned)
-    return loop.Chunks(chunks.run, _recorded_chunks(chunks, record, plan))
+    return Chunks(chunks.run, _recorded_chunks(chunks, record, plan))
 
 
-def _recorded_chunks(
-    chunks: loop.Chunks, record: JsonLines, plan: Plan
-) -> Generator[loop.Chunk, None, Run]:
+def _recorded_chunks(chunks: Chunks, record: JsonLines, plan: Plan) -> Generator[Chunk, None, Run]:
     """The chunks, whose metrics are noted; the process ends with the training."""
     try:
         with _telling(plan), closing(chunks):

@@ -1,0 +1,266 @@
+"""Saving: by steps, by time, at each new best and at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from loopax.batches.base import Batches
+from loopax.checkpoint import CheckpointStore, check_leaves
+from loopax.environment import numerics
+from loopax.errors import (
+    ConfigError,
+    LoopaxError,
+    NonFiniteError,
+    RunInUseError,
+    StorageError,
+)
+from loopax.jsonlines import Row, values_of
+from loopax.recorder import Recorder
+from loopax.retention import source_of
+from loopax.run import Run
+from loopax.soundness import check_sound, flags_of
+from loopax.state import TrainState
+from loopax.turns import Clock, Turn
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What `CheckpointStore.save` takes."""
+
+    state: TrainState
+    meta: dict[str, Any]
+    metrics: dict[str, float]
+
+    def on_host(self) -> Snapshot:
+        """The same with a state of its own: a chunk reuses the memory of the run's."""
+        leaves, structure = jax.tree.flatten(self.state)
+        state = jax.tree.unflatten(structure, _copies(leaves))
+        if jax.default_backend() != "cpu":
+            with suppress(RuntimeError):  # where JAX was told to use no CPU
+                state = jax.device_put(state, jax.local_devices(backend="cpu")[0])
+        return dataclasses.replace(self, state=state)
+
+
+# Of the arrays and not of the state, whose optimiser is another object in each run of a process.
+@jax.jit
+def _copies(leaves: list[Array]) -> list[Array]:
+    return list(map(jnp.copy, leaves))
+
+
+class Saving:
+    """Saves by steps, by time, at each new best, and at the end; never a state gone bad.
+
+    Saves at each new best may take a tenth of the time. One that comes too soon is held in
+    memory and written when it may be, or before the next save; when the process is killed before
+    that, the run goes on from a step before it, and comes by it again.
+    """
+
+    section = "checkpoint"
+
+    def __init__(
+        self,
+        run: Run,
+        store: CheckpointStore,
+        recorder: Recorder,
+        batches: Batches,
+        total: int,
+        clock: Clock,
+        check: Callable[[], None],
+    ) -> None:
+        """`check` is called before each save; it raises when the directory is another's by now."""
+        assert store.settings is not None, "opened for reading"
+        check_leaves(run.state)  # before anything is trained that could not be saved
+        self.every = store.settings.every
+        self._run, self._store, self._recorder = run, store, recorder
+        self._identity, self._settings = dict(batches.identity), store.settings
+        self._total, self._clock, self._check = total, clock, check
+        self._turn = Turn(0, save=False, rank=False, settled=False, stop=False)
+        self._lenient = store.settings.on_failure == "go_on"
+        self._saved_step = run.step if run.step in store.steps else None
+        self._held: Snapshot | None = None
+        self._best, self._improved, self._told = math.inf, False, False
+        parts = (self._settings.best or "").split("/")[:-1]
+        sources = itertools.accumulate(parts, "{}/{}".format)
+        for row in itertools.chain.from_iterable(map(run.history.of, sources)):
+            self._improves(row)
+        if self._settings.best and self._settings.best.startswith("test/"):
+            store.say(
+                f"the best checkpoint is chosen by {self._settings.best}, which is test data then; "
+                "give an evaluation named 'validation' to choose by"
+            )
+
+    def is_due(self, step: int, total: int, turn: Turn) -> bool:
+        self._turn = turn
+        if turn.settled:
+            self._settle()
+        measured = self._measured()
+        self._check_ranked(measured)
+        self._improved = any(map(self._improves, measured))
+        held = self._held is not None and self._turn.rank
+        return self._is_planned(step, total) or self._improved or held
+
+    def act(self) -> None:
+        planned, improved = self._is_planned(self._run.step, self._total), self._improved
+        if improved:
+            self._held = None  # It is the best no more.
+        if improved and not planned and not self._turn.rank:
+            self._held = self._snapshot().on_host()
+            return
+        self._check()
+        self._settle()
+        self._write_held()
+        if planned or improved:
+            self._write(self._snapshot())
+
+    def finish(self) -> None:
+        """Saves what was reached and returns when it is on the disk, and found whole there."""
+        self._settle()
+        self._lenient = False
+        if self._saved_step != self._run.step:
+            self._check()
+            self._write_held()
+            self._write(self._snapshot())
+        self._store.wait()
+        self._store.verify(self._run.step)
+        best = self._settings.best
+        if best and math.isinf(self._best) and not self._told and self._run.step >= self._total:
+            self._store.say(f"no value of {best} ever came, so that no checkpoint is the best")
+
+    def _snapshot(self) -> Snapshot:
+        meta = {
+            "step": self._run.step,
+            "run": self._run.past.to_json(),
+            "recorder": self._recorder.tail.to_json(),
+            "data": self._identity,
+            "numerics": numerics(),
+        }
+        metrics = {
+            f"{row['source']}/{name}": value
+            for row in self._measured()
+            for name, value in values_of(row).items()
+        }
+        return Snapshot(self._run.state, meta, metrics)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        step, flags = snapshot.meta["step"], flags_of(snapshot.state)
+
+        def check() -> None:
+            self._check()  # again: it may have been taken over or moved away meanwhile
+            check_sound(flags, step)
+
+        # What a checkpoint says was logged must outlast a power cut as the checkpoint does.
+        self._recorder.sync()
+        with self._failing():
+            self._store.save(snapshot.state, snapshot.meta, snapshot.metrics, check)
+            self._saved_step = step
+        self._clock.saved()
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and held.meta["step"] < self._run.step:
+            self._write(held)
+
+    def keep_the_best(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Writes what is held when the loop is left, also by a failure, which goes on."""
+        unwritable = kind is not None and issubclass(kind, StorageError | RunInUseError)
+        if self._held is not None and not unwritable:
+            try:
+                self._write(self._held)
+                self._store.wait()
+            except LoopaxError as error:
+                self._store.say(str(error))
+
+    def keep_what_was_reached(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Saves when the loop ends early: left by its caller, interrupted, or because of an error.
+
+        Not where the numbers are bad or nothing can be written. An interrupt can strike while the
+        state is being handed to a chunk; then it is gone, and the checkpoint before is what there
+        is.
+        """
+        if kind is None or issubclass(kind, NonFiniteError | StorageError | RunInUseError):
+            return
+        whole = self._recorder.step == self._run.step and not any(
+            leaf.is_deleted() for leaf in jax.tree.leaves(self._run.state)
+        )
+        if not whole:
+            return
+        try:
+            self._recorder.finish(self._run.step)
+            self.finish()
+        except LoopaxError as failure:
+            if kind is GeneratorExit:
+                raise
+            # What ended the run is what its caller must hear of.
+            self._store.say(str(failure))
+
+    def _is_planned(self, step: int, total: int) -> bool:
+        """Whether a save is due whatever was measured."""
+        return step == total or bool(self.every and step % self.every == 0) or self._turn.save
+
+    def _settle(self) -> None:
+        with self._failing():
+            self._store.wait()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Goes on after a save that failed, if that is wanted and another one will come."""
+        try:
+            yield
+        except StorageError as error:
+            self._saved_step = None
+            if not self._lenient or self._run.step >= self._total:
+                raise
+            self._store.say(f"{error}; going on without it")
+
+    def _measured(self) -> list[Row]:
+        """The rows of this very step; they are the last ones of the history."""
+        rows = itertools.takewhile(
+            lambda row: row["step"] == self._run.step, reversed(self._run.history)
+        )
+        return [row for row in rows if row["source"] not in ("train", "probe")]
+
+    def _improves(self, row: Row) -> bool:
+        value = self._ranked_value(row)
+        if value is None or not math.isfinite(value):
+            return False
+        rank = value if self._settings.mode == "min" else -value
+        improved, self._best = rank < self._best, min(rank, self._best)
+        return improved
+
+    def _ranked_value(self, row: Row) -> float | None:
+        """The value by which a row ranks; None where it has none, or it is no number."""
+        best, source = self._settings.best, row["source"]
+        if best is None or source_of(best, [source]) is None:
+            return None
+        value = row.get(best.removeprefix(f"{source}/"))
+        return float(value) if isinstance(value, int | float) else None
+
+    def _check_ranked(self, measured: Sequence[Row]) -> None:
+        """Says at once what would keep the best from being found.
+
+        Raises:
+            ConfigError: an evaluation has no such metric, or it is an array.
+        """
+        best = self._settings.best
+        for row in measured:
+            value = self._ranked_value(row)
+            if value is not None and not math.isfinite(value) and not self._told:
+                self._told = True
+                self._store.say(f"{best} is {value} at step {row['step']:,}, which ranks nothing")
+            # Each hook has a row of its own, so that another one's tells nothing.
+            if value is None and row["source"] != "hook" and source_of(best or "", [row["source"]]):
+                scalars = [k for k, v in values_of(row).items() if isinstance(v, int | float)]
+                raise ConfigError(
+                    f"checkpoints.best is {best!r}, and the numbers that {row['source']!r} has to "
+                    f"rank by are {', '.join(scalars)}"
+                )
