@@ -13,7 +13,7 @@ import pytest
 import loopax
 from loopax.data import Dataset
 from loopax.errors import ConfigError, NonFiniteError
-from loopax.loop import ROLLBACKS
+from loopax.fitting import ROLLBACKS
 from loopax.recorder import SKIP_LIMIT
 from tests.kills import KilledError, killed
 

@@ -23,9 +23,9 @@ from .environment import cache_folder as cache_folder
 from .errors import LoopaxError as LoopaxError
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
+from .fitting import fit as fit
+from .fitting import steps as steps
 from .hooks import Hook as Hook
-from .loop import fit as fit
-from .loop import steps as steps
 from .optimizer import Group as Group
 from .optimizer import Optimizer as Optimizer
 from .optimizer import Schedule as Schedule

@@ -15,297 +15,56 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import signal
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from loopax.account import Account, summary
 from loopax.accumulation import check_accumulation
-from loopax.arguments import check_state, directory, kind_of, positive_seconds, whole
 from loopax.batches.base import Batches
-from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
 from loopax.checkpoint import CheckpointStore
-from loopax.chunks import Chunk, Chunks, carry, close_abandoned, run_name
-from loopax.configuration import as_mapping
-from loopax.diagnose.frozen import warn_of_frozen_gradients
-from loopax.diagnose.replay import Replay
-from loopax.environment import changes, check_fork, numerics
+from loopax.chunks import Chunk, run_name
+from loopax.environment import changes, numerics
 from loopax.errors import (
     CheckpointError,
-    ConfigError,
-    DataError,
-    LoopaxError,
-    NonFiniteError,
     RunDirError,
-    Stopped,
 )
-from loopax.evaluation import as_evaluation
 from loopax.history import Extent, History
-from loopax.hooks import Hook, as_hooks, evaluate_every
+from loopax.hooks import Hook
 from loopax.lock import RunLock
 from loopax.memory import explaining_memory
-from loopax.moments import HookError, Moment, calling, evaluations
-from loopax.program import TrainProgram, guarding_transfers, probe_program
-from loopax.progress import Display, Silent, display, tell
+from loopax.moments import Moment, calling, evaluations
+from loopax.program import TrainProgram, guarding_transfers
+from loopax.progress import Display, Silent, tell
 from loopax.randomness import key_words, stream
 from loopax.recorder import Recorder, Tail
-from loopax.retention import Checkpoints, ranking
+from loopax.retention import Checkpoints
 from loopax.rows import LEARNING_RATE, Rows
 from loopax.run import STOPPED, Past, Run
-from loopax.rundir import RunDir
 from loopax.saving import Saving
-from loopax.signals import PoliteStop, is_interactive
+from loopax.signals import PoliteStop
 from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
 from loopax.step import LossFn
 from loopax.turns import Clock, Plan
-from loopax.writers.base import Guarded, Writer, as_writers, name_of
+from loopax.writers.base import Guarded, Writer, name_of
 from loopax.writers.files import RunFiles, TensorBoard
 
 CHUNK_STEPS_LIMIT = 1000
-NONFINITE = ("stop", "skip", "rollback")
-ROLLBACKS = 3
 JUMP = 0.5
 """A learning rate that differs by more than this share from that of the step before."""
 LEFT = "left.json"
 """Of the run directory: the last chunk that was given to a loop which was left by its caller."""
 
 
-def fit(
-    state: TrainState,
-    loss_fn: LossFn,
-    data: Any,
-    *,
-    steps: int | None = None,
-    epochs: int | None = None,
-    run_dir: str | os.PathLike[str] | None = None,
-    evaluation: Any = None,
-    hooks: Sequence[Hook | Callable[[Run], Any]] | Hook | Callable[[Run], Any] = (),
-    writers: Sequence[Writer] = (),
-    checkpoints: Checkpoints | None = None,
-    nonfinite: Literal["stop", "skip", "rollback"] = "stop",
-    max_seconds: float | None = None,
-    log_every: int = 100,
-    probe_every: int | None = 500,
-    chunk_steps: int | None = None,
-    progress: bool = True,
-    config: Any = None,
-) -> Run:
-    """Trains `state` on `data` until `steps` or `epochs` are done, and returns the run.
-
-    Args:
-        state: where to begin; it is copied and stays usable.
-        loss_fn: `(params, batch, rngs) -> loss` or `-> (loss, metrics)`, a pure function; with
-            a fourth argument `mutable` it is also given the state's collections and returns
-            them as a third value. `rngs` holds the keys of this step by stream name, and
-            `rngs.training` is False in an evaluation. A metric `weight` says how many things the
-            loss and the metrics of a batch are means over, and weighs them in what is logged.
-        data: `dataset.batches(n)`, or any iterable of batches.
-        steps: train until this many steps have been made in all, those of a resumed run
-            included.
-        epochs: the same as a whole number of passes over the data.
-        run_dir: where metrics, checkpoints and provenance go; a run found there is continued,
-            exactly. None keeps everything in memory.
-        evaluation: an `Evaluation`, or just its data: batches, or batches by name.
-        hooks: functions to call between chunks.
-        writers: where logged rows go beside the run directory, such as `loopax.writers.CSV()`.
-            One that fails is told of, and the run goes on.
-        checkpoints: when to save and what to keep, in `run_dir`.
-        log_every: steps between logged rows; a row holds the means over these steps.
-        probe_every: steps between measurements of `grad_norm` and `update_norm`, in rows of
-            source `probe`, each of which costs about two more steps. None leaves them out.
-        nonfinite: what to do when the loss, or the state after an update, is not finite:
-            `stop` with the step and an account of where the first such value came from;
-            `skip` the update, count it, and go on with the next batch (the loop then checks
-            every update, which slows small steps down); `rollback` to the newest checkpoint
-            and go on with another order of the data and other random keys, three times.
-        max_seconds: save and return when this long has passed since the call, or so much
-            that another turn and a save would not fit.
-        chunk_steps: steps in one dispatch; by default as many as take about a second, so
-            that a run can be stopped within that time. The result does not depend on it.
-        progress: show the run on standard error.
-        config: a dataclass or a mapping to keep with the run; a run that was made with
-            another one is not continued.
-
-    Raises:
-        ConfigError: an argument cannot work, or the run was made with another `config`.
-        DataError: the data ended, or is not made of numbers.
-        NonFiniteError: the loss or the state became NaN or infinite; it names the step.
-        DeviceMemoryError: the step needs more memory than there is.
-        CheckpointError: the checkpoint to continue from does not fit the state or the data.
-        RunDirError: the directory is not a run's.
-        RunInUseError: another process trains in it.
-        StorageError: something could not be written; older checkpoints are intact.
-        Stopped: SIGINT, SIGTERM or SIGHUP came; the chunk was finished and everything is saved. It
-            is a `SystemExit`, so a program ends with status 130, 143 or 129. A second signal ends
-            it at once.
-    """
-    return begin(locals()).drain()
-
-
-def steps(
-    state: TrainState,
-    loss_fn: LossFn,
-    data: Any,
-    *,
-    steps: int | None = None,
-    epochs: int | None = None,
-    run_dir: str | os.PathLike[str] | None = None,
-    evaluation: Any = None,
-    hooks: Sequence[Hook | Callable[[Run], Any]] | Hook | Callable[[Run], Any] = (),
-    writers: Sequence[Writer] = (),
-    checkpoints: Checkpoints | None = None,
-    nonfinite: Literal["stop", "skip", "rollback"] = "stop",
-    max_seconds: float | None = None,
-    log_every: int = 100,
-    probe_every: int | None = 500,
-    chunk_steps: int | None = None,
-    progress: bool = True,
-    config: Any = None,
-) -> Chunks:
-    """As `fit`, for those who want to own the loop: gives each chunk when it was dispatched.
-
-    Everything that `fit` does is done here, between the chunks; `break` leaves it properly, with
-    the state saved. The chunk at which it was left is saved too: when the same program is started
-    again it is given that chunk first, so that what made it leave makes it leave again, and a
-    program that was only interrupted goes on from there.
-
-    Arguments and errors are those of `fit`; arguments are checked at the call, and the run
-    directory is opened with the first chunk. `with loopax.steps(...) as chunks` also saves when the
-    body raises. `chunks.run` is the run, also when all is done already.
-    """
-    return begin(locals())
-
-
-def begin(arguments: dict[str, Any]) -> Chunks:
-    """The chunks of a run that is about to begin; `arguments` are those of `fit`, by name.
-
-    Raises:
-        ConfigError: one of them cannot work.
-        DataError: there is no data.
-    """
-    check_fork()
-    given = dict(arguments)
-    check_state(given["state"], given["loss_fn"], given["data"])
-    began, seconds = time.monotonic(), given["max_seconds"]
-    seconds = math.inf if seconds is None else positive_seconds("max_seconds", seconds)
-    batches, account = as_batches(given["data"]), Account()
-    evaluation = as_evaluation(given["evaluation"])
-    total = total_steps(given["steps"], given["epochs"], batches)
-    log_every = whole("log_every", given["log_every"])
-    probe_every, chunk_steps = (
-        None if given[name] is None else whole(name, given[name])
-        for name in ("probe_every", "chunk_steps")
-    )
-    nonfinite, checkpoints = given["nonfinite"], given["checkpoints"]
-    if nonfinite not in NONFINITE:
-        raise ConfigError(f"nonfinite is {nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
-    if not isinstance(checkpoints, Checkpoints | None):
-        raise ConfigError(
-            f"checkpoints is {kind_of(checkpoints)}; it must be loopax.Checkpoints(every=100), "
-            "which says when to save"
-        )
-    run_dir = None if given["run_dir"] is None else directory("run_dir", given["run_dir"])
-    if nonfinite == "rollback" and run_dir is None:
-        raise ConfigError("nonfinite='rollback' goes back to a checkpoint: give a run_dir")
-    settings = checkpoints or Checkpoints()
-    if run_dir is not None:
-        names = [] if evaluation is None else [*evaluation.parts]
-        settings = ranking(settings, names, bool(given["hooks"]))
-    run = Run(given["state"])
-    session = _Session(
-        run=run,
-        run_dir=run_dir,
-        config={} if run_dir is None else as_mapping(given["config"]),
-        checkpoints=settings,
-        initial=given["state"],
-        loss_fn=given["loss_fn"],
-        batches=batches,
-        total=total,
-        evaluation=evaluation,
-        hooks=as_hooks(given["hooks"], log_every, evaluate_every(evaluation, batches)),
-        writers=as_writers(given["writers"]),
-        nonfinite=nonfinite,
-        began=began,
-        max_seconds=seconds,
-        log_every=log_every,
-        progress=bool(given["progress"]),
-        account=account,
-        train=TrainProgram(given["loss_fn"], batches, account, skip=nonfinite == "skip"),
-        probe=probe_program(given["loss_fn"], batches, account),
-        probe_every=probe_every,
-        chunk_steps=chunk_steps,
-    )
-    return Chunks(run, _trained(session))
-
-
-def _trained(session: _Session) -> Generator[Chunk, None, Run]:
-    """The whole run, from opening its directory to leaving it."""
-    run = session.run
-    try:
-        with ExitStack() as resources:
-            session.shown = display(session.total) if session.progress else Silent()
-            resources.callback(session.shown.close)
-            say = session.shown.say
-            session.stop = resources.enter_context(PoliteStop(say))
-            if session.run_dir is not None:
-                close_abandoned(session.run_dir)
-                run.dir = RunDir.create(session.run_dir, say)
-                run.dir.check(session.config)  # what is refused is not even locked
-                session.lock = resources.enter_context(RunLock(run.dir.path, say))
-                run.dir.claim(session.config)
-                store = CheckpointStore(run.dir.checkpoints, session.checkpoints, say)
-                session.store = resources.enter_context(store)
-            yield from _attempts(session)
-        if session.stop.received is not None:
-            if session.stop.received != signal.SIGINT or not is_interactive():
-                raise Stopped(session.stop.received, run.step)
-            tell(
-                session.shown,
-                f"{run_name(run)}: interrupted; returned as it is at step {run.step:,}",
-            )
-    except GeneratorExit:
-        if session.stop is not None:
-            session.stop.pass_on()  # The caller, who left, has not seen it and would go on.
-        raise
-    except BaseException as error:
-        carry(error.error if isinstance(error, HookError) else error, run)
-        raise
-    return run
-
-
-def _attempts(session: _Session) -> Generator[Chunk, None, None]:
-    """Trains to the end, and again from the newest checkpoint where that is wanted."""
-    run = session.run
-    while True:
-        try:
-            yield from _chunks(session)
-        except NonFiniteError as error:
-            if session.store is not None:
-                with suppress(LoopaxError):  # What is just being saved may be as bad.
-                    session.store.wait()
-            if session.nonfinite != "rollback" or run.rollbacks == ROLLBACKS:
-                _explain(session, error)
-                raise
-            if isinstance(error.__context__, GeneratorExit):
-                return  # The caller has left; the next start goes back by itself.
-            run.rollbacks += 1
-            session.shown.say(f"{error}; going back, time {run.rollbacks} of {ROLLBACKS}")
-        else:
-            return
-
-
 @dataclass(kw_only=True)
-class _Session:
+class Session:
     """What stays the same while a run is trained, also when it goes back and tries again."""
 
     run: Run
@@ -329,6 +88,7 @@ class _Session:
     account: Account
     train: TrainProgram
     probe: Callable[..., Any]
+    look_at: Callable[[TrainState, Any], None]
     shown: Display = field(default_factory=Silent)
     store: CheckpointStore | None = None
     lock: RunLock | None = None
@@ -338,7 +98,7 @@ class _Session:
     left: Chunk | None = None
 
 
-def _chunks(session: _Session) -> Generator[Chunk, None, None]:
+def trained_chunks(session: Session) -> Generator[Chunk, None, None]:
     """Trains from the newest checkpoint until all is done, or a signal or the time ends it."""
     run, batches, total = session.run, session.batches, session.total
     store, account, shown = session.store, session.account, session.shown
@@ -421,7 +181,7 @@ def _chunks(session: _Session) -> Generator[Chunk, None, None]:
 
 
 def _turns(
-    session: _Session, clock: Clock, recorder: Recorder, moments: Sequence[Moment | Saving]
+    session: Session, clock: Clock, recorder: Recorder, moments: Sequence[Moment | Saving]
 ) -> Generator[Chunk, None, None]:
     """The loop itself: chunk after chunk, and between them what is due."""
     run, batches, total, account = session.run, session.batches, session.total, session.account
@@ -446,9 +206,7 @@ def _turns(
                 items, count = loader.take()
             if step == first:
                 with account.section("setup"):
-                    warn_of_frozen_gradients(
-                        session.loss_fn, state, session.train.batch(state, items)
-                    )
+                    session.look_at(state, session.train.batch(state, items))
             with account.section("compute"), guarding_transfers():
                 due = session.probe_every is not None and (step + 1) % session.probe_every == 0
                 norms = session.probe(state, items) if due else None
@@ -479,32 +237,13 @@ def _turns(
                     raise
 
 
-def _explain(session: _Session, error: NonFiniteError) -> None:
-    """Adds to the error where the first bad number came from, found by executing it again."""
-    run = session.run
-    if run.dir is None:
-        return
-    session.shown.say(f"{error}; looking for where it came from")
-    try:
-        with jax.debug_nans(False), jax.debug_infs(False):
-            replay = Replay(run.dir, session.initial, session.loss_fn, session.batches)
-            report = replay.step(replay.culprit(error.step)).report
-        run.dir.write_json("autopsy.json", report.to_json())
-    except Exception as failure:
-        session.shown.say(f"that could not be found out: {failure}")
-    else:
-        for line in report.lines():
-            session.shown.say(line)
-        error.add_note(f"step {report.step}: {report.origin}; see {run.dir.path / 'autopsy.json'}")
-
-
 def _rates(tail: Tail, run: Run) -> dict[str, float]:
     """The learning rates of the last step that was made."""
     rows = tail.rows or [run.latest("train")]
     return {name: rate for name, rate in rows[-1].items() if name.startswith(LEARNING_RATE)}
 
 
-def _tell_of_the_horizon(session: _Session, step: int, rows: Rows) -> None:
+def _tell_of_the_horizon(session: Session, step: int, rows: Rows) -> None:
     """Says when a run goes on to another end than before, and when its learning rate jumps."""
     run, total = session.run, session.total
     starts = [] if run.dir is None else run.dir.starts[:-1]
@@ -526,14 +265,14 @@ def _tell_of_the_horizon(session: _Session, step: int, rows: Rows) -> None:
         session.shown.say(f"{run_name(run)}: {longer[0]}")
 
 
-def _leave(session: _Session, keeper: Saving, kind: type[BaseException] | None, *_: object) -> None:
+def _leave(session: Session, keeper: Saving, kind: type[BaseException] | None, *_: object) -> None:
     """Keeps what was reached when the loop ends early, and the chunk at which its caller left."""
     keeper.keep_what_was_reached(kind)
     if session.left is not None and session.run.dir is not None:
         session.run.dir.write_json(LEFT, session.left.to_json())
 
 
-def _left(session: _Session) -> Chunk | None:
+def _left(session: Session) -> Chunk | None:
     """The chunk at which the loop was left, where its step is the one that was restored."""
     run = session.run
     if session.begun or run.dir is None or not (run.dir.path / LEFT).exists():
@@ -546,7 +285,7 @@ def _left(session: _Session) -> Chunk | None:
     return chunk if chunk.stop == run.step else None
 
 
-def _reason_to_stop(session: _Session) -> str | None:
+def _reason_to_stop(session: Session) -> str | None:
     """Why the run was stopped at the step that was restored; None where it was not."""
     run = session.run
     if run.dir is None or not (run.dir.path / STOPPED).exists():
@@ -559,7 +298,7 @@ def _reason_to_stop(session: _Session) -> str | None:
         return None
 
 
-def _resume(session: _Session) -> Tail:
+def _resume(session: Session) -> Tail:
     """Puts the newest checkpoint's state and rows into the run; returns its unlogged rows.
 
     Raises:
@@ -598,7 +337,7 @@ def _resume(session: _Session) -> Tail:
 
 
 def _check_same(
-    session: _Session, data: Mapping[str, Any], past: Past, before: Mapping[str, Any]
+    session: Session, data: Mapping[str, Any], past: Past, before: Mapping[str, Any]
 ) -> None:
     """Whether what the run depends on is as it was when the checkpoint was made."""
     run, store = session.run, session.store
@@ -629,7 +368,7 @@ def _root_key(initial: TrainState, rollbacks: int) -> Any:
     return stream(initial.key, f"rollback {rollbacks}") if rollbacks else initial.key
 
 
-def _open_writers(session: _Session, recorder: Recorder, resources: ExitStack) -> None:
+def _open_writers(session: Session, recorder: Recorder, resources: ExitStack) -> None:
     """Notes this start in the run directory and opens its files at the step it begins with."""
     run, warn = session.run, recorder.warn
     writers: list[Writer] = [Guarded(writer, warn) for writer in session.writers]
@@ -651,21 +390,3 @@ def _open_writers(session: _Session, recorder: Recorder, resources: ExitStack) -
         writer.open(run, run.step)
         resources.callback(writer.close)
     recorder.writers = writers
-
-
-def total_steps(steps: int | None, epochs: int | None, batches: Batches) -> int:
-    """How many steps the run has in all.
-
-    Raises:
-        ConfigError: not exactly one of `steps` and `epochs` is a whole number of at least 1.
-    """
-    if (steps is None) == (epochs is None):
-        raise ConfigError("give either steps or epochs, and not both")
-    if steps is not None:
-        return whole("steps", steps)
-    epochs = whole("epochs", epochs, "; for a part of an epoch give steps")
-    if batches.steps_per_epoch is None:
-        raise ConfigError("epochs needs data whose length is known, and this iterable has no len()")
-    if batches.steps_per_epoch == 0:
-        raise DataError("there is no batch to train on; the data is empty")
-    return epochs * batches.steps_per_epoch

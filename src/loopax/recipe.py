@@ -17,8 +17,8 @@ from loopax.data import absolute
 from loopax.deadline import check_time, seconds_left, time_limit
 from loopax.errors import DataError, RunDirError
 from loopax.evaluation import Evaluation
+from loopax.fitting import fit
 from loopax.hooks import Hook
-from loopax.loop import fit
 from loopax.retention import Checkpoints
 from loopax.run import Run
 from loopax.rundir import RunDir, read_config

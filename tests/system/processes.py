@@ -21,7 +21,7 @@ _fork.set_forkserver_preload(
     [
         "pytest",
         "loopax.cli",
-        "loopax.loop",
+        "loopax.fitting",
         "loopax.recipes.vae.training",
         "matplotlib.figure",
         "PIL.PngImagePlugin",

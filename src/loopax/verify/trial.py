@@ -1,8 +1,8 @@
 """One process of a trial of `loopax verify`: runs a program with a watch around its training.
 
-`python -m loopax.verify.trial PLAN PROGRAM...` puts the watch around `loopax.loop.begin` and then
-runs the program as Python would. So the loop has no hook for this and a program needs no change.
-What a trial ends with is written to plain files.
+`python -m loopax.verify.trial PLAN PROGRAM...` puts the watch around `loopax.fitting.begin` and
+then runs the program as Python would. So the loop has no hook for this and a program needs no
+change. What a trial ends with is written to plain files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from loopax import loop
+from loopax import fitting
 from loopax.arguments import whole
 from loopax.batches.base import Batches, Feed, Items
 from loopax.batches.iterable import as_batches
@@ -45,11 +45,11 @@ SAVES = 8
 def _begun(
     begin: Callable[[dict[str, Any]], Chunks], plan: Plan, arguments: dict[str, Any]
 ) -> Chunks:
-    """`loopax.loop.begin` as planned: in the trial's directory, recorded, interrupted, once."""
+    """`loopax.fitting.begin` as planned: in the trial's directory, recorded, interrupted, once."""
     if plan.final.exists():
         _leave(0)
     batches = as_batches(arguments["data"])
-    total = loop.total_steps(arguments["steps"], arguments["epochs"], batches)
+    total = fitting.total_steps(arguments["steps"], arguments["epochs"], batches)
     total = min(plan.limit, total)
     saving = arguments["checkpoints"] or Checkpoints()
     record = JsonLines(plan.file("seen.jsonl"))
@@ -184,6 +184,6 @@ def _as_python(command: list[str]) -> None:
 
 if __name__ == "__main__":
     plan = Plan.read(sys.argv[1])
-    vars(loop).update(begin=functools.partial(_begun, loop.begin, plan))
+    vars(fitting).update(begin=functools.partial(_begun, fitting.begin, plan))
     with _telling(plan):
         _as_python(sys.argv[2:])
