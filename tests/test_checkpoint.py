@@ -18,10 +18,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 import loopax
-from loopax import checkpoint, digests, durable, progress, turns
+from loopax import checkpoint, checkpoint_reader, digests, durable, progress, turns
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError
 from loopax.retention import ranking
+from tests.system.processes import until
 
 PLAIN = {"progress": False, "probe_every": None}
 
@@ -465,7 +466,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys):
 
 def test_a_checkpoint_of_another_format_is_refused_and_left_where_it_is(tmp_path, monkeypatch):
     walk(tmp_path, lambda n: n)
-    monkeypatch.setattr(checkpoint, "FORMAT", 5)
+    monkeypatch.setattr(checkpoint_reader, "FORMAT", 5)
     with pytest.raises(CheckpointError, match=r"is of format 4, and this loopax reads 5"):
         walk(tmp_path, lambda n: n)
     assert opened(tmp_path).steps == [10, 50, 60]
@@ -478,7 +479,8 @@ def test_a_checkpoint_of_another_format_is_refused_and_left_where_it_is(tmp_path
 def test_a_checkpoint_of_a_version_before_is_refused_with_the_reason(
     tmp_path, monkeypatch, older, reason
 ):
-    monkeypatch.setattr(checkpoint, "FORMAT", older)
+    for module in (checkpoint, checkpoint_reader):
+        monkeypatch.setattr(module, "FORMAT", older)
     walk(tmp_path, lambda n: n, steps=10)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=f"format {older}, {reason}") as error:
@@ -523,15 +525,13 @@ def test_a_run_does_not_go_on_from_what_was_saved_by_hand(tmp_path, meta):
     assert "\n" not in str(error.value)
 
 
-# --- Frozen parameters that a checkpoint refers to -----------------------------
+# --- Frozen parameters, which are saved once -----------------------------------
 
 
-def half_frozen(body=1.0, size=100_000, **options):
+def half_frozen(body=1.0, size=100_000, cls=loopax.TrainState, **options):
     noise = np.random.default_rng(0).normal(size=size).astype(np.float32)  # not to be compressed
     params = {"body": body * noise, "head": jnp.zeros(3)}
-    return loopax.TrainState.create(
-        params=params, tx=optax.adam(0.1), frozen=("body",), ema_decay=0.9, **options
-    )
+    return cls.create(params=params, tx=optax.adam(0.1), frozen=("body",), ema_decay=0.9, **options)
 
 
 def head_loss(params, batch, rngs):
@@ -546,7 +546,7 @@ def train_head(run_dir, state, steps, **settings):
         [np.zeros(1)],
         steps=steps,
         run_dir=run_dir,
-        checkpoints=loopax.Checkpoints(best=None, **{"self_contained": False, **settings}),
+        checkpoints=loopax.Checkpoints(best=None, **settings),
         **PLAIN,
     )
 
@@ -555,41 +555,110 @@ def size_of(folder):
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def test_what_is_frozen_is_referred_to_and_not_copied(tmp_path):
-    train_head(tmp_path / "lean", half_frozen(), 5)
-    train_head(tmp_path / "whole", half_frozen(), 5, self_contained=True)
-    lean, whole = (size_of(tmp_path / run / "checkpoints") for run in ("lean", "whole"))
-    assert lean < 30_000
-    assert whole > lean + 300_000
-    assert set(opened(tmp_path / "lean").weights()) == {"head"}
-    assert set(opened(tmp_path / "whole").weights()) == {"head", "body"}
+def test_what_is_frozen_is_saved_once_and_referred_to_by_each_step(tmp_path):
+    train_head(tmp_path, half_frozen(), 12, every=3, seconds=None, keep=2)
+    checkpoints = tmp_path / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"9", "12", "frozen"}
+    assert digests.damage(checkpoints / "frozen") == []
+    assert size_of(checkpoints / "frozen") > 300_000
+    for step in ("9", "12"):
+        assert size_of(checkpoints / step) < 30_000
+    assert set(opened(tmp_path).weights()) == {"head", "body"}
+    assert set(opened(tmp_path).read(9)[0]["params"]) == {"head", "body"}
+    by_orbax = ocp.StandardCheckpointer().restore(checkpoints.absolute() / "frozen" / "state")
+    np.testing.assert_array_equal(by_orbax["params"]["body"], half_frozen().params["body"])
 
 
-@pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("second", [False, True])
-def test_a_run_with_frozen_parameters_resumes_exactly_whatever_its_checkpoints_hold(
-    tmp_path, first, second
-):
-    train_head(tmp_path / "parts", half_frozen(), 5, self_contained=first)
-    parts = train_head(tmp_path / "parts", half_frozen(), 12, self_contained=second).state
+def test_a_run_with_frozen_parameters_resumes_exactly(tmp_path, bits):
+    train_head(tmp_path / "parts", half_frozen(), 5)
+    stamp = digests.stamp(tmp_path / "parts" / "checkpoints" / "frozen")
+    parts = train_head(tmp_path / "parts", half_frozen(), 12).state
     whole = train_head(tmp_path / "whole", half_frozen(), 12).state
-    for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
-        assert (one == other).all()
-    assert len(jax.tree.leaves(parts.params)) == 2
+    assert bits(parts) == bits(whole)
+    assert digests.stamp(tmp_path / "parts" / "checkpoints" / "frozen") == stamp
 
 
-def test_other_frozen_parameters_are_refused(tmp_path):
-    train_head(tmp_path, half_frozen(), 5)
-    with pytest.raises(CheckpointError, match="made with frozen parameters of digest") as raised:
-        train_head(tmp_path, half_frozen(body=2.0), 12)
-    assert "\n" not in str(raised.value)
-    assert opened(tmp_path).steps == [5]
+def test_a_run_keeps_the_frozen_parameters_that_it_was_begun_with(tmp_path, bits):
+    """As it keeps those that train: what is in the run directory counts."""
+    train_head(tmp_path / "run", half_frozen(), 5)
+    run = train_head(tmp_path / "run", half_frozen(body=2.0), 12)
+    assert bits(run.state) == bits(train_head(tmp_path / "whole", half_frozen(), 12).state)
 
 
-def test_a_form_without_values_cannot_take_what_is_only_referred_to(tmp_path):
-    train_head(tmp_path, half_frozen(), 5)
-    with pytest.raises(CheckpointError, match="frozen parameters that it does not contain"):
-        opened(tmp_path).restore(jax.eval_shape(half_frozen))
+def test_a_form_without_values_takes_what_is_frozen_too(tmp_path, bits):
+    run = train_head(tmp_path, half_frozen(), 5)
+    restored, _ = opened(tmp_path).restore(jax.eval_shape(half_frozen))
+    assert bits(restored) == bits(run.state)
+
+
+class Drifting(loopax.TrainState):
+    """Moves what does not train by itself, as a target network does."""
+
+    def observe(self, loss, metrics):
+        return self.replace(params={**self.params, "body": self.params["body"] * 0.9})
+
+
+def test_what_is_frozen_and_moves_all_the_same_is_saved_with_each_step(tmp_path, bits):
+    parts = tmp_path / "parts"
+    for steps in (5, 9, 12):
+        run = train_head(parts, half_frozen(cls=Drifting), steps)
+        assert bits(opened(parts).restore(half_frozen(cls=Drifting))[0]) == bits(run.state)
+    whole = train_head(tmp_path / "whole", half_frozen(cls=Drifting), 12)
+    assert bits(run.state) == bits(whole.state)
+
+
+@pytest.mark.parametrize("fault", ["damaged", "gone", "another"])
+def test_without_what_is_frozen_a_step_is_refused_and_stays_where_it_is(tmp_path, fault):
+    train_head(tmp_path / "run", half_frozen(), 5)
+    frozen = tmp_path / "run" / "checkpoints" / "frozen"
+    kept = frozen.rename(tmp_path / "kept")
+    if fault == "damaged":
+        shutil.copytree(kept, frozen)
+        (frozen / "meta" / "metadata").write_text("{}")
+    if fault == "another":
+        train_head(tmp_path / "other", half_frozen(body=2.0), 5)
+        shutil.copytree(tmp_path / "other" / "checkpoints" / "frozen", frozen)
+    reason = {
+        "damaged": "frozen: meta/metadata is not as it was saved",
+        "gone": "frozen: is missing",
+        "another": "frozen: holds other parameters",
+    }[fault]
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"{reason}; .* step 5 needs it") as error:
+            train_head(tmp_path / "run", half_frozen(), 12)
+        assert "\n" not in str(error.value)
+        assert opened(tmp_path / "run").steps == [5]
+    shutil.rmtree(frozen, ignore_errors=True)
+    kept.rename(frozen)
+    assert train_head(tmp_path / "run", half_frozen(), 12).step == 12
+
+
+@pytest.mark.parametrize("fault", ["damaged", "gone"])
+def test_what_is_frozen_is_saved_again_when_it_is_lost_while_the_run_goes_on(
+    tmp_path, monkeypatch, bits, fault
+):
+    said = []
+    monkeypatch.setattr(progress.Silent, "say", lambda self, message: said.append(message))
+    frozen = tmp_path / "checkpoints" / "frozen"
+
+    def disturb(run):
+        if run.step == 6:
+            until(lambda: (tmp_path / "checkpoints" / "3").exists(), "the save before")
+            shutil.rmtree(frozen) if fault == "gone" else (frozen / "SHA256SUMS").write_text("")
+
+    state = loopax.fit(
+        half_frozen(),
+        head_loss,
+        [np.zeros(1)],
+        steps=12,
+        run_dir=tmp_path,
+        hooks=[loopax.Hook(disturb, every=6)],
+        checkpoints=loopax.Checkpoints(every=3, seconds=None, best=None),
+        **PLAIN,
+    ).state
+    assert bits(opened(tmp_path).restore(half_frozen())[0]) == bits(state)
+    assert (tmp_path / "checkpoints" / "damaged-frozen").exists() == (fault == "damaged")
+    assert sum("saved again" in line for line in said) == (fault == "damaged")
 
 
 @pytest.mark.parametrize(("file", "shown"), [("site-packages/orbax/a.py", 0), ("mine.py", 1)])

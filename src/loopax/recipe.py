@@ -146,8 +146,6 @@ def _fit(
     if saving.best == Checkpoints.best:
         best, mode = problem.ranking
         saving = replace(saving, best=best, mode=mode)
-    if not getattr(config, "self_contained", True):
-        saving = replace(saving, self_contained=False)
     begun = bool(CheckpointStore(Path(run_dir) / "checkpoints").steps)
     return fit(
         problem.state(resumed=begun),

@@ -29,8 +29,6 @@ class Checkpoints:
         mode: whether the best is the lowest or the highest: `max` for an accuracy.
         on_failure: `stop` the run when a save fails, or `go_on` and save when it is due again.
             A run whose last save fails has failed in either case.
-        self_contained: save frozen parameters too. Otherwise a checkpoint holds their digest, and
-            to restore it takes a state that has them.
     """
 
     every: int | None = None
@@ -39,7 +37,6 @@ class Checkpoints:
     best: str | None = "auto"
     mode: Literal["min", "max"] = "min"
     on_failure: Literal["stop", "go_on"] = "stop"
-    self_contained: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("seconds", 0), ("keep", 1)):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from loopax.batches.base import Batches
-from loopax.checkpoint import CheckpointStore, check_leaves
+from loopax.checkpoint import CheckpointStore
 from loopax.environment import numerics
 from loopax.errors import (
     ConfigError,
@@ -28,6 +28,7 @@ from loopax.jsonlines import Row, values_of
 from loopax.recorder import Recorder
 from loopax.retention import source_of
 from loopax.run import Run
+from loopax.serialization import check_leaves
 from loopax.soundness import check_sound, flags_of
 from loopax.state import TrainState
 from loopax.turns import Clock, Turn

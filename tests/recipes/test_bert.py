@@ -9,12 +9,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import loopax
 from loopax import Optimizer, Schedule
 from loopax.account import Account
-from loopax.errors import CheckpointError, ConfigError, DataError
+from loopax.errors import CheckpointError, ConfigError, DataError, RunDirError
 from loopax.program import TrainProgram
 from loopax.randomness import Rngs
 from loopax.recipes import bert
@@ -101,14 +102,19 @@ def test_texts_of_different_lengths_train_in_two_shapes(trained):
     assert len(account["compilations"]["train"]) == 2
 
 
-def test_what_is_frozen_stays_bit_for_bit_and_is_not_in_the_checkpoints(frozen, head):
+def test_what_is_frozen_stays_bit_for_bit_and_is_saved_once(frozen, head):
     before = problems.Problem.of(head).params["params"]
     after = frozen.params["params"]
     assert jax.tree.all(jax.tree.map(np.array_equal, before["bert"], after["bert"]))
     assert not np.array_equal(before["classifier"]["kernel"], after["classifier"]["kernel"])
-    for tree in states(frozen).values():
+    checkpoints = frozen.dir.checkpoints.absolute()
+    for step in states(frozen):
+        tree = ocp.StandardCheckpointer().restore(checkpoints / str(step) / "state")
         leaves = jax.tree.leaves(tree["params"])
         assert sum(leaf.size for leaf in leaves) == 32 * 2 + 2
+    saved = ocp.StandardCheckpointer().restore(checkpoints / "frozen" / "state")
+    saved = saved["params"]["params"]["bert"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, before["bert"], saved))
 
 
 def test_features_that_were_computed_once_give_the_same_within_rounding(head, frozen, tmp_path):
@@ -172,26 +178,40 @@ def test_a_text_is_judged_alike_alone_and_among_others(trained):
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
-def test_other_pretrained_weights_than_a_run_began_with_are_refused(head, tmp_path):
+def test_a_run_is_used_without_its_pretrained_model_and_not_trained_on_with_another(head, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(TINY, model)
     config = dataclasses.replace(head, model=str(model))
-    bert.train(config, tmp_path / "run", steps=15, progress=False)
+    trained = bert.train(config, tmp_path / "run", steps=15, progress=False)
+    texts = ["the film is great", "the film is dull"]
     weights = loopax.read_weights(model / "model.safetensors")
     name = next(name for name in weights if "query.weight" in name)
     weights[name] = weights[name] + 1
     loopax.save_weights(model / "model.safetensors", weights, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="was fine-tuned from") as raised:
-        bert.load(tmp_path / "run")
-    assert "\n" not in str(raised.value)
-    with pytest.raises(CheckpointError, match="made with"):
+    with pytest.raises(CheckpointError, match="made with") as raised:
         bert.train(config, tmp_path / "run", progress=False)
+    assert "\n" not in str(raised.value)
+    shutil.rmtree(model)
+    moved = shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    loaded = bert.load(moved)
+    np.testing.assert_array_equal(loaded.probabilities(texts), trained.probabilities(texts))
+    [folder] = bert.export(moved, "latest", None, print)
+    exported = loopax.read_weights(folder / "model.safetensors")
+    assert exported.keys() >= {name}
+    results = bert.evaluate(loaded)
+    assert results["texts"] > 0
 
 
-def test_self_contained_checkpoints_hold_what_is_frozen_too(head, tmp_path):
-    config = dataclasses.replace(head, self_contained=True)
-    run = bert.train(config, tmp_path, steps=15, progress=False)
-    assert {"bert", "classifier"} <= states(run)[15]["params"]["params"].keys()
+@pytest.mark.parametrize(
+    "damage", [{"tokenizer": "none"}, {"architecture": {"hidden_size": 3}}, {"pooling": 3}]
+)
+def test_a_damaged_account_of_the_model_is_one_line(frozen, tmp_path, damage):
+    copy = shutil.copytree(frozen.dir.path, tmp_path / "copy")
+    kept = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps({**kept, **damage}))
+    with pytest.raises(RunDirError, match=r"model.json: is damaged") as raised:
+        bert.load(copy)
+    assert "\n" not in str(raised.value)
 
 
 def test_training_ends_when_nothing_gets_better(head, tmp_path):

@@ -196,7 +196,8 @@ def test_without_texts_those_that_the_run_kept_aside_are_taken(tmp_path):
         sure([0] * 20, 2),
         ("a", "b"),
         config=config,
-        pretrained=read_pretrained(TINY),
+        tokenizer=read_pretrained(TINY).tokenizer,
+        longest=config.max_length,
         dir=loopax.RunDir(tmp_path / "run"),
     )
     results = evaluate(trained)

@@ -63,8 +63,6 @@ class FineTuneConfig:
     """Factor on the learning rate for each layer further down; 1 trains all alike."""
     cache_features: bool = True
     """Compute the features of a frozen model once, instead of in each epoch."""
-    self_contained: bool = False
-    """Copy frozen weights into the checkpoints, instead of referring to them by path and hash."""
     metric: Literal["auto", "accuracy", "macro-f1", "loss"] = "auto"
     """What the best checkpoint is best in, on the validation texts; auto: accuracy, or macro-F1
     where classes are weighed alike."""

@@ -62,7 +62,7 @@ def evaluate(
     """
     if parts is None and (baseline or texts is None):
         try:
-            parts = texts_of(trained.config, trained.pretrained)
+            parts = texts_of(trained.config, trained.tokenizer, trained.longest)
             loopax.recipe.check_data(trained.dir.path, trained.config, parts.fingerprint)
         except LoopaxError as error:
             if texts is None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 import loopax
 from loopax.data import BucketedBatches, Dataset, Texts, read_texts, split_texts
 from loopax.errors import ConfigError, DataError
-from loopax.models.bert import BertForSequenceClassification
+from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.features import features_of, file_for
 from loopax.recipes.bert.pretrained import (
@@ -32,6 +32,9 @@ from loopax.recipes.bert.pretrained import (
 )
 from loopax.recipes.bert.probe import fit_probe
 from loopax.recipes.bert.tokens import BATCH, CUT, model_inputs
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 LENGTHS = {"full": (3, 400), "head": (30, 2000)}
 """Of a training whose length is left to the data: passes, and steps in more passes of few texts."""
@@ -79,7 +82,7 @@ class Problem:
         """
         config = dataclasses.replace(config, model=loopax.data.absolute(config.model))
         pretrained = read_pretrained(located(config.model))
-        texts = texts_of(config, pretrained)
+        texts = texts_of(config, pretrained.tokenizer, longest_of(config, pretrained.config))
         if len(texts.train.columns.text) > 1 and pretrained.config.type_vocab_size < 2:
             raise ConfigError(
                 f"{pretrained.source}: tells no pairs apart (type_vocab_size is 1), and "
@@ -149,7 +152,7 @@ class Problem:
     @property
     def longest(self) -> int:
         """Tokens that a text is cut to."""
-        return longest_of(self.config, self.pretrained)
+        return longest_of(self.config, self.pretrained.config)
 
     def _batches(self, tokens: Dataset, size: int) -> BucketedBatches:
         """Batches of tokens; of their features in the same order, where these stand for them."""
@@ -159,7 +162,8 @@ class Problem:
             )
         columns = {name: tokens.columns[name] for name in ("length", "label")}
         data = Dataset({"features": self._features(tokens), **columns}, name=tokens.name)
-        return BucketedBatches(data, size, cut=(), fingerprint=tokens.fingerprint)
+        made_from = f"{tokens.fingerprint} by {self.pretrained.digest}"
+        return BucketedBatches(data, size, cut=(), fingerprint=made_from)
 
     def _features(self, tokens: Dataset) -> Float[np.ndarray, "texts hidden"]:
         """What the pretrained part makes of tokens, computed once."""
@@ -208,12 +212,14 @@ class Problem:
 
     @property
     def noted(self) -> dict[str, Any]:
-        """What the run directory keeps: where the pretrained model lies, classes and columns."""
+        """What the run directory keeps: all that its weights need to be used, and the columns."""
         train = self.texts.train
         return {
             "data_sha256": self.texts.fingerprint,
-            "pretrained": str(self.pretrained.folder),
             "pretrained_sha256": self.pretrained.digest,
+            "architecture": dataclasses.asdict(self.model.config),
+            "pooling": self.model.pooling,
+            "tokenizer": self.pretrained.tokenizer.to_str(),
             "class_names": list(train.class_names),
             "text": list(train.columns.text),
             "label": train.columns.label,
@@ -406,9 +412,9 @@ def batch_size_for(texts: int) -> int:
     return max(1, min(1 << (fitting.bit_length() - 1), texts))
 
 
-def longest_of(config: FineTuneConfig, pretrained: Pretrained) -> int:
+def longest_of(config: FineTuneConfig, architecture: BertConfig) -> int:
     """Tokens that a text is cut to: no model reads more than it has positions."""
-    return min(config.max_length, pretrained.config.max_position_embeddings)
+    return min(config.max_length, architecture.max_position_embeddings)
 
 
 def class_weights(texts: Texts) -> Float[np.ndarray, " classes"]:
@@ -440,17 +446,16 @@ def by_depth(optimizer: loopax.Optimizer, layers: int, decay: float) -> loopax.O
     return dataclasses.replace(optimizer, groups=groups)
 
 
-def texts_of(config: FineTuneConfig, pretrained: Pretrained) -> Parts:
+def texts_of(config: FineTuneConfig, tokenizer: Tokenizer, longest: int) -> Parts:
     """The texts that a configuration names, in three parts, of which none has a text of another.
 
-    What is compared are tokens, as the model sees them: many models see no case, and no model sees
-    what is cut off.
+    What is compared are tokens, as the model sees them, at most `longest` of a text: many models
+    see no case, and no model sees what is cut off.
 
     Raises:
         LoopaxError: they cannot be used.
     """
-    longest = longest_of(config, pretrained)
-    seen = functools.partial(_seen, pretrained.tokenizer, longest=longest)
+    seen = functools.partial(_seen, tokenizer, longest=longest)
     texts = read_texts(
         located(config.data), text=config.text, label=config.label, group=config.group
     )

@@ -7,24 +7,34 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 import loopax
 from loopax.data import Columns, Texts, read_texts
-from loopax.errors import CheckpointError
-from loopax.models.bert import BertForSequenceClassification
+from loopax.errors import RunDirError
+from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
-from loopax.recipes.bert.pretrained import Pretrained, encode, params_for, read_pretrained
-from loopax.recipes.bert.problem import Problem, located, longest_of, model_of
+from loopax.recipes.bert.pretrained import encode, needed
+from loopax.recipes.bert.problem import Problem, longest_of
 from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import BATCH, in_batches, model_inputs
 
-NOTED = {"pretrained": str, "pretrained_sha256": str, "class_names": (str,), "text": (str,)}
-"""What a run must know of its pretrained model and its classes to be used without its data."""
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NOTED = {
+    "architecture": dict,
+    "pooling": str,
+    "tokenizer": str,
+    "class_names": (str,),
+    "text": (str,),
+}
+"""What a run must know of its model and its classes to be used without its data."""
 
 Probabilities = Float[np.ndarray, "texts classes"]
 
@@ -35,7 +45,7 @@ class TrainedClassifier:
 
     Attributes:
         config: how it was trained.
-        pretrained: what it was fine-tuned from; its tokenizer reads the texts.
+        tokenizer: reads the texts.
         model, params: the Flax module, and what its `apply` takes.
         class_names: the classes, in the order of the probabilities.
         columns: where the texts and labels were found that it was trained on.
@@ -44,7 +54,7 @@ class TrainedClassifier:
     """
 
     config: FineTuneConfig
-    pretrained: Pretrained
+    tokenizer: Tokenizer
     model: BertForSequenceClassification
     params: Any
     class_names: tuple[str, ...]
@@ -59,18 +69,22 @@ class TrainedClassifier:
         if not texts:
             return np.empty((0, len(self.class_names)), np.float32)
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        longest = longest_of(self.config, self.pretrained)
-        columns, _ = encode(self.pretrained.tokenizer, rows, longest)
+        columns, _ = encode(self.tokenizer, rows, self.longest)
 
         def probabilities(batch: Mapping[str, np.ndarray]) -> jax.Array:
             loopax.check_time()
             return _probabilities(self.model, self.params, batch)
 
-        return in_batches(probabilities, columns, longest, batch_size)
+        return in_batches(probabilities, columns, self.longest, batch_size)
 
     def classify(self, texts: Sequence[str | tuple[str, ...]]) -> list[str]:
         """The most likely class of each text, or pair of texts."""
         return [self.class_names[index] for index in self.probabilities(texts).argmax(-1)]
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a text is cut to."""
+        return longest_of(self.config, self.model.config)
 
     @property
     def results_file(self) -> Path:
@@ -98,38 +112,56 @@ def load(
     """The classifier of a run, at its `best` or `latest` checkpoint or at that of a step.
 
     A run that was stopped before its validation texts were measured has no best; what is loaded
-    then is the latest. `say` is told which it is. The texts that it was trained on are not needed;
-    a `problem` that is at hand saves reading the pretrained model again.
+    then is the latest. `say` is told which it is. The run directory is all that it takes: neither
+    the pretrained model nor the texts are needed.
 
     Raises:
         RunDirError: `run` is not the directory of a fine-tuning run.
-        CheckpointError: there is no such checkpoint, or the pretrained weights are not those that
-            the run began with.
+        CheckpointError: there is no such checkpoint.
     """
+    del problem
     config, directory = stored_config(run), loopax.RunDir.open(run)
     noted = loopax.recipe.noted(directory, NOTED)
-    pretrained = (
-        read_pretrained(_found(noted["pretrained"], config))
-        if problem is None
-        else problem.pretrained
-    )
-    if pretrained.digest != noted["pretrained_sha256"]:
-        raise CheckpointError(
-            f"{pretrained.folder}: its weights have digest {pretrained.digest[:12]}, and {run} was "
-            f"fine-tuned from {noted['pretrained_sha256'][:12]}"
-        )
     class_names = tuple(noted["class_names"])
-    model = model_of(config, pretrained, class_names)
-    params = params_for(pretrained, model, jax.random.key(config.seed), class_names)
+    model, tokenizer = _model_of(directory, noted, config)
+    form = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     with loopax.CheckpointStore(directory.checkpoints, say=say) as store:
         step = store.chosen(checkpoint)
         weights = store.weights(step)
     source = str(directory.checkpoints / str(step))
-    params = loopax.with_weights(params, weights, source=source, partial=True)
+    params = jax.tree.map(jnp.asarray, loopax.with_weights(form, weights, source=source))
     columns = Columns(tuple(noted["text"]), noted.get("label"))
     return TrainedClassifier(
-        config, pretrained, model, params, class_names, columns, directory, step
+        config, tokenizer, model, params, class_names, columns, directory, step
     )
+
+
+def _model_of(
+    directory: loopax.RunDir, noted: Mapping[str, Any], config: FineTuneConfig
+) -> tuple[BertForSequenceClassification, Tokenizer]:
+    """The model and the tokenizer that a run directory keeps.
+
+    Raises:
+        RunDirError: they are damaged.
+    """
+    file = directory.path / loopax.recipe.MODEL_FILE
+    tokenizers = needed("tokenizers")
+    try:
+        tokenizer: Tokenizer = tokenizers.Tokenizer.from_str(noted["tokenizer"])
+        architecture = BertConfig.from_json(noted["architecture"], "architecture")
+    except Exception as error:  # The library raises nothing narrower.
+        reason = ascii(str(error))[1:-1][:200]
+        raise RunDirError(
+            f"{file}: is damaged ({reason}); remove it, and the same training command writes it "
+            "anew"
+        ) from error
+    model = BertForSequenceClassification(
+        architecture,
+        classes=len(noted["class_names"]),
+        pooling=noted["pooling"],
+        dtype=jnp.dtype(config.dtype),
+    )
+    return model, tokenizer
 
 
 def texts_like(trained: TrainedClassifier, path: str | Path) -> Texts:
@@ -142,11 +174,6 @@ def texts_like(trained: TrainedClassifier, path: str | Path) -> Texts:
     return read_texts(path, text=text, label=label, class_names=trained.class_names)
 
 
-def _found(folder: str, config: FineTuneConfig) -> str:
-    """Where the pretrained model lies: where it lay, or where its name leads to by now."""
-    return folder if Path(folder).exists() else located(config.model)
-
-
 def export(
     run: str | Path, checkpoint: str | int, out: Path | None, say: Callable[[str], None] = print
 ) -> list[Path]:
@@ -157,9 +184,9 @@ def export(
         out,
         trained.model,
         trained.params,
-        trained.pretrained.tokenizer,
+        trained.tokenizer,
         trained.class_names,
-        max_length=longest_of(trained.config, trained.pretrained),
+        max_length=trained.longest,
     )
     return [out]
 
