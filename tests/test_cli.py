@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ def test_resume_goes_on_with_the_settings_the_run_was_made_with(
     cut = tmp_path / "cut"
     words = ["train", "vae", "--data", str(images), "--run-dir", str(cut), *SMALL]
     monkeypatch.setattr(training, "STARTED", time.monotonic())
-    assert main([*words, "--max-time", "0.01s"]) == 0
+    assert main([*words, "--max-time", "0.01s", "--log", "csv"]) == 0
     shown = capfd.readouterr()
     assert "too short for a step and a save" in shown.err
     assert f"stopped at step 1 of 18; the same command continues {cut}" in shown.err
@@ -266,6 +267,7 @@ def test_resume_goes_on_with_the_settings_the_run_was_made_with(
     assert "Objective" in capfd.readouterr().out
     for name in ("metrics.jsonl", "results.json", "config.json"):
         assert (cut / name).read_text() == (run / name).read_text()
+    assert (cut / "metrics.csv").read_text().splitlines()[-1].startswith("18,2.0,validation,")
     assert main(["resume", str(cut)]) == 0
     assert "finished, 18 of 18 steps are done" in capfd.readouterr().err
 
@@ -294,6 +296,30 @@ def test_a_budget_is_read(words, expected):
 def test_a_budget_that_cannot_be_read_is_named(words):
     with pytest.raises(loopax.errors.ConfigError, match=r"--max-time is .*; give seconds, or 90s"):
         seconds("--max-time", words)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [(None, ["CSV"]), ((), []), (("trackio", "csv"), ["CSV", "Trackio"])],
+)
+def test_rows_go_where_the_last_start_sent_them_unless_it_is_said(
+    tmp_path, monkeypatch, named, expected
+):
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace())
+    starts = [{"writers": ["WandB"]}, {"writers": ["CSV", "MyOwn"]}]
+    (tmp_path / "run.json").write_text(json.dumps({"starts": starts}))
+    chosen = training.chosen_writers(named, tmp_path)
+    assert [type(writer).__name__ for writer in chosen] == expected
+
+
+def test_a_tracker_whose_client_is_missing_is_said_before_anything_is_written(
+    images, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    words = ["train", "vae", "--data", str(images), "--run-dir", str(tmp_path / "run"), *SMALL]
+    assert main([*words, "--log", "csv", "wandb"]) == 2
+    assert "wandb is needed to log to it: pip install 'loopax[wandb]'" in capfd.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_fresh_start_keeps_the_old_run_beside_the_new_one(run, images, tmp_path, capsys):

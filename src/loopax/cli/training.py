@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from tyro.conf import Positional, arg
 
@@ -17,7 +18,12 @@ from loopax.cli.printing import output_optional, show_tables
 from loopax.errors import ConfigError, LoopaxError, RunDirError
 from loopax.recipes.vae import VAEConfig
 
+if TYPE_CHECKING:
+    from loopax.writers import Writer
+
 C = TypeVar("C")
+
+Log = Literal["csv", "mlflow", "trackio", "wandb"]
 
 STARTED = time.monotonic()
 """When this process began, nearly: a time budget counts from here."""
@@ -35,6 +41,9 @@ class Train(Generic[C]):
     """When to save and what to keep."""
     max_time: str | None = None
     """Save and stop within this time: seconds, or 90s, 30m, 2h, 1:30:00."""
+    log: tuple[Log, ...] | None = None
+    """Where rows go beside the files that every run has. When left out, where the last start of the
+    run has sent them; with nothing after it, nowhere."""
     fresh: bool = False
     """Begin anew: a run found in the directory is kept beside it, under another name."""
     dry_run: bool = False
@@ -53,6 +62,9 @@ class Resume:
     """When to save and what to keep."""
     max_time: str | None = None
     """Save and stop within this time: seconds, or 90s, 30m, 2h, 1:30:00."""
+    log: tuple[Log, ...] | None = None
+    """Where rows go beside the files that every run has. When left out, where the last start of the
+    run has sent them; with nothing after it, nowhere."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +144,11 @@ def train(words: list[str]) -> int:
 
         # What cannot be trained is refused while everything is in its place.
         seconds("--max-time", command.max_time)
+        chosen_writers(command.log or (), command.run_dir)
         recipe.Problem.of(command.config).state()
         if kept := set_aside(command.run_dir):
             print(f"{command.run_dir}: the run that was there is now {kept}")
-    return _trained(recipe, command.config, command.run_dir, command.checkpoints, command.max_time)
+    return _trained(recipe, command.config, command.run_dir, command)
 
 
 def resume(words: list[str]) -> int:
@@ -145,21 +158,21 @@ def resume(words: list[str]) -> int:
     config = recipe.stored_config(command.run)
     if command.data is not None:
         config = replace(config, data=command.data)
-    return _trained(recipe, config, command.run, command.checkpoints, command.max_time)
+    return _trained(recipe, config, command.run, command)
 
 
-def _trained(
-    recipe: Any, config: Any, run_dir: Path, checkpoints: Checkpoints, max_time: str | None
-) -> int:
+def _trained(recipe: Any, config: Any, run_dir: Path, command: Train[Any] | Resume) -> int:
     from loopax.environment import keep_compiled
 
-    budget = seconds("--max-time", max_time)
+    budget = seconds("--max-time", command.max_time)
+    writers = chosen_writers(command.log, run_dir)
     keep_compiled()
     with output_optional():
         trained = recipe.train(
             config,
             run_dir,
-            checkpoints=checkpoints,
+            checkpoints=command.checkpoints,
+            writers=writers,
             # What is left of it; where nothing is, one step is made and it is said.
             max_seconds=None
             if budget is None
@@ -169,6 +182,19 @@ def _trained(
             show_tables(_results_of(recipe, trained))
             print(f"\n{run_dir}: report.html, pictures/, results.json, metrics.jsonl, checkpoints/")
     return 0
+
+
+def chosen_writers(names: Sequence[str] | None, run_dir: Path) -> list[Writer]:
+    """Those that are named; those of the run's last start where nothing was said."""
+    from loopax import RunDir, writers
+
+    known = {name: getattr(writers, name) for name in ("CSV", "MLflow", "Trackio", "WandB")}
+    if names is None:
+        last = RunDir(run_dir).starts[-1:]
+        chosen = [name for start in last for name in start.get("writers", ()) if name in known]
+    else:
+        chosen = [name for name in known if name.lower() in names]
+    return [known[name]() for name in chosen]
 
 
 def _results_of(recipe: Any, trained: Any) -> Any:
