@@ -52,7 +52,10 @@ data = loopax.data.Dataset({"image": image, "label": label}, name="tiny")
 model, tx = Net(), optax.MultiSteps(optax.adam(1e-2), 3)
 state = State.create(model, data, tx, ema_decay=0.9)
 assert sys.argv[1:] == ["--size", "small"]
-loopax.fit(state, loss_fn, data.batches(4), epochs=3, log_every=7, run_dir="own")
+elsewhere = [loopax.writers.CSV()]
+loopax.fit(
+    state, loss_fn, data.batches(4), epochs=3, log_every=7, run_dir="own", writers=elsewhere
+)
 open("after", "w").close()
 """
 
@@ -102,6 +105,7 @@ def test_a_program_with_all_that_a_state_can_hold_is_exact(write, tmp_path):
     assert len(starts) == 3
     assert 0 < starts[1]["step"] <= killed
     assert starts[2]["step"] == stopped
+    assert not any(start["writers"] for start in starts), "no row is sent to anywhere else"
     assert not (tmp_path / "own").exists(), "the program's own run directory is left alone"
     assert not (tmp_path / "after").exists(), "what follows the training is not run"
     with pytest.raises(ConfigError, match="kept: is not an empty directory"):

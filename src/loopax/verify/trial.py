@@ -63,6 +63,7 @@ def _begun(
         "run_dir": plan.run.path,
         "checkpoints": dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
         "hooks": [*hooks, *interrupting],
+        "writers": (),
         "max_seconds": None,
         "progress": False,
     }
