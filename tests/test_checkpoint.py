@@ -20,6 +20,7 @@ import pytest
 import loopax
 from loopax import checkpoint, checkpoint_reader, digests, durable, progress, turns
 from loopax.data import Dataset
+from loopax.diagnose.replay import Replay
 from loopax.errors import CheckpointError, ConfigError
 from loopax.retention import ranking
 from tests.system.processes import until
@@ -605,6 +606,24 @@ def test_what_is_frozen_and_moves_all_the_same_is_saved_with_each_step(tmp_path,
         assert bits(opened(parts).restore(half_frozen(cls=Drifting))[0]) == bits(run.state)
     whole = train_head(tmp_path / "whole", half_frozen(cls=Drifting), 12)
     assert bits(run.state) == bits(whole.state)
+
+
+def test_what_is_frozen_and_was_left_by_a_start_that_saved_no_step_is_not_taken(tmp_path, bits):
+    """As a kill between the two renames leaves it; the next start has other weights."""
+    train_head(tmp_path / "run", half_frozen(), 5)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "5")
+    run = train_head(tmp_path / "run", half_frozen(body=2.0), 12)
+    assert bits(run.state) == bits(train_head(tmp_path / "whole", half_frozen(body=2.0), 12).state)
+    assert bits(opened(tmp_path / "run").restore(half_frozen())[0]) == bits(run.state)
+
+
+def test_a_branch_has_what_is_frozen_too(tmp_path, bits):
+    run = train_head(tmp_path / "run", half_frozen(), 5)
+    replay = Replay(run.dir, half_frozen(), head_loss, [np.zeros(1)])
+    replay.branch(4, tmp_path / "new", state=half_frozen(), data=[np.zeros(1)], config={})
+    again = train_head(tmp_path / "new", half_frozen(), 5)
+    assert bits(again.state) == bits(run.state)
+    assert set(opened(tmp_path / "new").weights()) == {"head", "body"}
 
 
 @pytest.mark.parametrize("fault", ["damaged", "gone", "another"])

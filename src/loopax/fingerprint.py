@@ -11,7 +11,6 @@ from jaxtyping import Array, UInt32
 
 from loopax.paths import PyTree, form_of
 
-SEEDS = (0, 0x9E3779B9)
 WHOLE = 8
 """Bits of the smallest type that can be looked at as it lies."""
 
@@ -19,8 +18,8 @@ WHOLE = 8
 def fingerprint(tree: PyTree) -> str:
     """64 hexadecimal digits that tell a tree of arrays from others, by paths, forms and bits.
 
-    It tells arrays apart that differ by accident, such as other weights or those of another step;
-    it is no protection against somebody who wants two to be alike.
+    It tells arrays apart that differ by accident, such as other weights or those of another step,
+    but for one time in 2**32; it does not protect against somebody who wants two to be alike.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     words = jax.device_get(_sums([leaf for _, leaf in leaves]))
@@ -32,15 +31,14 @@ def fingerprint(tree: PyTree) -> str:
 
 
 @jax.jit
-def _sums(leaves: list[Array]) -> list[UInt32[Array, 2]]:
-    """Of each array two sums of its words, each mixed with its place."""
-    return [_sum(_words(leaf)) for leaf in leaves]
+def _sums(leaves: list[Array]) -> list[UInt32[Array, ""]]:
+    """Of each array the sum of its words, each mixed with its place."""
+    words = [_words(leaf) for leaf in leaves]
+    return [_mixed(each ^ _mixed(_places(each))).sum(dtype=jnp.uint32) for each in words]
 
 
-def _sum(words: UInt32[Array, " n"]) -> UInt32[Array, 2]:
-    places = jnp.arange(words.size, dtype=jnp.uint32)
-    mixed = [_mixed(words ^ _mixed(places + jnp.uint32(seed))) for seed in SEEDS]
-    return jnp.stack([each.sum(dtype=jnp.uint32) for each in mixed])
+def _places(words: UInt32[Array, " n"]) -> UInt32[Array, " n"]:
+    return jnp.arange(words.size, dtype=jnp.uint32)
 
 
 def _mixed(words: UInt32[Array, " n"]) -> UInt32[Array, " n"]:
