@@ -22,7 +22,7 @@ class Checkpoints:
             the start; None leaves it to `every`. The end of a run is always saved, and each new
             best: at once, or with the next save where that would take more than a tenth of the
             time.
-        keep: how many of the latest steps to keep.
+        keep: how many of the latest steps to keep. Frozen parameters, which are saved once, stay.
         best: the metric whose best step is kept too: `validation/accuracy` of an evaluation, or
             `hook/fid` of a hook. `auto` is the `loss` of the evaluation named `validation`, or
             else of the first one; None keeps no best.
