@@ -1,7 +1,9 @@
 """Writers to trackers of experiments, by their own clients, which are extras.
 
 Each goes on in the same remote run when a run is resumed: its id is kept in the run directory. A
-number is sent as `<source>/<name>`, and one that the tracker has already is not sent again.
+number is sent as `<source>/<name>`, and one that the tracker has already is not sent again. What it
+has not, because a kill has lost it or the run began without a tracker, is sent at the start from
+the run's history; so no `sync` has to wait.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import importlib
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from loopax.errors import ConfigError
@@ -19,6 +21,8 @@ from loopax.run import Run
 
 FILE = "writers.json"
 """Of the run directory: the id of the remote run by the name of its client."""
+REQUEST = 1000
+"""Numbers that MLflow takes in one request."""
 
 
 class WandB:
@@ -42,13 +46,15 @@ class WandB:
         folder = {} if run.dir is None else {"dir": run.dir.path}
         # A run of the program's own, which it may have begun, stays as it is.
         self._run = self._client.init(**{"reinit": "create_new", **own, **folder, **self._options})
+        for row in run.history:
+            self.write(row)
 
     def write(self, row: Row) -> None:
         if row["step"] >= self._run.starting_step:  # W&B takes no earlier ones
             self._run.log(named_values(row), step=row["step"])
 
     def sync(self) -> None:
-        """A thread of the client sends what it has."""
+        """The client sends what it has when it can."""
 
     def close(self) -> None:
         self._run.finish()
@@ -78,18 +84,27 @@ class MLflow:
         sent = self._client.get_run(self._id).data.metrics
         histories = {key: self._client.get_metric_history(self._id, key) for key in sent}
         self._last = {key: max(it.step for it in history) for key, history in histories.items()}
+        self._send(run.history)
 
     def write(self, row: Row) -> None:
-        step, now = row["step"], int(1000 * time.time())
-        new = {k: v for k, v in named_values(row).items() if step > self._last.get(k, -1)}
-        metrics = [self._module.entities.Metric(k, v, now, step) for k, v in new.items()]
-        self._client.log_batch(self._id, metrics=metrics)
+        self._send([row])
 
     def sync(self) -> None:
         """Each row is there when `write` returns."""
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
+
+    def _send(self, rows: Iterable[Row]) -> None:
+        metric, now = self._module.entities.Metric, int(1000 * time.time())
+        metrics = [
+            metric(name, value, now, row["step"])
+            for row in rows
+            for name, value in named_values(row).items()
+            if row["step"] > self._last.get(name, -1)
+        ]
+        for first in range(0, len(metrics), REQUEST):
+            self._client.log_batch(self._id, metrics=metrics[first : first + REQUEST])
 
     def _new(self, run: Run) -> str:
         found = self._client.get_experiment_by_name(self._experiment)
@@ -119,13 +134,15 @@ class Trackio:
         own = {"name": remote_id(run, "trackio", lambda: new_name(run)), "config": config_of(run)}
         self._run = self._client.init(**{"resume": "allow", **own, **self._options})
         self._first = self._run._next_step  # which has no public name
+        for row in run.history:
+            self.write(row)
 
     def write(self, row: Row) -> None:
         if row["step"] >= self._first:
             self._run.log(named_values(row), step=row["step"])
 
     def sync(self) -> None:
-        """A thread of the client sends what it has."""
+        """The client sends what it has when it can."""
 
     def close(self) -> None:
         self._run.finish()
