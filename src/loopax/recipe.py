@@ -241,10 +241,11 @@ def check_data(run: str | Path, config: Any, data_sha256: str) -> None:
     if not (directory.path / MODEL_FILE).exists():
         return
     if noted(directory, {"data_sha256": str})["data_sha256"] != data_sha256:
-        places = [getattr(config, name) for name in config.PLACES]
+        now = " and ".join(filter(None, (getattr(config, name) for name in config.PLACES)))
+        then = " and ".join(filter(None, map(directory.config.get, config.PLACES)))
         raise DataError(
-            f"{' and '.join(filter(None, places))}: is not the data that {run} was trained on; "
-            "give it as it was, name another run directory, or begin anew with --fresh"
+            f"{now}: is not the data that {run} was trained on, which was in {then}; give it as "
+            "it was, name another run directory, or begin anew with --fresh"
         )
 
 
