@@ -139,7 +139,7 @@ def test_whatever_ends_the_work_on_images_the_same_command_goes_on(run, tmp_path
     assert not (run_dir / "sampler.safetensors").exists()
     with run(words, "vae.trained.fit_mixtures", "1h") as process:
         assert process.wait() == 0, process.said
-        assert "time is up; the same command fits, measures and draws what is" in process.printed
+        assert "time is up; the same command does what is" in process.printed
     with run(words, "vae.pictures.save_worst") as process:
         process.send(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -168,7 +168,7 @@ def test_whatever_ends_the_work_on_texts_the_same_command_goes_on(run, tmp_path)
     as_trained(run_dir)
     with run(words, "bert.trained.encode", "1h") as process:
         assert process.wait() == 0, process.said
-        assert "time is up; the same command measures the test texts" in process.printed
+        assert "time is up; the same command does what is left" in process.printed
     with run(words, "bert.report.write") as process:
         ended(process, signal.SIGHUP)
     assert not (run_dir / "results.json").exists()
