@@ -45,6 +45,7 @@ class FakeMLflow:
     def __init__(self):
         self.metrics, self.params, self.status, self.experiments = {}, {}, {}, {}
 
+    # As mlflow calls its class.
     def MlflowClient(self, tracking_uri):  # noqa: N802
         return self
 

@@ -72,6 +72,7 @@ class Recipe(Protocol):
     `stored_config`, `costs`, `evaluate`, `tables` and `export`.
     """
 
+    # A class, which a protocol can only state as a property that is called so.
     @property
     def Problem(self) -> Any:  # noqa: N802
         """Its `of(config, say)` is the problem of a configuration; `say` hears what takes long."""

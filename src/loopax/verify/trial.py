@@ -127,6 +127,7 @@ class _RecordedFeed:
     def take(self, n: int) -> Items:
         items = self._feed.take(n)
         for index in range(items.length):
+            # The function is called here, before the index changes.
             item = jax.tree.map(lambda leaf: leaf[index], items.stacked)  # noqa: B023
             digest = hashlib.sha256(f"{self._identity} {forms(item)}".encode())
             for leaf in jax.tree.leaves(item):
