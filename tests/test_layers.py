@@ -5,13 +5,12 @@ import importlib
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from benchmarks.sizes import MODULES, imports, room, sizes
 
 import loopax
 
-ROOT = Path(loopax.__file__).parent
 LAYERS = [
     {"errors", "jaxprs"},
     {
@@ -64,43 +63,21 @@ NARROWER = {
 """What may be imported where being lower is not enough."""
 PUBLIC_WITH_UNDERSCORE = {"_asdict", "_replace", "_fields", "__name__", "__file__", "__version__"}
 """Of named tuples and modules."""
-
-
-def module_of(path):
-    parts = path.relative_to(ROOT.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+STILL_TOO_LARGE = {
+    "read to trust a run",
+    "the core",
+    "loop.py",
+    "data/",
+    "recipes/",
+    "top-level names",
+    "recipes/bert/problem.py",
+    "recipes/bert/pretrained.py",
+    "recipes/vae/explorer.py",
+    "models/bert.py",
+}
+"""Goals of `benchmarks/sizes.py` that are not reached yet; what is reached, stays."""
 CORE = [name for name in MODULES if name != "loopax"]
 RECIPES = [name for name in MODULES if name.startswith("loopax.recipes")]
-
-
-def floor_name(module):
-    """`data` for `loopax.data.images`, and an empty string for `loopax` itself."""
-    return module.partition(".")[2].partition(".")[0]
-
-
-def imports(tree, module, is_package):
-    """The modules of loopax that a syntax tree imports, at its top and inside of functions."""
-    package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            home = node.module or ""
-            if node.level:
-                base = package.split(".")[: len(package.split(".")) - node.level + 1]
-                home = ".".join([*base, *filter(None, [node.module])])
-            names = [
-                inner if (inner := f"{home}.{alias.name}") in MODULES else home
-                for alias in node.names
-            ]
-        else:
-            continue
-        for name in names:
-            if name == "loopax" or name.startswith("loopax."):
-                yield name, node.lineno
 
 
 def parsed(module):
@@ -127,16 +104,20 @@ def test_the_reader_of_imports_finds_every_kind():
 
 
 def test_every_module_has_its_floor():
-    assert {floor_name(module) for module in CORE} == set(FLOORS)
+    assert {room(module) for module in CORE} == set(FLOORS)
+
+
+def test_sizes_that_have_reached_their_goals_stay():
+    assert {size.name for size in sizes() if size.count > size.goal} <= STILL_TOO_LARGE
 
 
 def test_imports_go_downwards_only():
     for module in CORE:
-        name = floor_name(module)
+        name = room(module)
         top = FLOORS[name]
         allowed = NARROWER.get(name, {other for other, floor in FLOORS.items() if floor < top})
         for imported, line in parsed(module)[1]:
-            other = floor_name(imported)
+            other = room(imported)
             if not other:
                 assert name in {"recipes", "cli"}, f"{module}:{line} imports the public face"
                 continue
@@ -151,7 +132,7 @@ def test_the_loop_knows_no_file_formats():
         for imported, line in parsed(module)[1]:
             if imported.startswith("loopax.data"):
                 where = f"{module}:{line} imports {imported}"
-                assert floor_name(module) in {"data", "recipe", "recipes", "cli"}, where
+                assert room(module) in {"data", "recipe", "recipes", "cli"}, where
                 apart = {"loopax.data.images": "texts", "loopax.data.texts": "images"}
                 assert not imported.startswith(f"loopax.data.{apart.get(home, '-')}"), where
 
