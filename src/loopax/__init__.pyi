@@ -2,6 +2,7 @@
 
 from . import data as data
 from . import errors as errors
+from . import measures as measures
 from . import models as models
 from . import recipe as recipe
 from . import recipes as recipes

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import loopax
-from loopax import Figures, Origin, Picture, Rows, Section, Text
+from loopax import Figures, Origin, Picture, Rows, Section, Text, measures
 from loopax.recipes.bert.config import PRESETS, FineTuneConfig
-from loopax.recipes.bert.evaluation import TABULATED, tables, verdict
-from loopax.recipes.bert.pictures import draw_all
+from loopax.recipes.bert.evaluation import NOUN, tables
 from loopax.recipes.bert.problem import metric_of
 from loopax.recipes.bert.trained import TrainedClassifier
+
+CURVES = {"loss": "cross-entropy, nats", "accuracy": "accuracy", "learning_rate": "learning rate"}
 
 
 def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
@@ -29,13 +30,15 @@ def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
     """
     run, config = trained.dir, trained.config
     with loopax.storing(run.path):
-        drawn = draw_all(run, results)
-    pictures = {name: Picture(run.pictures / name, caption) for name, caption in drawn}
+        pictures = _pictures(run, results)
     overall, by_class, confusion, calibration = tables(results)
-    listed = [confusion] if len(trained.class_names) > TABULATED else []  # else the picture has it
+    listed = [confusion] if measures.needs_confusions(results) else []
     origin = Origin(run)
     sections = [
-        Section("Summary", [_summary(trained, results), Figures([*_figures(results)]), overall]),
+        Section(
+            "Summary",
+            [_summary(trained, results), Figures([*measures.headline(results, NOUN)]), overall],
+        ),
         Section("Classes", [by_class, pictures["confusion.png"], *listed]),
         Section("Calibration", [pictures["calibration.png"], calibration]),
         Section("Mistakes", [*_mistakes(results)]),
@@ -50,6 +53,20 @@ def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
     return path
 
 
+def _pictures(run: loopax.RunDir, results: Mapping[str, Any]) -> dict[str, Picture]:
+    """Draws the pictures of a run, by the names of their files."""
+    folder = run.pictures
+    captions = {
+        "confusion.png": measures.save_confusion(results, folder / "confusion.png", NOUN),
+        "calibration.png": measures.save_calibration(results, folder / "calibration.png", NOUN),
+        "curves.png": "Means over the texts that were trained on, and over the validation texts.",
+    }
+    loopax.save_curves(
+        run.metrics, folder / "curves.png", CURVES, whole=("accuracy", "learning_rate")
+    )
+    return {name: Picture(folder / name, caption) for name, caption in captions.items()}
+
+
 def _summary(trained: TrainedClassifier, results: Mapping[str, Any]) -> Text:
     """What was trained on what, for how long, and what it is measured by."""
     config, names = trained.config, trained.class_names
@@ -57,7 +74,7 @@ def _summary(trained: TrainedClassifier, results: Mapping[str, Any]) -> Text:
     froze = f", of which {', '.join(config.optimizer.freeze)} stayed as it was," * bool(
         config.optimizer.freeze
     )
-    took, worth = Origin(trained.dir).took, verdict(results)
+    took, worth = Origin(trained.dir).took, measures.verdict(results, NOUN)
     return Text(
         f"It tells {len(names)} classes of {what} apart, and was fine-tuned from the pretrained "
         f"model {config.model}{froze} in {trained.step:,} steps"
@@ -75,25 +92,6 @@ def _settings(config: FineTuneConfig) -> Rows:
     preset = PRESETS[config.preset]
     epochs, batch_size = preset.epochs or config.epochs, preset.batch_size or config.batch_size
     return loopax.settings_table(config, replace(preset, epochs=epochs, batch_size=batch_size))
-
-
-def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The main figures, each beside what guessing scores."""
-    guess, calibration = results["floor"], results["calibration"]
-    simple = results.get("baseline")
-    beside = f"bag of words: {simple['accuracy']:.1%}, " if simple else ""
-    yield "accuracy", f"{results['accuracy']:.1%}", f"{beside}guessing: {guess['accuracy']:.1%}"
-    yield (
-        "macro-F1, from 0 to 1",
-        f"{results['macro_f1']:.3f}",
-        f"guessing: {guess['macro_f1']:.3f}",
-    )
-    yield (
-        "negative log-likelihood",
-        f"{results['nll_nats']:.3f} nats",
-        f"guessing: {guess['nll_nats']:.3f} nats",
-    )
-    yield "calibration error", f"{calibration['error']:.1%}", f"of {results['texts']:,} texts"
 
 
 def _mistakes(results: Mapping[str, Any]) -> Iterator[Text | Rows]:

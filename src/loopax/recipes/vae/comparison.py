@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 import loopax
+from loopax import measures
 from loopax.data import Dataset
-from loopax.recipes.vae import fidelity
 from loopax.recipes.vae.baseline import fit_baseline
 from loopax.recipes.vae.judge import Judge, judge_for, known_only
 from loopax.recipes.vae.selection import flat_portions, some_of, with_labels
@@ -84,14 +84,14 @@ class _Reference(NamedTuple):
     """What samples are held against: test images and their features, and training images."""
 
     images: np.ndarray
-    points: fidelity.PointSet | None
+    points: measures.PointSet | None
     train: np.ndarray
     judge: Judge | None
     output: str
 
     @classmethod
     def of(cls, images: np.ndarray, train: Dataset, judge: Judge | None, output: str) -> _Reference:
-        points = None if judge is None else fidelity.PointSet(judge.opinion(images).features)
+        points = None if judge is None else measures.PointSet(judge.opinion(images).features)
         return cls(images, points, train.columns["image"], judge, output)
 
     def judged(self, sampler: Sampler, labels: np.ndarray, seed: int) -> Scores:
@@ -105,7 +105,7 @@ class _Reference(NamedTuple):
         few = raw[some_of(raw, NEAREST_OF)]
         few = few.reshape(len(few), -1).clip(0, 1)
         distances = [
-            fidelity.nearest_distances(few, part).distances for part in flat_portions(self.train)
+            measures.nearest_distances(few, part).distances for part in flat_portions(self.train)
         ]
         return {"nearest_train_distance": float(np.min(distances, axis=0).mean())}
 
@@ -120,22 +120,22 @@ class _Reference(NamedTuple):
         if self.judge is None or self.points is None:
             return scores
         features, probabilities = self.judge.opinion(images)
-        found = fidelity.class_scores(probabilities, labels, self.judge.model.classes)
+        found = measures.class_scores(probabilities, labels, self.judge.model.classes)
         scores |= {
             "class_accuracy": found.accuracy,
             "worst_class_accuracy": found.worst[1],
             "confident": found.confident,
             "per_class_accuracy": [round(float(value), 4) for value in found.per_class],
         }
-        drawn = fidelity.PointSet(features)
+        drawn = measures.PointSet(features)
         fewest = min(len(drawn), len(self.points))
         if fewest > 1:
             scores |= {
-                "frechet_distance": fidelity.frechet_distance(self.points, drawn),
-                "kernel_distance": fidelity.kernel_distance(self.points, drawn),
+                "frechet_distance": measures.frechet_distance(self.points, drawn),
+                "kernel_distance": measures.kernel_distance(self.points, drawn),
             }
         if fewest > NEIGHBOURS:
-            scores |= asdict(fidelity.neighbourhood_scores(self.points, drawn, NEIGHBOURS))
+            scores |= asdict(measures.neighbourhood_scores(self.points, drawn, NEIGHBOURS))
         return scores
 
 

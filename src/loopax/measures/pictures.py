@@ -1,19 +1,18 @@
-"""Pictures of a text classifier: what it takes for what, how sure it may be, how it was trained.
+"""Pictures of a classifier: which class it takes for which, and how sure it may be.
 
-Each is drawn from what `evaluate` measured, and said in words beside it.
+Each is drawn from what `scores` returns, and the function returns what it shows in words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-import loopax
+from loopax.drawing import legible, save_figure
 
-CURVES = {"loss": "cross-entropy, nats", "accuracy": "accuracy", "learning_rate": "learning rate"}
 COUNTED = 30
 """Classes up to which the counts fit into the fields of the confusion matrix."""
 NAMED = 100
@@ -24,28 +23,7 @@ INCHES_OF_A_POINT = 0.65 / 72
 """Width of a letter for each point of its size, about."""
 
 
-class Drawn(NamedTuple):
-    """A picture in the run directory: the name of its file, and what it shows."""
-
-    name: str
-    caption: str
-
-
-def draw_all(run: loopax.RunDir, results: Mapping[str, Any]) -> list[Drawn]:
-    """Leaves every picture in the run directory."""
-    drawings: dict[str, Callable[[Mapping[str, Any], Path], str]] = {
-        "confusion.png": save_confusion,
-        "calibration.png": save_calibration,
-    }
-    drawn = [Drawn(name, draw(results, run.pictures / name)) for name, draw in drawings.items()]
-    loopax.save_curves(
-        run.metrics, run.pictures / "curves.png", CURVES, whole=("accuracy", "learning_rate")
-    )
-    said = "Means over the texts that were trained on, and over the validation texts, by step."
-    return [*drawn, Drawn("curves.png", said)]
-
-
-def save_confusion(results: Mapping[str, Any], path: Path) -> str:
+def save_confusion(results: Mapping[str, Any], path: Path, noun: str) -> str:
     """Draws the confusion matrix: counts, coloured by their share of the row."""
     from matplotlib.figure import Figure
 
@@ -58,13 +36,15 @@ def save_confusion(results: Mapping[str, Any], path: Path) -> str:
     if len(names) <= COUNTED:
         _write_counts(axes, counts, shares)
     if len(names) <= NAMED:
-        _name_classes(axes, [loopax.legible(name) for name in names], side / len(names))
+        _name_classes(axes, [legible(name) for name in names], side / len(names))
     axes.set(xlabel="predicted class", ylabel="true class")
-    figure.colorbar(image, ax=axes, shrink=0.6, format="{x:.0%}", label="of the texts of the class")
-    loopax.save_figure(figure, path)
-    counted = "; the numbers count texts" if len(names) <= COUNTED else ""
+    figure.colorbar(
+        image, ax=axes, shrink=0.6, format="{x:.0%}", label=f"of the {noun} of the class"
+    )
+    save_figure(figure, path)
+    counted = f"; the numbers count {noun}" if len(names) <= COUNTED else ""
     return (
-        "What the texts of each class (a row) are taken for, as a share of the row"
+        f"What the {noun} of each class (a row) are taken for, as a share of the row"
         f"{counted}. A classifier without mistakes colours the diagonal alone."
     )
 
@@ -86,8 +66,8 @@ def _name_classes(axes: Any, names: list[str], width: float) -> None:
     axes.set_yticks(places, names, fontsize=size)
 
 
-def save_calibration(results: Mapping[str, Any], path: Path) -> str:
-    """Draws the reliability diagram (Niculescu-Mizil and Caruana, 2005) above the texts in it."""
+def save_calibration(results: Mapping[str, Any], path: Path, noun: str) -> str:
+    """Draws the reliability diagram (Niculescu-Mizil and Caruana, 2005) above its counts."""
     from matplotlib.figure import Figure
 
     bins = results["calibration"]["bins"]
@@ -102,12 +82,12 @@ def save_calibration(results: Mapping[str, Any], path: Path) -> str:
     above.set(xlim=(0, 1), ylim=(0, 1), ylabel="answers that are right")
     above.legend(loc="upper left")
     below.bar(left, [each["count"] for each in bins], width, align="edge", alpha=0.35)
-    below.set(xlabel="probability of the answer", ylabel="texts")
+    below.set(xlabel="probability of the answer", ylabel=noun)
     for axes in (above, below):
         axes.grid(alpha=0.3)
-    loopax.save_figure(figure, path)
+    save_figure(figure, path)
     return (
         "How often an answer is right, by how sure the classifier is of it: below the line it is "
-        f"too sure, above it too modest. The mean distance from the line, over texts, is "
+        f"too sure, above it too modest. The mean distance from the line, over {noun}, is "
         f"{results['calibration']['error']:.1%}."
     )

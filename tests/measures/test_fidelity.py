@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopax.errors import ConfigError, DataError
-from loopax.recipes.vae import fidelity
-from loopax.recipes.vae.fidelity import (
+from loopax.measures import fidelity
+from loopax.measures.fidelity import (
     class_scores,
     frechet_distance,
     kernel_distance,
@@ -373,7 +373,7 @@ class TestClassScores:
 
 
 def test_scikit_learn_waits_until_it_is_needed():
-    code = "import sys, loopax.recipes.vae.fidelity; print('sklearn' in sys.modules)"
+    code = "import sys, loopax.measures.fidelity; print('sklearn' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
