@@ -6,22 +6,20 @@ import sys
 
 import numpy as np
 import pytest
+from tests.test_docs import programs
 
 import loopax
 from loopax.recipes.vae import exporting
 
-PROGRAM = """
-import json, pathlib, sys
-import numpy as np
-folder = pathlib.Path(sys.argv[1])
-about = json.loads((folder / "sampler.json").read_text())
-import jax
-exported = jax.export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
+PROGRAM = f"""
+import sys
+{programs("vae.md")[0]}
+assert images.shape == (3, 5, 4, 3)
 for count in (1, 7):
-    images = exported.call(np.uint32(5), np.arange(count, dtype=np.int32) % len(about["classes"]))
-    np.save(folder / f"{count}.npy", images)
-assert not {"loopax", "flax", "optax", "orbax"} & set(sys.modules)
+    np.save(f"{{count}}.npy", sampler.call(np.uint32(5), np.arange(count, dtype=np.int32) % 3))
+assert not {{"loopax", "flax", "optax", "orbax"}} & set(sys.modules)
 """
+"""Begins with the program of docs/vae.md."""
 
 WEIGHTS = """
 import json, pathlib, sys
@@ -46,13 +44,14 @@ assert not {"loopax", "jax", "flax"} & set(sys.modules)
 @pytest.mark.parametrize("sampler", ["mixture", "prior"])
 def test_the_sampler_runs_in_a_process_without_loopax(tiny_vae, sampler, tmp_path):
     chosen = tiny_vae if sampler == "mixture" else tiny_vae.from_prior()
-    exporting.export_sampler(chosen, tmp_path / "sampler.stablehlo")
-    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True)
+    (tmp_path / "RUN").mkdir()
+    exporting.export_sampler(chosen, tmp_path / "RUN" / "sampler.stablehlo")
+    subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, check=True)
     for count in (1, 7):
         found = np.load(tmp_path / f"{count}.npy")
         expected = chosen.samples_of(np.arange(count, dtype=np.int32) % 3, seed=5)
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    about = json.loads((tmp_path / "sampler.json").read_text())
+    about = json.loads((tmp_path / "RUN" / "sampler.json").read_text())
     assert about["image_shape"] == [5, 4, 3]
     assert about["classes"] == ["0", "1", "2"]
 
