@@ -70,10 +70,7 @@ STILL_TOO_LARGE = {
     "data/",
     "recipes/",
     "top-level names",
-    "recipes/bert/problem.py",
-    "recipes/bert/pretrained.py",
     "recipes/vae/explorer.py",
-    "models/bert.py",
 }
 """Goals of `benchmarks/sizes.py` that are not reached yet; what is reached, stays."""
 CORE = [name for name in MODULES if name != "loopax"]

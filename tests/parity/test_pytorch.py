@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from loopax.models.bert import BertForSequenceClassification
-from loopax.recipes.bert.pretrained import encode, params_for, read_pretrained, save_pretrained
+from loopax.recipes.bert.pretrained import params_for, read_pretrained
+from loopax.recipes.bert.saving import save_pretrained
+from loopax.recipes.bert.tokens import encode
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

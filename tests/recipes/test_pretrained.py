@@ -20,13 +20,9 @@ from safetensors import safe_open
 import loopax
 from loopax.errors import CheckpointError, ConfigError, DataError, LoopaxError, StorageError
 from loopax.models.bert import BertForSequenceClassification
-from loopax.recipes.bert.pretrained import (
-    encode,
-    head_order,
-    params_for,
-    read_pretrained,
-    save_pretrained,
-)
+from loopax.recipes.bert.pretrained import head_order, params_for, read_pretrained
+from loopax.recipes.bert.saving import save_pretrained
+from loopax.recipes.bert.tokens import encode
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 CLASSES = ("bad", "so-so", "good")

@@ -204,24 +204,16 @@ class _SelfAttention(_Part):
 
         query, key, value = projected("query"), projected("key"), projected("value")
         # Heads come before positions, so that each product is of matrices as they lie.
-        scores = jnp.einsum(
-            "bhqd,bhkd->bhqk",
-            query / math.sqrt(size),
-            key,
-            preferred_element_type=jnp.float32,
-        )
+        query /= math.sqrt(size)
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
         bias = jnp.where(mask > 0, 0, jnp.finfo(jnp.float32).min)
         scores += bias[:, None, None, :]
         # A softmax whose division comes last, where there is less to divide.
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
         weights = self.dropout(weights, config.attention_probs_dropout_prob, deterministic)
-        mixed = jnp.einsum(
-            "bhqk,bhkd->bhqd",
-            weights.astype(self.dtype),
-            value,
-            preferred_element_type=jnp.float32,
-        )
+        weights = weights.astype(self.dtype)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value, preferred_element_type=jnp.float32)
         mixed = (mixed / total).astype(self.dtype)
         return mixed.transpose(0, 2, 1, 3).reshape(hidden.shape)
 

@@ -13,7 +13,7 @@ from loopax import Rows, measures
 from loopax.data import Texts
 from loopax.errors import DataError, LoopaxError
 from loopax.recipes.bert.baseline import BASELINE, fit_baseline
-from loopax.recipes.bert.problem import Parts, texts_of
+from loopax.recipes.bert.texts import Parts, texts_of
 from loopax.recipes.bert.trained import TrainedClassifier
 
 Results = dict[str, Any]

@@ -6,17 +6,39 @@ Our paths are the same names with slashes. A weight of PyTorch is a `kernel`, an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+from loopax.errors import ConfigError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER, VOCABULARY = "tokenizer.json", "vocab.txt"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CLASSIFIER, MEAN_CLASSIFIER = "BertForSequenceClassification", "BertForMeanPooledClassification"
 MEAN_TYPE = "bert-mean-pooling"
 """The `model_type` of a classifier that transformers must not take for one with a pooler."""
 BACKBONE = ("embeddings", "encoder", "pooler")
 OLD = {"gamma": "weight", "beta": "bias"}
 """What files of before 2019 call the parameters of a normalisation."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ConfigError: it is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {ascii(str(error))[1:-1]}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds a {type(content).__name__}; it must be a JSON object")
+    return content
 
 
 def path_of(name: str) -> str | None:

@@ -23,6 +23,7 @@ from loopax.recipes.bert.layout import (
     MEAN_CLASSIFIER,
     MEAN_TYPE,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     WEIGHTS,
     as_torch,
 )
@@ -30,7 +31,7 @@ from loopax.recipes.bert.layout import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TOKENIZER_CONFIG, MODELING = "tokenizer_config.json", "modeling_mean_pooling.py"
+MODELING = "modeling_mean_pooling.py"
 SPECIAL_TOKENS = {
     f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")
 }

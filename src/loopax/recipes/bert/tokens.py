@@ -1,19 +1,99 @@
-"""Tokens as the model is given them, and a model applied to many of them in few shapes."""
+"""Texts as tokens, and a model applied to many of them in few shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import copy
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
 from loopax.data import bucket_lengths
+from loopax.errors import CheckpointError, ConfigError, DataError
+from loopax.models.bert import BertConfig
+from loopax.recipes.bert.layout import CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 CUT = ("input_ids", "token_type_ids")
 """The columns that are cut to the length of their bucket."""
 BATCH = 64
+
+
+def read_tokenizer(folder: Path, config: BertConfig) -> Tokenizer:
+    """The tokenizer of a folder; it neither cuts nor pads, whatever its file says.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model than `config`.
+    """
+    tokenizers = needed("tokenizers")
+    path = folder / TOKENIZER
+    try:
+        if path.is_file():
+            tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        else:
+            path = folder / VOCABULARY
+            tokenizer = _read_vocabulary(folder)
+    except ConfigError:
+        raise
+    except Exception as error:  # The library raises nothing narrower.
+        reason = ascii(str(error))[1:-1][:200]
+        raise CheckpointError(f"{path}: is not a tokenizer: {reason}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= config.vocab_size:
+        raise CheckpointError(
+            f"{path}: has a token {largest}, and {CONFIG} a vocab_size of {config.vocab_size}; "
+            "they are of different models"
+        )
+    return tokenizer
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], max_length: int
+) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " rows"]]:
+    """Rows of one text or of a pair as columns of tokens, padded; and which rows were truncated.
+
+    `input_ids` and, where there is a pair, `token_type_ids` are int32 `[rows, longest]`; `length`
+    is int32 `[rows]`. Of a row that is too long, tokens are taken from the end of its longer text.
+
+    Args:
+        tokenizer: is not changed.
+        texts: the rows.
+        max_length: tokens in a row at most, special ones included.
+
+    Raises:
+        ConfigError: `max_length` leaves no room beside the special tokens.
+        DataError: a row is not one or two texts.
+    """
+    for index, row in enumerate(texts):
+        if isinstance(row, str) or len(row) not in (1, 2) or not all(map(_is_text, row)):
+            raise DataError(f"row {index} is {ascii(row)[:80]}; it must be one or two texts")
+    pairs = any(len(row) == 2 for row in texts)
+    least = tokenizer.num_special_tokens_to_add(pairs) + 1 + pairs
+    if max_length < least:
+        raise ConfigError(f"max_length is {max_length}; it must be at least {least} for these rows")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.enable_truncation(max_length)
+    encodings = tokenizer.encode_batch_fast([row if len(row) == 2 else row[0] for row in texts])
+    columns = {"input_ids": [encoding.ids for encoding in encodings]}
+    if pairs:
+        columns["token_type_ids"] = [encoding.type_ids for encoding in encodings]
+    length = np.array([len(encoding) for encoding in encodings], np.int32)
+    fill = {"input_ids": tokenizer.token_to_id("[PAD]") or 0, "token_type_ids": 0}
+    padded = {name: _padded(rows, length, fill[name]) for name, rows in columns.items()}
+    truncated = np.array([bool(encoding.overflowing) for encoding in encodings], bool)
+    return {**padded, "length": length}, truncated
 
 
 def model_inputs(batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
@@ -58,3 +138,54 @@ def _cut(column: np.ndarray, bound: int) -> np.ndarray:
     """Columns that are shorter than their bucket are filled up, so that shapes stay few."""
     short = max(0, bound - column.shape[1])
     return np.pad(column[:, :bound], ((0, 0), (0, short)))
+
+
+def needed(module: str) -> Any:
+    """A module of the extra.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{module} is needed for a pretrained BERT: pip install 'loopax[bert]' ({error})"
+        ) from error
+
+
+def _read_vocabulary(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder that has its words alone, as BERT reads texts."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    settings = folder / TOKENIZER_CONFIG
+    said = read_json(settings) if settings.is_file() else {}
+    vocabulary = models.WordPiece.read_file(str(folder / VOCABULARY))
+    if missing := [token for token in SPECIAL[:4] if token not in vocabulary]:
+        raise ValueError(f"it has no {missing[0]}")
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.add_special_tokens([token for token in SPECIAL if token in vocabulary])
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=said.get("do_lower_case", True),
+        strip_accents=said.get("strip_accents"),
+        handle_chinese_chars=said.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = {token: vocabulary[token] for token in ("[CLS]", "[SEP]")}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=list(ends.items()),
+    )
+    return tokenizer
+
+
+def _is_text(text: Any) -> bool:
+    """Text that can be written; half of a surrogate pair cannot, and no tokenizer takes it."""
+    return isinstance(text, str) and not re.search("[\ud800-\udfff]", text)
+
+
+def _padded(rows: Sequence[Sequence[int]], length: np.ndarray, fill: int) -> np.ndarray:
+    padded = np.full((len(rows), length.max(initial=0)), fill, np.int32)
+    padded[np.arange(padded.shape[1])[None] < length[:, None]] = [x for row in rows for x in row]
+    return padded

@@ -19,10 +19,9 @@ from loopax.data import Columns, Texts, read_texts
 from loopax.errors import RunDirError
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
-from loopax.recipes.bert.pretrained import encode, needed
 from loopax.recipes.bert.problem import Problem, longest_of
 from loopax.recipes.bert.saving import save_pretrained
-from loopax.recipes.bert.tokens import BATCH, in_batches, model_inputs
+from loopax.recipes.bert.tokens import BATCH, encode, in_batches, model_inputs, needed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
