@@ -199,7 +199,7 @@ def test_a_run_is_used_without_its_pretrained_model_and_not_trained_on_with_anot
     exported = loopax.read_weights(folder / "model.safetensors")
     assert exported.keys() >= {name}
     results = bert.evaluate(loaded)
-    assert results["texts"] > 0
+    assert results["examples"] > 0
 
 
 @pytest.mark.parametrize(
