@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-import loopax
+from loopax.rundir import RunDir
 
 
 class Set(NamedTuple):
@@ -77,7 +77,7 @@ def row(options: Options, key: str, seed: int) -> dict[str, Any]:
         began = time.monotonic()
         subprocess.run([sys.executable, "-m", "loopax", *words], check=True)
         seconds_file.write_text(json.dumps(round(time.monotonic() - began)))
-    results = loopax.RunDir.open(run).read_json("results.json")
+    results = RunDir.open(run).read_json("results.json")
     figures = images(results) if chosen.recipe == "vae" else texts(results)
     seconds = json.loads(seconds_file.read_text())
     return {"set": chosen.name, "seed": seed, **figures, "seconds": seconds}

@@ -21,6 +21,7 @@ from rich.table import Table
 import loopax
 from loopax.account import Account
 from loopax.data import Dataset, catalogue
+from loopax.environment import cache_dir
 from loopax.models.bert import BertForSequenceClassification
 from loopax.program import TrainProgram
 from loopax.recipes.bert.pretrained import params_for, read_pretrained
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
     options = parser.parse_args()
-    pretrained = read_pretrained(catalogue.located("minilm", loopax.cache_dir()))
+    pretrained = read_pretrained(catalogue.located("minilm", cache_dir()))
     model = BertForSequenceClassification(pretrained.config, classes=2, pooling="mean")
     params = params_for(pretrained, model, jax.random.key(0))
     ids = np.random.default_rng(0).integers(1000, 20_000, (2 * options.batch, options.length))

@@ -85,7 +85,7 @@ def main(arguments: Arguments) -> None:
     samples = []
     for mb in arguments.mb:
         state, data = problem(mb)
-        pace = loopax.estimate(state, loss_fn, data).seconds_per_step
+        pace = loopax.diagnose.estimate(state, loss_fn, data).seconds_per_step
         every = max(1, round(arguments.seconds / pace))
         for repeat in range(arguments.repeats):
             kinds = [in_background, synchronous]

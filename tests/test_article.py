@@ -20,6 +20,7 @@ from PIL import Image
 
 import loopax
 from loopax.data import Dataset
+from loopax.errors import LoopaxError
 from loopax.models.vae import VAE, FeedForward
 from loopax.randomness import Rngs
 from loopax.recipes import vae
@@ -159,7 +160,7 @@ def test_a03_unbound_module(points, model):
     def loss(params, batch, rngs):
         return model(batch["x"]).mean()
 
-    with pytest.raises(loopax.LoopaxError) as raised:
+    with pytest.raises(LoopaxError) as raised:
         loopax.fit(state, loss, points, steps=1, **PLAIN)
     message = str(raised.value)
     assert type(model).__name__ in message

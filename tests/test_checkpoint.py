@@ -18,11 +18,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 import loopax
-from loopax import checkpoint, checkpoint_reader, digests, durable, progress, turns
+from loopax import checkpoint, checkpoint_reader, digests, files, progress, turns
 from loopax.data import Dataset
 from loopax.diagnose.replay import Replay
 from loopax.errors import CheckpointError, ConfigError
 from loopax.retention import ranking
+from loopax.rundir import RunDir
 from tests.system.processes import until
 
 PLAIN = {"progress": False, "probe_every": None}
@@ -56,7 +57,7 @@ def walk(run_dir, measure, steps=60, **settings):
 
 
 def opened(run_dir):
-    return loopax.CheckpointStore(loopax.RunDir.open(run_dir).checkpoints)
+    return loopax.CheckpointStore(RunDir.open(run_dir).checkpoints)
 
 
 # --- What is kept -------------------------------------------------------------
@@ -145,7 +146,7 @@ def test_a_best_that_would_never_come_is_refused(tmp_path, settings, message):
             **PLAIN,
         )
     assert "\n" not in str(error.value)
-    rows = loopax.RunDir(tmp_path).metrics
+    rows = RunDir(tmp_path).metrics
     assert all(row["step"] <= 10 for row in rows), "at the first evaluation at the latest"
 
 
@@ -702,14 +703,14 @@ def test_what_orbax_did_not_wait_for_is_not_complained_of_and_the_users_own_is(
 
 def test_what_is_written_to_a_save_that_failed_does_not_come_back(tmp_path):
     """TensorStore still writes when it has told that it failed, and makes what it misses."""
-    folder = durable.OpenFolder(tmp_path / "saving")
+    folder = files.OpenFolder(tmp_path / "saving")
     late = folder.inside / "state"
     late.mkdir()
     folder.remove(failed=True)
     with pytest.raises(FileNotFoundError):
         late.mkdir(parents=True)
     assert list(tmp_path.iterdir()) == []
-    again = durable.OpenFolder(tmp_path / "saving")
+    again = files.OpenFolder(tmp_path / "saving")
     assert again.inside != folder.inside, "who goes by the old one must not find the new one"
     again.remove(failed=False)
 

@@ -14,6 +14,8 @@ import loopax
 from loopax.cli import main, training
 from loopax.cli.parsing import seconds
 from loopax.cli.printing import output_optional
+from loopax.rundir import RunDir
+from loopax.weights import read_weights
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +359,7 @@ def test_export_writes_the_weights_of_any_run(
     assert capsys.readouterr().out == f"{out}\n{out.with_suffix('.stablehlo')}\n"
     with loopax.CheckpointStore(run / "checkpoints") as store:
         expected = store.weights("best")
-    written = loopax.read_weights(out)
+    written = read_weights(out)
     assert written.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(written[name], array)
@@ -366,7 +368,7 @@ def test_export_writes_the_weights_of_any_run(
         line_state(), line_loss, dataset.batches(2), steps=5, run_dir=other, progress=False
     )
     assert main(["export", str(other)]) == 0
-    weights = loopax.read_weights(other / "weights.safetensors")
+    weights = read_weights(other / "weights.safetensors")
     np.testing.assert_array_equal(weights["weights"], line.state.params["weights"])
 
 
@@ -380,7 +382,7 @@ def test_weights_begin_another_run(run, images, tmp_path, monkeypatch, capfd):
         words = ["train", "vae", "--data", str(images), *SMALL, "--max-time", "1s"]
         words += ["--weights", str(source), "--run-dir", str(tmp_path / name)]
         assert main(words) == 0
-        rows = loopax.RunDir.open(tmp_path / name).metrics
+        rows = RunDir.open(tmp_path / name).metrics
         first[name] = next(row["loss"] for row in rows if row["source"] == "train")
     assert first["run"] == first["file"]
     capfd.readouterr()
@@ -413,7 +415,7 @@ def test_replay_shows_a_step_and_keeps_it(run, tmp_path, capsys):
 
 def test_rewind_branches_a_run_and_resume_trains_it_on(run, tmp_path, capsys):
     before = files(run)
-    parent = loopax.RunDir.open(run)
+    parent = RunDir.open(run)
     out = tmp_path / "branch"
     sets = ["--set", "optimizer.learning-rate=1e-4", "--set", "epochs=3", "--set", "kl-weight=2"]
     assert main(["rewind", str(run), "--step", "9", *sets, "--out", str(out)]) == 0
@@ -425,7 +427,7 @@ def test_rewind_branches_a_run_and_resume_trains_it_on(run, tmp_path, capsys):
     expected["optimizer"] = {**parent.config["optimizer"], "learning_rate": 1e-4}
     assert config == expected
     assert main(["resume", str(out)]) == 0
-    branch = loopax.RunDir.open(out)
+    branch = RunDir.open(out)
     told = branch.read_json("run.json")
     assert told["parent"] == {"run": str(run), "step": 9}
     assert [start["step"] for start in told["starts"]] == [9]

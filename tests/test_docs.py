@@ -16,6 +16,7 @@ import tyro
 
 import loopax
 from loopax.cli import COMMANDS, main
+from loopax.rundir import RunDir
 from tests.trackers import FakeRuns
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +157,7 @@ def test_a_command_is_understood(words, tmp_path, monkeypatch):
     monkeypatch.setattr(tyro, "cli", only_parse)
     monkeypatch.chdir(tmp_path)
     if words[0] == "evaluate":
-        run = loopax.RunDir.create(tmp_path / words[1])
+        run = RunDir.create(tmp_path / words[1])
         run.write_json("config.json", {"recipe": "bert" if "bert" in words[1] else "vae"})
     with pytest.raises(Understood):
         main(words)

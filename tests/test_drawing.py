@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-import loopax
+from loopax.report import legible, save_curves
 
 
 @pytest.fixture
@@ -24,18 +24,18 @@ def test_the_best_of_a_metric_is_never_cut_off(saved, tmp_path):
     peak = [0.5] * 99 + [0.9]
     rows = history(peak, name="accuracy") + history(peak)
     titles = {"loss": "loss", "accuracy": "accuracy"}
-    loopax.save_curves(rows, tmp_path / "c.png", titles, whole=("accuracy",))
+    save_curves(rows, tmp_path / "c.png", titles, whole=("accuracy",))
     loss, accuracy = saved[0].axes
     assert accuracy.get_ylim()[1] > 0.9
     assert loss.get_title() == "loss"
     towering = history([1000.0, *[1.0, 2.0] * 50])
-    loopax.save_curves(towering, tmp_path / "c.png", titles)
+    save_curves(towering, tmp_path / "c.png", titles)
     assert saved[1].axes[0].get_ylim()[1] < 10
 
 
 def test_each_source_has_its_curve_and_a_metric_that_is_not_there_no_panel(saved, tmp_path):
     rows = history([4.0], "validation") + history([3.0, 2.0])
-    loopax.save_curves(rows, tmp_path / "c.png", {"accuracy": "accuracy", "loss": "nats"})
+    save_curves(rows, tmp_path / "c.png", {"accuracy": "accuracy", "loss": "nats"})
     (axes,) = saved[0].axes
     assert axes.get_title() == "nats"
     curves = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
@@ -43,5 +43,5 @@ def test_each_source_has_its_curve_and_a_metric_that_is_not_there_no_panel(saved
 
 
 def test_names_are_one_short_line_and_no_formula():
-    assert loopax.legible("a\nb$c\x07") == "a?b?c?"
-    assert loopax.legible("x" * 50) == "x" * 23 + "…"
+    assert legible("a\nb$c\x07") == "a?b?c?"
+    assert legible("x" * 50) == "x" * 23 + "…"

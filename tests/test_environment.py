@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import loopax
 from loopax.environment import changes, numerics, provenance
+from loopax.rundir import RunDir
 
 
 def numerics_of_a_process(before="", **variables):
@@ -85,7 +85,7 @@ def test_no_other_variable_is_ever_recorded(monkeypatch):
 
 
 def test_each_start_of_a_run_holds_the_record(tmp_path):
-    run = loopax.RunDir.create(tmp_path / "run")
+    run = RunDir.create(tmp_path / "run")
     run.note_start(0, print, key=[0, 1], data={"name": "tiny"})
     run.note_start(7, print, key=[0, 1], data={"name": "tiny"})
     first, second = run.read_json("run.json")["starts"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import loopax
+from loopax.rundir import RunDir
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 mnist = functools.cache(loopax.data.mnist)
@@ -167,7 +168,7 @@ def test_own_state(run_example, capsys, tmp_path):
     run = names["run"]
     assert float(run.state.latest_loss) == losses(run)[-1]
     assert float(run.state.lowest_loss) == min(losses(run))
-    directory = loopax.RunDir.open(tmp_path / "runs" / "own_state")
+    directory = RunDir.open(tmp_path / "runs" / "own_state")
     with loopax.CheckpointStore(directory.checkpoints) as store:
         restored, _ = store.restore(names["state"])
     assert isinstance(restored, names["StateWithLoss"])

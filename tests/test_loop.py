@@ -21,6 +21,7 @@ import pytest
 import loopax
 from loopax.data import Dataset
 from loopax.errors import ConfigError, DataError, NonFiniteError, RunInUseError
+from loopax.rundir import RunDir
 from tests.kills import kill, killed
 
 QUIET = {"progress": False}
@@ -196,7 +197,7 @@ def test_an_interrupted_run_writes_the_metrics_of_one_that_was_not(
     whole = fit("whole")
     with killed():
         fit("parts", loopax.Hook(kill, 28))
-    interrupted = loopax.RunDir.open(tmp_path / "parts")
+    interrupted = RunDir.open(tmp_path / "parts")
     assert max(row["step"] for row in interrupted.metrics) > 15, "there are rows to be forgotten"
     parts = fit("parts")
     assert [start["step"] for start in parts.dir.read_json("run.json")["starts"]] == [0, 15]
@@ -225,7 +226,7 @@ def test_breaking_out_of_steps_saves_the_state_and_the_run_can_go_on(
             break
     left_at = chunk.stop
     assert left_at % 4, "not at a logged row"
-    store = loopax.CheckpointStore(loopax.RunDir.open(tmp_path / "parts").checkpoints)
+    store = loopax.CheckpointStore(RunDir.open(tmp_path / "parts").checkpoints)
     assert store.steps == [left_at]
     again, first, *_, last = steps("parts")
     assert (again.start, again.stop, first.start) == (chunk.start, left_at, left_at)
@@ -489,7 +490,7 @@ def test_a_run_with_another_configuration_is_not_continued(
         )
 
     fit(Config(8))
-    assert loopax.RunDir.open(tmp_path).config == {"width": 8}
+    assert RunDir.open(tmp_path).config == {"width": 8}
     with pytest.raises(ConfigError, match=r"width = 8, not 16"):
         fit(Config(16))
 
@@ -1080,7 +1081,7 @@ def test_after_a_loss_that_is_not_finite_the_checkpoints_are_from_before_it(
             checkpoints=loopax.Checkpoints(every=10, seconds=None, best=None),
             **PLAIN,
         )
-    store = loopax.CheckpointStore(loopax.RunDir.open(tmp_path).checkpoints)
+    store = loopax.CheckpointStore(RunDir.open(tmp_path).checkpoints)
     assert store.steps == [step // 10 * 10 - 10, step // 10 * 10] if step != 29 else [10, 20]
     state, _ = store.restore(line_state(optax.sgd(0.01)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))

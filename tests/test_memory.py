@@ -44,7 +44,7 @@ WIDE = np.ones((16, 3), np.float32)
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
 def test_a_step_that_does_not_fit_says_why_and_what_helps():
     with pytest.raises(DeviceMemoryError) as caught:
-        loopax.estimate(hungry_state(), hungry, [WIDE], seconds=0.01)
+        loopax.diagnose.estimate(hungry_state(), hungry, [WIDE], seconds=0.01)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("out of memory: allocating ")

@@ -15,6 +15,7 @@ from loopax.data import Dataset
 from loopax.errors import ConfigError, NonFiniteError
 from loopax.fitting import ROLLBACKS
 from loopax.recorder import SKIP_LIMIT
+from loopax.rundir import RunDir
 from tests.kills import KilledError, killed
 
 PLAIN = {"progress": False, "probe_every": None}
@@ -102,11 +103,11 @@ def is_finite(tree):
 
 
 def starts_of(run_dir):
-    return loopax.RunDir.open(run_dir).read_json("run.json")["starts"]
+    return RunDir.open(run_dir).read_json("run.json")["starts"]
 
 
 def stored(run_dir):
-    return loopax.CheckpointStore(loopax.RunDir.open(run_dir).checkpoints)
+    return loopax.CheckpointStore(RunDir.open(run_dir).checkpoints)
 
 
 # --- stop ---------------------------------------------------------------------
@@ -582,7 +583,7 @@ def test_a_metric_that_is_no_number_is_logged_and_read_again_as_such(tmp_path, l
     text = (tmp_path / "metrics.jsonl").read_text()
     for line in text.splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    for logged, read in zip(run.history, loopax.RunDir.open(tmp_path).metrics, strict=True):
+    for logged, read in zip(run.history, RunDir.open(tmp_path).metrics, strict=True):
         assert logged.keys() == read.keys()
         assert math.isnan(read["odd"])
         assert read["vast"] == -math.inf

@@ -17,7 +17,7 @@ def fit(run_dir="run", **options):
 def refused(call):
     try:
         call()
-    except loopax.LoopaxError as error:
+    except loopax.errors.LoopaxError as error:
         return str(error)
 """
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import loopax
 from loopax.errors import ConfigError, StorageError
+from loopax.report import Figures, Picture, Section, Table, Text, write_report
 
 HOSTILE = "<script>alert('&amp;')</script>\" onerror=\"x"
 OUTSIDE = re.compile(r"https?:|//[a-z]|url\(|@import|srcset|javascript:", re.IGNORECASE)
@@ -69,26 +69,24 @@ def picture(tmp_path):
 
 def test_every_kind_of_block_is_shown_and_indexed(picture, tmp_path):
     sections = [
-        loopax.Section(
+        Section(
             "First",
             [
-                loopax.Text("One.\n\nTwo."),
-                loopax.Figures([("accuracy", "99 %", "of 7"), ("loss", "3", "")]),
+                Text("One.\n\nTwo."),
+                Figures([("accuracy", "99 %", "of 7"), ("loss", "3", "")]),
             ],
         ),
-        loopax.Section("Nothing", []),
-        loopax.Section(
+        Section("Nothing", []),
+        Section(
             "Second",
             [
-                loopax.Picture(picture, "A picture"),
-                loopax.Rows(
-                    ("", "train", "of"), [("loss", "1.5 ± 0.1", "a"), ("kl", "2", "b")], "T"
-                ),
+                Picture(picture, "A picture"),
+                Table(("", "train", "of"), [("loss", "1.5 ± 0.1", "a"), ("kl", "2", "b")], "T"),
             ],
         ),
     ]
     path = tmp_path / "new" / "report.html"
-    loopax.write_report(path, "A title", sections, subtitle="below")
+    write_report(path, "A title", sections, subtitle="below")
     page = page_of(path)
     assert page.texts("h1") == page.texts("title") == ["A title"]
     assert page.texts("h2") == page.texts("a") == ["First", "Second"]
@@ -113,13 +111,13 @@ def test_every_kind_of_block_is_shown_and_indexed(picture, tmp_path):
 
 def test_nothing_that_it_is_given_becomes_markup(picture, tmp_path):
     blocks = [
-        loopax.Text(HOSTILE),
-        loopax.Figures([(HOSTILE, HOSTILE, HOSTILE)]),
-        loopax.Rows((HOSTILE, HOSTILE), [(HOSTILE, HOSTILE)], HOSTILE),
-        loopax.Picture(picture, HOSTILE),
+        Text(HOSTILE),
+        Figures([(HOSTILE, HOSTILE, HOSTILE)]),
+        Table((HOSTILE, HOSTILE), [(HOSTILE, HOSTILE)], HOSTILE),
+        Picture(picture, HOSTILE),
     ]
     path = tmp_path / "report.html"
-    loopax.write_report(path, HOSTILE, [loopax.Section(HOSTILE, blocks)], subtitle=HOSTILE)
+    write_report(path, HOSTILE, [Section(HOSTILE, blocks)], subtitle=HOSTILE)
     page = page_of(path)
     assert not page.attributes("script")
     assert page.attributes("img")[0].keys() == {"src", "alt"}
@@ -131,7 +129,7 @@ def test_nothing_that_it_is_given_becomes_markup(picture, tmp_path):
 
 
 def test_the_page_forbids_itself_everything_but_its_own_pictures(tmp_path):
-    loopax.write_report(tmp_path / "report.html", "Title", [])
+    write_report(tmp_path / "report.html", "Title", [])
     page = page_of(tmp_path / "report.html")
     (policy,) = [m["content"] for m in page.attributes("meta") if "http-equiv" in m]
     assert re.sub(r"\s+", " ", policy) == (
@@ -142,13 +140,13 @@ def test_the_page_forbids_itself_everything_but_its_own_pictures(tmp_path):
 
 def test_a_picture_that_is_none_leaves_the_report_as_it_was(picture, tmp_path):
     path = tmp_path / "report.html"
-    loopax.write_report(path, "Title", [])
+    write_report(path, "Title", [])
     before = path.read_bytes()
     (tmp_path / "notes.txt").write_text("words")
     for name, said in (("gone.png", "cannot be read"), ("notes.txt", "not a picture")):
-        blocks = [loopax.Picture(tmp_path / name, "")]
+        blocks = [Picture(tmp_path / name, "")]
         with pytest.raises(ConfigError, match=said) as caught:
-            loopax.write_report(path, "Title", [loopax.Section("Pictures", blocks)])
+            write_report(path, "Title", [Section("Pictures", blocks)])
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
@@ -158,20 +156,20 @@ def test_a_picture_that_is_none_leaves_the_report_as_it_was(picture, tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
-        loopax.write_report(tmp_path / "file" / "report.html", "Title", [])
+        write_report(tmp_path / "file" / "report.html", "Title", [])
 
 
 def test_equal_content_is_an_equal_file(picture, tmp_path):
     files = [tmp_path / "one.html", tmp_path / "two.html"]
     for file in files:
-        blocks = [loopax.Picture(picture, "é ü 中")]
-        loopax.write_report(file, "Title", [loopax.Section("S", blocks)])
+        blocks = [Picture(picture, "é ü 中")]
+        write_report(file, "Title", [Section("S", blocks)])
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_naming_its_blocks_loads_neither_jax_nor_jinja():
     code = (
-        "import sys, loopax; loopax.write_report, loopax.Section; "
+        "import sys, loopax; loopax.report.write_report, loopax.report.Section; "
         "print({'jax', 'jinja2', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -179,8 +177,8 @@ def test_naming_its_blocks_loads_neither_jax_nor_jinja():
 
 
 def test_the_first_column_names_its_rows_also_by_numbers(tmp_path):
-    rows = loopax.Rows(("class", "right", "seen"), [("0", "99.1%", ""), ("1", "", "12")])
-    loopax.write_report(tmp_path / "report.html", "Title", [loopax.Section("S", [rows])])
+    rows = Table(("class", "right", "seen"), [("0", "99.1%", ""), ("1", "", "12")])
+    write_report(tmp_path / "report.html", "Title", [Section("S", [rows])])
     heads = page_of(tmp_path / "report.html").attributes("th")
     assert [(head["scope"], head.get("class")) for head in heads] == [
         ("col", None),

@@ -11,7 +11,8 @@ import pytest
 import loopax
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError, RunDirError, RunInUseError
-from loopax.rundir import set_aside
+from loopax.rundir import RunDir, set_aside
+from loopax.weights import with_weights
 
 QUIET = {"progress": False}
 
@@ -190,7 +191,7 @@ def test_rows_that_were_lost_are_said(train, tmp_path, capsys, bits, left):
     assert f"{file}: has {left} of the 3 rows logged up to step 20" in capsys.readouterr().err
     assert bits(parts.state) == bits(whole.state)
     # The short row of an end that was none is not missing from the longer run.
-    steps = [row["step"] for row in loopax.RunDir.open(tmp_path / "run").metrics]
+    steps = [row["step"] for row in RunDir.open(tmp_path / "run").metrics]
     assert steps == [*[8][:left], 24, 32, 40]
 
 
@@ -299,7 +300,7 @@ def test_the_weights_of_a_run_are_its_averages_and_what_is_frozen(
     assert other == (ema_decay is None)
     earlier = store.restore(state, 10)[0].eval_params
     np.testing.assert_array_equal(store.weights(10)["weights"], earlier["weights"])
-    begun = state.with_params(loopax.with_weights(state.params, weights, source="run"))
+    begun = state.with_params(with_weights(state.params, weights, source="run"))
     jax.tree.map(np.testing.assert_array_equal, begun.eval_params, run.state.eval_params)
     jax.tree.map(np.testing.assert_array_equal, begun.opt_state, state.opt_state)
     assert begun.step == 0

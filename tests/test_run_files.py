@@ -11,6 +11,7 @@ import loopax
 from loopax.cli import main
 from loopax.errors import LoopaxError, RunDirError
 from loopax.history import SMALL, Extent, History
+from loopax.rundir import RunDir
 
 QUIET = {"progress": False}
 
@@ -163,7 +164,7 @@ def test_runs_shows_what_ranks_the_checkpoints(tmp_path, dataset, line_loss, lin
     )
     assert main(["runs", str(tmp_path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    rows = loopax.RunDir(tmp_path / "run").metrics
+    rows = RunDir(tmp_path / "run").metrics
     best = min(row["error"] for row in rows if row["source"] == "validation")
     assert f"validation/error {best:.4g}" in shown
 
@@ -193,7 +194,7 @@ def test_many_rows_are_read_as_a_list_would_be_and_not_kept(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 2**21, "the file is larger than this"
     tracemalloc.stop()
     history.append({"step": count + 1, "source": "train", "loss": 0.5})
-    rows = loopax.RunDir(tmp_path).metrics
+    rows = RunDir(tmp_path).metrics
     assert list(history)[:-1] == rows
     assert list(reversed(history)) == [history[-1], *reversed(rows)]
     assert (history[-1]["loss"], history[0], history[5:7]) == (0.5, rows[0], rows[5:7])
@@ -201,6 +202,6 @@ def test_many_rows_are_read_as_a_list_would_be_and_not_kept(tmp_path):
     before = Extent.of(file, count // 2)
     assert before.rows == count // 2 + 2
     kept = History(before.cut(without="train"))
-    assert list(kept) == loopax.RunDir(tmp_path).metrics
+    assert list(kept) == RunDir(tmp_path).metrics
     assert len(kept) == count // 2 + 1
     assert kept[-1] == {"step": count // 2, "source": "test", "loss": count / 4}

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 
 from loopax import digests, serialization
 from loopax.checkpoint_reader import DAMAGED, FORMAT, FROZEN, CheckpointReader, to_stderr
-from loopax.durable import OpenFolder, remove, storing, sync
 from loopax.errors import LoopaxError, StorageError
+from loopax.files import OpenFolder, remove, storing, sync
 from loopax.fingerprint import fingerprint
 from loopax.retention import Checkpoints, Rank, ranking
 from loopax.serialization import reason_of

@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from loopax.durable import sync_tree
+from loopax.files import sync_tree
 
 NAME = "SHA256SUMS"
 

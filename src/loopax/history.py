@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from loopax.durable import storing, sync
+from loopax.files import storing, sync
 from loopax.jsonlines import Row, as_row
 
 SMALL = 10_000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loopax.durable import replacing, storing, write_text
+from loopax.files import replacing, storing, write_text
 
 Row = dict[str, Any]
 """`{"step": 100, "source": "train", "loss": 49.4, ...}`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from loopax import durable
+from loopax import files
 from loopax.errors import RunDirError, RunInUseError, StorageError
 
 BEAT_SECONDS = 5.0
@@ -156,7 +156,7 @@ class RunLock:
         elif found is not None:
             self._watch(found)
         self._holder, self._beats, self._lost = me, 0, False
-        durable.write_text(self._file, me.record(0))
+        files.write_text(self._file, me.record(0))
         if not certain:
             time.sleep(BEAT_SECONDS / 5)
             if not self._is_mine(self._read()):

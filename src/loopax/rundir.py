@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from loopax import digests
 from loopax.configuration import as_mapping, differences
-from loopax.durable import storing, write_text
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
+from loopax.files import storing, write_text
 from loopax.jsonlines import Row, read_json_lines
 from loopax.lock import RunLock
 

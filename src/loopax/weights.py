@@ -12,8 +12,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from loopax.durable import replacing, storing
 from loopax.errors import CheckpointError, ConfigError
+from loopax.files import replacing, storing
 from loopax.paths import PyTree, differing, form_of, leaf_path, map_with_path
 
 SUFFIX = ".safetensors"

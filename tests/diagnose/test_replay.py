@@ -13,8 +13,10 @@ from tests.kills import kill, killed
 
 import loopax
 from loopax.data import Dataset
+from loopax.diagnose import Replay
 from loopax.diagnose.replay import CAPACITY
 from loopax.errors import CheckpointError, ConfigError, RunDirError
+from loopax.rundir import RunDir
 
 QUIET = {"progress": False}
 EACH_TWENTY = loopax.Checkpoints(every=20, seconds=None, best=None, keep=9)
@@ -82,7 +84,7 @@ def runs(tmp_path_factory, dataset, loss_fn, trapped_loss, new_state, line_state
                 with killed():
                     fit(loopax.Hook(kill, step))
         fit()
-        return loopax.RunDir.open(directory), state, loss, data
+        return RunDir.open(directory), state, loss, data
 
     def run(name):
         if name not in made:
@@ -107,7 +109,7 @@ def test_a_step_again_has_the_numbers_that_were_logged(runs, name):
     directory, state, loss, data = runs(name)
     rows = {row["step"] - 1: row for row in directory.metrics if row["source"] == "train"}
     probed = {row["step"] - 1: row for row in directory.metrics if row["source"] == "probe"}
-    replay = loopax.Replay(directory, state, loss, data)
+    replay = Replay(directory, state, loss, data)
     for step in STEPS[name]:
         again, row = replay.step(step), rows[step]
         assert again.step == again.report.step == step
@@ -137,11 +139,11 @@ def test_a_state_on_the_way_is_the_one_that_was_saved(runs, name, kept, tmp_path
     """With all other checkpoints gone, or with none at all."""
     original, state, loss, data = runs(name)
     shutil.copytree(original.path, tmp_path / "run")
-    directory = loopax.RunDir(tmp_path / "run")
+    directory = RunDir(tmp_path / "run")
     for path in directory.checkpoints.iterdir():
         if path.name != str(kept):
             shutil.rmtree(path)
-    replay = loopax.Replay(directory, state, loss, data)
+    replay = Replay(directory, state, loss, data)
     store = loopax.CheckpointStore(original.checkpoints)
     for step in (20, 40, 60):
         saved = bits(store.restore(state, step)[0])
@@ -158,7 +160,7 @@ def test_replaying_writes_nothing_and_leaves_the_state_as_it_is(runs, bits):
     directory, state, loss, data = runs("device")
     before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
     given = bits(state)
-    replay = loopax.Replay(directory, state, loss, data)
+    replay = Replay(directory, state, loss, data)
     assert replay.step(3).metrics == replay.step(3).metrics
     replay.state_at(0)
     assert bits(state) == given
@@ -168,7 +170,7 @@ def test_replaying_writes_nothing_and_leaves_the_state_as_it_is(runs, bits):
 
 def test_what_is_kept_of_a_step_is_json_and_arrays(runs, tmp_path):
     directory, state, loss, data = runs("skipped")
-    again = loopax.Replay(directory, state, loss, data).step(27)
+    again = Replay(directory, state, loss, data).step(27)
     again.save(tmp_path / "kept" / "27")
     text = (tmp_path / "kept" / "27" / "report.json").read_text()
     told = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -189,19 +191,19 @@ def test_what_is_kept_of_a_step_is_json_and_arrays(runs, tmp_path):
 
 def test_a_run_without_steps_has_nothing_to_replay(tmp_path, runs):
     _, state, loss, data = runs("device")
-    directory = loopax.RunDir.create(tmp_path / "run")
+    directory = RunDir.create(tmp_path / "run")
     directory.claim({})
     with pytest.raises(RunDirError, match=r"run\.json"):
-        loopax.Replay(directory, state, loss, data)
+        Replay(directory, state, loss, data)
     directory.write_json("run.json", {"starts": []})
     with pytest.raises(RunDirError, match="has not been trained yet"):
-        loopax.Replay(directory, state, loss, data)
+        Replay(directory, state, loss, data)
 
 
 def test_another_model_is_refused_by_the_leaf_that_differs(runs, line_state):
     directory, _, loss, data = runs("device")
     with pytest.raises(CheckpointError, match=r"optimiser: \S+bias is .* there and absent here"):
-        loopax.Replay(directory, line_state(), loss, data).state_at(30)
+        Replay(directory, line_state(), loss, data).state_at(30)
 
 
 # --- Where it went bad --------------------------------------------------------
@@ -228,7 +230,7 @@ def test_the_step_that_spoiled_the_state_is_found(tmp_path, line_state, bad):
             checkpoints=loopax.Checkpoints(seconds=None),
             **QUIET,
         )
-    replay = loopax.Replay(loopax.RunDir.open(tmp_path), state, loss, data)
+    replay = Replay(RunDir.open(tmp_path), state, loss, data)
     assert replay.culprit(caught.value.step) == bad
     assert replay.culprit(58) == bad
     # A step that was good is its own answer.
@@ -256,7 +258,7 @@ def parent(tmp_path_factory, dataset, loss_fn, new_state):
     """Fifty-three steps with rows each ten, probes each seven and evaluations each nine."""
     data, state = dataset.batches(2), new_state(ema_decay=0.9)
     run = trained(state, loss_fn, data, tmp_path_factory.mktemp("runs") / "parent", evaluation=data)
-    return run, state, loopax.Replay(run.dir, state, loss_fn, data), data
+    return run, state, Replay(run.dir, state, loss_fn, data), data
 
 
 BRANCHES = {
@@ -289,7 +291,7 @@ def test_a_branch_without_a_change_is_the_run_itself(parent, loss_fn, bits, tmp_
 )
 def test_a_run_that_went_back_or_skipped_can_be_branched(runs, bits, tmp_path, name, policy, step):
     directory, state, loss, data = runs(name)
-    replay = loopax.Replay(directory, state, loss, data)
+    replay = Replay(directory, state, loss, data)
     branch = replay.branch(step, tmp_path / "branch", state=state, data=data, config=None)
     run = loopax.fit(
         state,
@@ -359,7 +361,7 @@ def test_a_branch_can_be_replayed_from_where_it_begins(parent, loss_fn, tmp_path
     _, state, replay, data = parent
     branch = replay.branch(25, tmp_path / "branch", state=state, data=data, config=None)
     trained(state, loss_fn, data, tmp_path / "branch", evaluation=data)
-    again = loopax.Replay(branch, state, loss_fn, data)
+    again = Replay(branch, state, loss_fn, data)
     assert again.step(33).metrics == replay.step(33).metrics
     with pytest.raises(
         ConfigError, match=r"begins at step 25.*up to step 24.*branched from"

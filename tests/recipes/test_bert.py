@@ -20,6 +20,7 @@ from loopax.program import TrainProgram
 from loopax.randomness import Rngs
 from loopax.recipes import bert
 from loopax.recipes.bert import problem as problems
+from loopax.weights import read_weights, save_weights
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 WORDS = {"good": ["great", "fine"], "bad": ["dull", "poor"]}
@@ -184,10 +185,10 @@ def test_a_run_is_used_without_its_pretrained_model_and_not_trained_on_with_anot
     config = dataclasses.replace(head, model=str(model))
     trained = bert.train(config, tmp_path / "run", steps=15, progress=False)
     texts = ["the film is great", "the film is dull"]
-    weights = loopax.read_weights(model / "model.safetensors")
+    weights = read_weights(model / "model.safetensors")
     name = next(name for name in weights if "query.weight" in name)
     weights[name] = weights[name] + 1
-    loopax.save_weights(model / "model.safetensors", weights, {"format": "pt"})
+    save_weights(model / "model.safetensors", weights, {"format": "pt"})
     with pytest.raises(CheckpointError, match="made with") as raised:
         bert.train(config, tmp_path / "run", progress=False)
     assert "\n" not in str(raised.value)
@@ -196,7 +197,7 @@ def test_a_run_is_used_without_its_pretrained_model_and_not_trained_on_with_anot
     loaded = bert.load(moved)
     np.testing.assert_array_equal(loaded.probabilities(texts), trained.probabilities(texts))
     [folder] = bert.export(moved, "latest", None, print)
-    exported = loopax.read_weights(folder / "model.safetensors")
+    exported = read_weights(folder / "model.safetensors")
     assert exported.keys() >= {name}
     results = bert.evaluate(loaded)
     assert results["examples"] > 0
@@ -413,9 +414,9 @@ def test_pairs_for_a_model_of_one_segment_are_refused(full, tmp_path):
     shutil.copytree(TINY, tmp_path / "one")
     config = json.loads((TINY / "config.json").read_text()) | {"type_vocab_size": 1}
     (tmp_path / "one" / "config.json").write_text(json.dumps(config))
-    arrays = loopax.read_weights(TINY / "model.safetensors")
+    arrays = read_weights(TINY / "model.safetensors")
     name = next(name for name in arrays if "token_type" in name)
-    loopax.save_weights(tmp_path / "one" / "model.safetensors", arrays | {name: arrays[name][:1]})
+    save_weights(tmp_path / "one" / "model.safetensors", arrays | {name: arrays[name][:1]})
     lines = [f"a {index},b {index % 7},{index % 2}" for index in range(60)]
     (tmp_path / "p.csv").write_text("\n".join(["premise,hypothesis,label", *lines]))
     with pytest.raises(ConfigError, match=r"type_vocab_size is 1.* holds pairs"):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from tests.test_report import page_of
 
-import loopax
 from loopax import measures
 from loopax.data import Texts
 from loopax.errors import DataError
@@ -20,6 +19,7 @@ from loopax.recipes.bert import (
     report,
     tables,
 )
+from loopax.rundir import RunDir
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 NAMES = ("bad", "fair", "good")
@@ -93,7 +93,7 @@ def test_without_texts_those_that_the_run_kept_aside_are_taken(tmp_path):
         config=config,
         tokenizer=read_pretrained(TINY).tokenizer,
         longest=config.max_length,
-        dir=loopax.RunDir(tmp_path / "run"),
+        dir=RunDir(tmp_path / "run"),
     )
     results = evaluate(trained)
     assert results["examples"] == 20
@@ -121,7 +121,7 @@ def test_the_surest_mistakes_come_first_and_are_cut():
 
 @pytest.fixture
 def trained(tmp_path):
-    run = loopax.RunDir.create(tmp_path / "run")
+    run = RunDir.create(tmp_path / "run")
     config = FineTuneConfig(data="reviews.csv", batch_size=16)
     run.claim(config.to_json())
     run.note_start(0, print, data={"data": "f00d" * 16})

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-import loopax
 from loopax.errors import ConfigError
 from loopax.recipes import vae
 from loopax.recipes.vae import comparison, evaluation, judge, report
 from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE
+from loopax.rundir import RunDir
 
 CLASSES = 3
 JUDGED = {
@@ -51,7 +51,7 @@ def made(home, train=None, test=None, **settings):
     np.savez(home / "d.npz", **arrays)
     settings = {"widths": (8,), "latent": 2, "batch_size": 6, "sampler": "prior", **settings}
     problem = vae.Problem.of(vae.VAEConfig(data=str(home / "d.npz"), **settings))
-    return TrainedVAE.of(problem, problem.state().params, loopax.RunDir(home), 7)
+    return TrainedVAE.of(problem, problem.state().params, RunDir(home), 7)
 
 
 def printed(results):

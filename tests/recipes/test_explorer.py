@@ -26,6 +26,7 @@ from loopax.recipes.vae.explorer import Explorer, Request, RequestError, Site, l
 from loopax.recipes.vae.problem import Problem
 from loopax.recipes.vae.trained import TrainedVAE
 from loopax.recipes.vae.training import train
+from loopax.rundir import RunDir
 
 PATIENCE_S = 60.0
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -43,7 +44,7 @@ def trained_vae(directory, shape, classes, names=None, **settings):
     if names:
         splits = (each and dataclasses.replace(each, class_names=names) for each in problem.data)
         problem = dataclasses.replace(problem, data=type(problem.data)(*splits))
-    return TrainedVAE.of(problem, problem.state().params, loopax.RunDir(directory), 0)
+    return TrainedVAE.of(problem, problem.state().params, RunDir(directory), 0)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tests.test_docs import programs
 
-import loopax
 from loopax.recipes.vae import exporting
+from loopax.weights import save_weights
 
 PROGRAM = f"""
 import sys
@@ -58,7 +58,7 @@ def test_the_sampler_runs_in_a_process_without_loopax(tiny_vae, sampler, tmp_pat
 
 def test_weights_and_configuration_are_enough_to_decode_by_hand(tiny_vae, tmp_path):
     exporting.export_sampler(tiny_vae, tmp_path / "sampler.stablehlo")
-    loopax.save_weights(tmp_path / "weights.safetensors", tiny_vae.params)
+    save_weights(tmp_path / "weights.safetensors", tiny_vae.params)
     label = np.arange(9, dtype=np.int32) % 3
     latent = tiny_vae.latents_of(label)
     np.save(tmp_path / "latent.npy", latent)

@@ -10,8 +10,11 @@ import pytest
 
 import loopax
 from loopax.data import Dataset, Splits
+from loopax.deadline import time_limit
+from loopax.environment import cache_dir
 from loopax.errors import CheckpointError, DataError
 from loopax.recipes.vae import judge
+from loopax.weights import save_weights
 
 
 def images_of(count, seed):
@@ -45,7 +48,7 @@ def test_a_judge_is_trained_once_and_kept(data, trained):
     again = judge.judge_for(data, said.append)
     assert said == []
     assert again.digest == trained.digest
-    kept = loopax.cache_dir() / "judges" / judge.name_for(data)
+    kept = cache_dir() / "judges" / judge.name_for(data)
     assert again.digest == hashlib.sha256(kept.read_bytes()).hexdigest()[:12]
     assert not kept.with_suffix("").exists(), "the run that it was trained in"
 
@@ -100,7 +103,7 @@ def test_without_a_cache_it_is_trained_for_this_once(data, tmp_path, monkeypatch
 
 def test_one_whose_time_was_up_is_not_kept_as_if_it_were_whole(data, tmp_path):
     over = []
-    with loopax.time_limit(2, lambda: over.append(True)):
+    with time_limit(2, lambda: over.append(True)):
         judge.train_judge(data, tmp_path / "judge.safetensors", epochs=1e5)
     assert over == [True]
     assert list(tmp_path.iterdir()) == []
@@ -112,7 +115,7 @@ def test_what_cannot_be_judged_or_read_is_refused(data, tmp_path):
     with pytest.raises(DataError, match="one class only"):
         judge.judge_for(alone)
     other = tmp_path / "other.safetensors"
-    loopax.save_weights(other, {"kernel": np.zeros(3, np.float32)})
+    save_weights(other, {"kernel": np.zeros(3, np.float32)})
     with pytest.raises(CheckpointError, match="another model"):
         judge.read_judge(other, data)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import loopax
 from loopax.cli import main, training
 from loopax.recipes import vae
 from loopax.recipes.vae import judge
+from loopax.rundir import RunDir
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 """Classes, in the order of their names, and so of their labels."""
@@ -205,7 +205,7 @@ def test_grey_images_are_made_colour_and_mixed_sizes_one(grey, coloured, tmp_pat
             (mixed / name / file.name).write_bytes(file.read_bytes())
     said, run = started(mixed, "--image-size", "16", "16", "--channels", "3")
     assert said.splitlines()[0].endswith("16 x 16 colour, 2 classes (disc, square), 9 images each")
-    assert loopax.RunDir.open(run).config["image_size"] == [16, 16]
+    assert RunDir.open(run).config["image_size"] == [16, 16]
 
 
 def of_other_size(folder):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import loopax
 from loopax.recipes import vae
 from loopax.recipes.vae import pictures
 from loopax.recipes.vae.trained import TrainedVAE
+from loopax.report import save_curves
+from loopax.rundir import RunDir
 
 GRIDS = (
     "samples.png",
@@ -46,7 +47,7 @@ def made(home, *, classes=3, count=60, shape=(5, 4, 3), known=1.0, names=None, s
     (home / "run").mkdir()
     row = {"step": 1, "source": "train", "loss": 1.0}
     (home / "run" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    return TrainedVAE.of(problem, problem.state().params, loopax.RunDir(home / "run"), 1)
+    return TrainedVAE.of(problem, problem.state().params, RunDir(home / "run"), 1)
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +301,7 @@ def test_curves_have_a_panel_for_each_metric_there_is(monkeypatch, tmp_path):
         rows = [
             {"step": 1, "source": source, **row} for row in history for source in ("train", "test")
         ]
-        pictures.save_curves(rows, tmp_path / "curves.png")
+        save_curves(rows, tmp_path / "curves.png", pictures.CURVES)
         found = [axes.get_title() for axes in saved[-1].axes]
         assert found == titles or len(found) == titles
 
@@ -309,7 +310,7 @@ def test_a_curve_below_zero_is_seen_whole_and_a_high_beginning_is_cut(monkeypatc
     saved = figures_saved(monkeypatch)
     values = [1000.0, *np.linspace(-60, -120, 99)]
     rows = [{"step": step, "source": "train", "loss": value} for step, value in enumerate(values)]
-    pictures.save_curves(rows, tmp_path / "curves.png")
+    save_curves(rows, tmp_path / "curves.png", pictures.CURVES)
     low, high = saved[0].axes[0].get_ylim()
     assert low < -120
     assert -61 < high < 0

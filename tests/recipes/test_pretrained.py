@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-import loopax
 from loopax.errors import CheckpointError, ConfigError, DataError, LoopaxError, StorageError
 from loopax.models.bert import BertForSequenceClassification
 from loopax.recipes.bert.pretrained import head_order, params_for, read_pretrained
 from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import encode
+from loopax.weights import read_weights, save_weights
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 CLASSES = ("bad", "so-so", "good")
@@ -45,8 +45,8 @@ def folder(tmp_path):
 
 def rewritten(folder, change):
     """Writes the weights of `folder` anew, as `change` gives them for a mapping by name."""
-    weights = loopax.read_weights(folder / "model.safetensors")
-    loopax.save_weights(folder / "model.safetensors", change(weights))
+    weights = read_weights(folder / "model.safetensors")
+    save_weights(folder / "model.safetensors", change(weights))
 
 
 def configured(folder, **changes):
@@ -535,7 +535,7 @@ def test_what_pools_by_mean_says_so_and_brings_its_code(pretrained, tmp_path):
     code = (tmp_path / "out" / f"{module}.py").read_text()
     assert f"class {name}(" in code
     compile(code, module, "exec")
-    names = loopax.read_weights(tmp_path / "out/model.safetensors")
+    names = read_weights(tmp_path / "out/model.safetensors")
     assert not any("pooler" in name for name in names)
 
 
@@ -584,13 +584,13 @@ def test_names_that_do_not_tell_the_classes_apart_are_refused(pretrained, tmp_pa
 def test_weights_in_several_files_and_words_alone_are_a_model_too(pretrained, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(TINY, folder)
-    arrays = loopax.read_weights(folder / "model.safetensors")
+    arrays = read_weights(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(arrays)
     parts = {"model-00001-of-00002.safetensors": names[::2]}
     parts["model-00002-of-00002.safetensors"] = names[1::2]
     for file, part in parts.items():
-        loopax.save_weights(folder / file, {name: arrays[name] for name in part})
+        save_weights(folder / file, {name: arrays[name] for name in part})
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     vocabulary = pretrained.tokenizer.get_vocab()

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from tests.test_report import page_of
 
-import loopax
 from loopax.recipes import vae
 from loopax.recipes.vae import report
 from loopax.recipes.vae.trained import TrainedVAE
+from loopax.rundir import RunDir
 
 NAMES = ("<script>alert(1)</script>", "shoe & sock", "bag")
 OBJECTIVE = {
@@ -64,7 +64,7 @@ def trained(tmp_path):
     problem = vae.Problem.of(config)
     parts = {n: replace(part, class_names=NAMES) for n, part in problem.data.parts.items()}
     data = problem.data._replace(**parts)
-    run = loopax.RunDir.create(tmp_path / "run")
+    run = RunDir.create(tmp_path / "run")
     return TrainedVAE.of(replace(problem, data=data), problem.state().params, run, 30)
 
 

@@ -9,8 +9,11 @@ import pytest
 
 import loopax
 from loopax import Optimizer
+from loopax.errors import LoopaxError
 from loopax.recipes import vae
-from loopax.recipes.vae.pictures import save_curves
+from loopax.recipes.vae.pictures import CURVES
+from loopax.report import save_curves
+from loopax.weights import save_weights
 
 
 def test_a_run_is_loaded_with_the_average_that_was_evaluated(tiny_vae):
@@ -40,7 +43,7 @@ def test_data_that_has_changed_since_is_refused(tiny_vae, tiny_config, tmp_path)
     image = np.random.default_rng(1).integers(0, 255, (60, 5, 4, 3), np.uint8)
     np.savez(other, image=image, label=np.arange(60) % 3)
     changed = dataclasses.replace(tiny_config, data=str(other))
-    with pytest.raises(loopax.LoopaxError, match="is not the data that"):
+    with pytest.raises(LoopaxError, match="is not the data that"):
         vae.train(changed, tiny_vae.dir.path, progress=False)
 
 
@@ -57,7 +60,7 @@ def test_another_run_begins_with_the_averages_and_with_nothing_else(
 ):
     file = tmp_path / "weights.safetensors"
     with loopax.CheckpointStore(tiny_vae.dir.checkpoints) as store:
-        loopax.save_weights(file, store.weights())
+        save_weights(file, store.weights())
     usual = vae.Problem.of(tiny_config).state()
     for source in (tiny_vae.dir.path, file):
         state = vae.Problem.of(dataclasses.replace(tiny_config, weights=str(source))).state()
@@ -90,7 +93,7 @@ def test_curves_have_gaps_where_there_were_no_numbers(tmp_path):
         for source in ("train", "test")
     ]
     for history in (rows, rows[2:4], []):
-        save_curves(history, tmp_path / "curves.png")
+        save_curves(history, tmp_path / "curves.png", CURVES)
         assert (tmp_path / "curves.png").stat().st_size > 0
 
 

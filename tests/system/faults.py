@@ -261,7 +261,7 @@ def outcome(run_dir):
         for which in ("latest", "best"):
             try:
                 store.step_of(which)
-            except loopax.LoopaxError:
+            except loopax.errors.LoopaxError:
                 continue  # where nothing was ranked
             tree, meta = store.read(which)
             found[f"{which} step"] = str(meta["step"]).encode()

@@ -71,7 +71,7 @@ def walk(run_dir, at=None, on_failure="stop", log_every=10):
             log_every=log_every,
             probe_every=None,
         )
-    except loopax.LoopaxError as error:
+    except loopax.errors.LoopaxError as error:
         print(f"walk: {error}", file=sys.stderr)
         return error.exit_code
     return 0

@@ -65,7 +65,7 @@ def verify(words: list[str]) -> int:
     command = parse(Verify, words[:given], "loopax verify")
     if given == len(words):
         raise ConfigError("say what to verify: a recipe, the directory of a run, or a program")
-    import loopax.verify
+    import loopax
 
     target = words[given:]
     if target[0] in RECIPES:
@@ -84,9 +84,9 @@ def replay(words: list[str]) -> int:
     """`loopax replay RUN --step N`."""
     command = parse(Replay, words, "loopax replay")
     recipe = recipe_of(command.run)
-    run = loopax.RunDir.open(command.run)
+    run = loopax.rundir.RunDir.open(command.run)
     problem = recipe.Problem.of(recipe.stored_config(command.run))
-    past = loopax.Replay(run, problem.state(), problem.loss_fn, problem.batches)
+    past = loopax.diagnose.Replay(run, problem.state(), problem.loss_fn, problem.batches)
     replayed = past.step(command.step)
     print("\n".join(replayed.lines()))
     out = command.out or run.path / "replay" / str(command.step)
@@ -99,12 +99,12 @@ def rewind(words: list[str]) -> int:
     """`loopax rewind RUN --step N --set name=value`."""
     command = parse(Rewind, words, "loopax rewind")
     recipe = recipe_of(command.run)
-    run, old = loopax.RunDir.open(command.run), recipe.stored_config(command.run)
+    run, old = loopax.rundir.RunDir.open(command.run), recipe.stored_config(command.run)
     new = parse(type(old), _as_options(command.set), "loopax rewind --set", old)
     before, after = recipe.Problem.of(old), recipe.Problem.of(new)
     here = Path(os.path.abspath(run.path))  # `.` has no name that another could be made of.
     out = command.out or here.with_name(f"{here.name}-at-{command.step}")
-    loopax.Replay(run, before.state(), before.loss_fn, before.batches).branch(
+    loopax.diagnose.Replay(run, before.state(), before.loss_fn, before.batches).branch(
         command.step, out, state=after.state(), data=after.batches, config=new.to_json()
     )
     print(f"{out}: begins at step {command.step:,} of {run.path}; loopax resume {out} goes on")

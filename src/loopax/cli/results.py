@@ -168,7 +168,7 @@ def _evaluate_helps(words: list[str]) -> int:
 def export(words: list[str]) -> int:
     """`loopax export RUN`."""
     command = parse(Export, words, "loopax export")
-    from loopax.checkpoint import CheckpointStore
+    from loopax import CheckpointStore
     from loopax.rundir import RunDir
     from loopax.weights import save_weights
 

@@ -91,7 +91,7 @@ def judge(words: list[str]) -> int:
     """`loopax judge DATA`."""
     command = parse(Judge, words, "loopax judge")
     import loopax
-    from loopax.durable import storing
+    from loopax.files import storing
     from loopax.recipes import vae
 
     config = VAEConfig(
@@ -101,7 +101,7 @@ def judge(words: list[str]) -> int:
         background=command.background,
     )
     data = vae.data_of(config)
-    folder = None if command.out else loopax.cache_folder("judges")
+    folder = None if command.out else loopax.environment.cache_folder("judges")
     if command.out is None and folder is None:
         raise ConfigError("there is no cache to keep a judge in; give --out")
     out = command.out or Path(folder or "") / vae.name_for(data)
@@ -186,7 +186,8 @@ def _trained(recipe: Any, config: Any, run_dir: Path, command: Train[Any] | Resu
 
 def chosen_writers(names: Sequence[str] | None, run_dir: Path) -> list[Writer]:
     """Those that are named; those of the run's last start where nothing was said."""
-    from loopax import RunDir, writers
+    from loopax import writers
+    from loopax.rundir import RunDir
 
     known = {name: getattr(writers, name) for name in ("CSV", "MLflow", "Trackio", "WandB")}
     if names is None:

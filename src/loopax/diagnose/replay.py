@@ -20,9 +20,9 @@ from loopax.batches.loader import Loader
 from loopax.checkpoint import CheckpointStore
 from loopax.configuration import as_mapping
 from loopax.diagnose.examine import StepReport, as_json, examine
-from loopax.durable import PARTIAL, replacing, storing, write_text
 from loopax.environment import numerics
 from loopax.errors import CheckpointError, ConfigError, RunDirError
+from loopax.files import PARTIAL, replacing, storing, write_text
 from loopax.jsonlines import JsonLines
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.program import TrainProgram, probe_program

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from loopax.drawing import legible, save_figure
+from loopax.report import legible, save_figure
 
 COUNTED = 30
 """Classes up to which the counts fit into the fields of the confusion matrix."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from loopax.report import Rows
+from loopax.report import Table
 
 TABULATED = 6
 """Classes up to which the confusion matrix is legible as a table."""
@@ -51,7 +51,7 @@ def headline(results: Results, noun: str) -> Iterator[tuple[str, str, str]]:
     yield "calibration error", f"{calibration['error']:.1%}", f"of {results['examples']:,} {noun}"
 
 
-def tables(results: Results, noun: str) -> list[Rows]:
+def tables(results: Results, noun: str) -> list[Table]:
     """Overall figures, figures by class, confusions and calibration; `noun` is of the examples."""
     return [
         _overall(results, noun),
@@ -66,7 +66,7 @@ def needs_confusions(results: Results) -> bool:
     return len(results["class_names"]) > TABULATED
 
 
-def _overall(results: Results, noun: str) -> Rows:
+def _overall(results: Results, noun: str) -> Table:
     beside = {"baseline": results.get("baseline"), "guessing": results["floor"]}
     others = {name: each for name, each in beside.items() if each}
     low, high = results["accuracy_interval"]
@@ -84,10 +84,10 @@ def _overall(results: Results, noun: str) -> Rows:
     title = f"{results['examples']:,} {noun} of {results['data']}, step {results['step']:,}"
     if worth := verdict(results, noun):
         title = f"{title}. {worth}"
-    return Rows(("", "classifier", "95 % interval", *others), rows, title)
+    return Table(("", "classifier", "95 % interval", *others), rows, title)
 
 
-def _by_class(results: Results, noun: str) -> Rows:
+def _by_class(results: Results, noun: str) -> Table:
     """Every class; of very many the worst."""
     named = list(zip(results["class_names"], results["per_class"], strict=True))
     limited = ""
@@ -104,10 +104,10 @@ def _by_class(results: Results, noun: str) -> Rows:
         for name, of_class in named
     ]
     heads = ("class", "precision", "recall", "F1", noun)
-    return Rows(heads, rows, f"By class, from 0 to 1{limited}")
+    return Table(heads, rows, f"By class, from 0 to 1{limited}")
 
 
-def _confusion(results: Results, noun: str) -> Rows:
+def _confusion(results: Results, noun: str) -> Table:
     """The matrix of few classes; of many the confusions that are most frequent."""
     names, counts = results["class_names"], np.array(results["confusion"])
     if not needs_confusions(results):
@@ -116,7 +116,7 @@ def _confusion(results: Results, noun: str) -> Rows:
             for name, row in zip(names, counts.tolist(), strict=True)
         ]
         title = f"{noun.capitalize()} of a class (row) taken for a class (column)"
-        return Rows(("class", *names), rows, title)
+        return Table(("class", *names), rows, title)
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:CONFUSIONS_LISTED]
     found = [divmod(place, len(names)) for place in order.tolist()]
@@ -126,10 +126,10 @@ def _confusion(results: Results, noun: str) -> Rows:
         if counts[true, taken]
     ]
     none = "" if rows else ": none"
-    return Rows(("class", "taken for", noun), rows, f"The most frequent confusions{none}")
+    return Table(("class", "taken for", noun), rows, f"The most frequent confusions{none}")
 
 
-def _calibration(results: Results, noun: str) -> Rows:
+def _calibration(results: Results, noun: str) -> Table:
     rows = [
         (
             f"{each['from']:.0%} – {each['to']:.0%}",
@@ -140,7 +140,7 @@ def _calibration(results: Results, noun: str) -> Rows:
         for each in results["calibration"]["bins"]
     ]
     heads = ("probability", "on average", "is right", noun)
-    return Rows(heads, rows, "How often an answer is right, by its probability")
+    return Table(heads, rows, "How often an answer is right, by its probability")
 
 
 def _cell(value: float | None) -> str:

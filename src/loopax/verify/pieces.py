@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loopax.durable import storing
 from loopax.errors import ConfigError, ProgramError
+from loopax.files import storing
 from loopax.jsonlines import read_json_lines
 from loopax.rundir import RunDir
 from loopax.verify.compare import KINDS, Comparison, Outcome, compare

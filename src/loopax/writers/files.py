@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from loopax.durable import storing
 from loopax.errors import ConfigError
+from loopax.files import storing
 from loopax.history import Extent
 from loopax.jsonlines import JsonLines, Row, values_of
 from loopax.run import Run

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-import loopax
 from loopax.data import Texts
+from loopax.deadline import check_time
 
 BASELINE = "TF-IDF with logistic regression"
 KINDS = ((1, 1000.0), (1, 100.0), (1, 10.0), (2, 100.0))
@@ -44,7 +44,7 @@ def fit_baseline(train: Texts, validation: Texts) -> Baseline | None:
         return None
     fitted = []
     for words, strength in KINDS:
-        loopax.check_time()
+        check_time()
         try:
             fitted.append(_fitted(train, words, strength))
         except ValueError:  # as the vectoriser says that there are no words

@@ -122,7 +122,7 @@ class FineTuneConfig:
         Raises:
             ConfigError: it is not one of a fine-tuning run.
         """
-        return loopax.read_config(cls, stored)
+        return loopax.rundir.read_config(cls, stored)
 
 
 _FULL = FineTuneConfig()

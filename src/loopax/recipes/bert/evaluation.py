@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Float
 
 import loopax
-from loopax import Rows, measures
+from loopax import measures
 from loopax.data import Texts
 from loopax.errors import DataError, LoopaxError
 from loopax.recipes.bert.baseline import BASELINE, fit_baseline
 from loopax.recipes.bert.texts import Parts, texts_of
 from loopax.recipes.bert.trained import TrainedClassifier
+from loopax.report import Table
 
 Results = dict[str, Any]
 Probabilities = Float[np.ndarray, "texts classes"]
@@ -106,7 +107,7 @@ def mistakes(probabilities: Probabilities, texts: Texts) -> list[Results]:
     ]
 
 
-def tables(results: Mapping[str, Any]) -> list[Rows]:
+def tables(results: Mapping[str, Any]) -> list[Table]:
     """The results for people."""
     return measures.tables(results, NOUN)
 

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-import loopax
+from loopax.environment import cache_folder
 from loopax.models.bert import BertForSequenceClassification
 from loopax.recipes.bert.tokens import in_batches, model_inputs
+from loopax.weights import read_weights, save_weights
 
 FORMAT = 1
 
@@ -32,11 +33,11 @@ def features_of(
 ) -> np.ndarray:
     """The features `[texts, hidden]` of tokens: from `file`, or computed now and kept there."""
     if file is not None and file.exists():
-        return loopax.read_weights(file)["features"]
+        return read_weights(file)["features"]
     say(f"computing the features of {len(tokens['length']):,} texts, once: {file or 'not kept'}")
     computed = in_batches(functools.partial(_features, model, params), tokens, longest)
     if file is not None:
-        loopax.save_weights(file, {"features": computed})
+        save_weights(file, {"features": computed})
     return computed
 
 
@@ -48,5 +49,5 @@ def _features(model: BertForSequenceClassification, params: Any, batch: Any) -> 
 def file_for(*parts: str) -> Path | None:
     """Where features are kept, in the user's cache, by all that they depend on; None without."""
     name = hashlib.sha256(repr((FORMAT, *parts)).encode()).hexdigest()[:16]
-    folder = loopax.cache_folder("features")
+    folder = cache_folder("features")
     return None if folder is None else folder / f"{name}.safetensors"

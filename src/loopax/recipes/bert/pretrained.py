@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-import loopax
 from loopax.errors import CheckpointError, ConfigError
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.layout import (
@@ -36,6 +35,7 @@ from loopax.recipes.bert.layout import (
 )
 from loopax.recipes.bert.tokens import needed, read_tokenizer
 from loopax.recipes.bert.weights import digest_of, read_weights, shapes_of, weight_files
+from loopax.weights import with_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -170,7 +170,7 @@ def params_for(
         if order is not None:
             weights[path] = array[..., order]
     source = str(pretrained.folder / WEIGHTS)
-    return loopax.with_weights(params, weights, source=source, partial=True)
+    return with_weights(params, weights, source=source, partial=True)
 
 
 def head_order(

@@ -319,7 +319,9 @@ def costs(config: FineTuneConfig) -> list[str]:
 
 
 def _costs(problem: Problem) -> list[str]:
-    return loopax.estimate(problem.state(resumed=True), problem.loss_fn, problem.batches).lines()
+    return loopax.diagnose.estimate(
+        problem.state(resumed=True), problem.loss_fn, problem.batches
+    ).lines()
 
 
 def model_of(

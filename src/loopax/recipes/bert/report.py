@@ -9,11 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import loopax
-from loopax import Figures, Origin, Picture, Rows, Section, Text, measures
+from loopax import measures
+from loopax.files import storing
 from loopax.recipes.bert.config import PRESETS, FineTuneConfig
 from loopax.recipes.bert.evaluation import NOUN, tables
 from loopax.recipes.bert.problem import metric_of
 from loopax.recipes.bert.trained import TrainedClassifier
+from loopax.report import (
+    Figures,
+    Picture,
+    Provenance,
+    Section,
+    Table,
+    Text,
+    save_curves,
+    settings_table,
+    write_report,
+)
+from loopax.rundir import RunDir
 
 CURVES = {"loss": "cross-entropy, nats", "accuracy": "accuracy", "learning_rate": "learning rate"}
 
@@ -29,11 +42,11 @@ def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
         LoopaxError: a picture or the report cannot be written.
     """
     run, config = trained.dir, trained.config
-    with loopax.storing(run.path):
+    with storing(run.path):
         pictures = _pictures(run, results)
     overall, by_class, confusion, calibration = tables(results)
     listed = [confusion] if measures.needs_confusions(results) else []
-    origin = Origin(run)
+    provenance = Provenance(run)
     sections = [
         Section(
             "Summary",
@@ -42,18 +55,18 @@ def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
         Section("Classes", [by_class, pictures["confusion.png"], *listed]),
         Section("Calibration", [pictures["calibration.png"], calibration]),
         Section("Mistakes", [*_mistakes(results)]),
-        Section("Training", [pictures["curves.png"], *origin.account]),
+        Section("Training", [pictures["curves.png"], *provenance.account]),
         Section("Configuration", [_settings(config)]),
-        Section("Provenance", [*origin.provenance(config.seed), _commands(trained)]),
+        Section("Provenance", [*provenance.tables(config.seed), _commands(trained)]),
     ]
-    about = [f"preset {config.preset}", origin.began, f"loopax {loopax.__version__}"]
+    about = [f"preset {config.preset}", provenance.began, f"loopax {loopax.__version__}"]
     path = run.path / "report.html"
     title = f"A classifier of texts: {Path(config.data).name}"
-    loopax.write_report(path, title, sections, subtitle=" · ".join(filter(None, about)))
+    write_report(path, title, sections, subtitle=" · ".join(filter(None, about)))
     return path
 
 
-def _pictures(run: loopax.RunDir, results: Mapping[str, Any]) -> dict[str, Picture]:
+def _pictures(run: RunDir, results: Mapping[str, Any]) -> dict[str, Picture]:
     """Draws the pictures of a run, by the names of their files."""
     folder = run.pictures
     captions = {
@@ -61,9 +74,7 @@ def _pictures(run: loopax.RunDir, results: Mapping[str, Any]) -> dict[str, Pictu
         "calibration.png": measures.save_calibration(results, folder / "calibration.png", NOUN),
         "curves.png": "Means over the texts that were trained on, and over the validation texts.",
     }
-    loopax.save_curves(
-        run.metrics, folder / "curves.png", CURVES, whole=("accuracy", "learning_rate")
-    )
+    save_curves(run.metrics, folder / "curves.png", CURVES, whole=("accuracy", "learning_rate"))
     return {name: Picture(folder / name, caption) for name, caption in captions.items()}
 
 
@@ -74,7 +85,7 @@ def _summary(trained: TrainedClassifier, results: Mapping[str, Any]) -> Text:
     froze = f", of which {', '.join(config.optimizer.freeze)} stayed as it was," * bool(
         config.optimizer.freeze
     )
-    took, worth = Origin(trained.dir).took, measures.verdict(results, NOUN)
+    took, worth = Provenance(trained.dir).took, measures.verdict(results, NOUN)
     return Text(
         f"It tells {len(names)} classes of {what} apart, and was fine-tuned from the pretrained "
         f"model {config.model}{froze} in {trained.step:,} steps"
@@ -87,14 +98,14 @@ def _summary(trained: TrainedClassifier, results: Mapping[str, Any]) -> Text:
     )
 
 
-def _settings(config: FineTuneConfig) -> Rows:
+def _settings(config: FineTuneConfig) -> Table:
     """Every setting beside that of the preset; those that follow the data, as they did here."""
     preset = PRESETS[config.preset]
     epochs, batch_size = preset.epochs or config.epochs, preset.batch_size or config.batch_size
-    return loopax.settings_table(config, replace(preset, epochs=epochs, batch_size=batch_size))
+    return settings_table(config, replace(preset, epochs=epochs, batch_size=batch_size))
 
 
-def _mistakes(results: Mapping[str, Any]) -> Iterator[Text | Rows]:
+def _mistakes(results: Mapping[str, Any]) -> Iterator[Text | Table]:
     """Which are often errors of the labels."""
     found = results["mistakes"]
     if not found:
@@ -107,10 +118,10 @@ def _mistakes(results: Mapping[str, Any]) -> Iterator[Text | Rows]:
         (each["text"], each["class"], each["predicted"], f"{each['probability']:.1%}")
         for each in found
     ]
-    yield Rows(("text", "class", "predicted", "probability"), rows)
+    yield Table(("text", "class", "predicted", "probability"), rows)
 
 
-def _commands(trained: TrainedClassifier) -> Rows:
+def _commands(trained: TrainedClassifier) -> Table:
     run = shlex.quote(str(trained.dir.path))
     commands = {
         "measure it again": f"loopax evaluate {run}",
@@ -118,4 +129,4 @@ def _commands(trained: TrainedClassifier) -> Rows:
         "use it with PyTorch transformers": f"loopax export {run}",
         "see where it stands, or train on": f"loopax resume {run}",
     }
-    return Rows(("", ""), list(commands.items()), "Commands")
+    return Table(("", ""), list(commands.items()), "Commands")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-import loopax
 from loopax.errors import ConfigError
+from loopax.files import replacing, storing
 from loopax.models.bert import BertForSequenceClassification
 from loopax.recipes.bert.layout import (
     CLASSIFIER,
@@ -27,6 +27,7 @@ from loopax.recipes.bert.layout import (
     WEIGHTS,
     as_torch,
 )
+from loopax.weights import save_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -80,10 +81,10 @@ def save_pretrained(
     }
     if model.pooling == "mean":
         texts[MODELING] = (resources.files(__package__) / f"{MODELING}.txt").read_text("utf-8")
-    with loopax.storing(folder), _replacing_folder(folder) as partial:
-        loopax.save_weights(partial / WEIGHTS, arrays, {"format": "pt"})
+    with storing(folder), _replacing_folder(folder) as partial:
+        save_weights(partial / WEIGHTS, arrays, {"format": "pt"})
         for name, text in texts.items():
-            with loopax.replacing(partial / name) as file:
+            with replacing(partial / name) as file:
                 file.write_text(text, encoding="utf-8")
 
 

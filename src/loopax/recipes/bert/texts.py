@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import loopax
 from loopax.data import Texts, read_texts, split_texts
+from loopax.environment import cache_dir
 from loopax.errors import ConfigError, DataError
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.tokens import encode
@@ -133,4 +133,4 @@ def located(name: str) -> str:
 
     if Path(name).exists() or name not in catalogue.known():
         return name
-    return str(catalogue.located(name, loopax.cache_dir()))
+    return str(catalogue.located(name, cache_dir()))

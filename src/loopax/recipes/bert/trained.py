@@ -16,12 +16,15 @@ from jaxtyping import Float
 
 import loopax
 from loopax.data import Columns, Texts, read_texts
+from loopax.deadline import check_time
 from loopax.errors import RunDirError
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.problem import Problem, longest_of
 from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import BATCH, encode, in_batches, model_inputs, needed
+from loopax.rundir import RunDir
+from loopax.weights import with_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,7 +61,7 @@ class TrainedClassifier:
     params: Any
     class_names: tuple[str, ...]
     columns: Columns
-    dir: loopax.RunDir
+    dir: RunDir
     step: int
 
     def probabilities(
@@ -71,7 +74,7 @@ class TrainedClassifier:
         columns, _ = encode(self.tokenizer, rows, self.longest)
 
         def probabilities(batch: Mapping[str, np.ndarray]) -> jax.Array:
-            loopax.check_time()
+            check_time()
             return _probabilities(self.model, self.params, batch)
 
         return in_batches(probabilities, columns, self.longest, batch_size)
@@ -119,7 +122,7 @@ def load(
         CheckpointError: there is no such checkpoint.
     """
     del problem
-    config, directory = stored_config(run), loopax.RunDir.open(run)
+    config, directory = stored_config(run), RunDir.open(run)
     noted = loopax.recipe.noted(directory, NOTED)
     class_names = tuple(noted["class_names"])
     model, tokenizer = _model_of(directory, noted, config)
@@ -128,7 +131,7 @@ def load(
         step = store.chosen(checkpoint)
         weights = store.weights(step)
     source = str(directory.checkpoints / str(step))
-    params = jax.tree.map(jnp.asarray, loopax.with_weights(form, weights, source=source))
+    params = jax.tree.map(jnp.asarray, with_weights(form, weights, source=source))
     columns = Columns(tuple(noted["text"]), noted.get("label"))
     return TrainedClassifier(
         config, tokenizer, model, params, class_names, columns, directory, step
@@ -136,7 +139,7 @@ def load(
 
 
 def _model_of(
-    directory: loopax.RunDir, noted: Mapping[str, Any], config: FineTuneConfig
+    directory: RunDir, noted: Mapping[str, Any], config: FineTuneConfig
 ) -> tuple[BertForSequenceClassification, Tokenizer]:
     """The model and the tokenizer that a run directory keeps.
 

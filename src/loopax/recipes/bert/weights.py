@@ -56,7 +56,9 @@ def digest_of(files: Sequence[Path]) -> str:
 def read_weights(files: Sequence[Path], config: BertConfig) -> dict[str, np.ndarray]:
     """The parameters of files by our paths, each checked against the architecture."""
     path = files[0] if len(files) == 1 else files[0].with_name(INDEX)
-    arrays = {name: array for file in files for name, array in loopax.read_weights(file).items()}
+    arrays = {
+        name: array for file in files for name, array in loopax.weights.read_weights(file).items()
+    }
     stored = _paths(path, arrays)
     layers = {name.split("/")[3] for name in stored if name.startswith("bert/encoder/layer/")}
     if len(layers) != config.num_hidden_layers:

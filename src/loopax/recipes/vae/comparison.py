@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-import loopax
 from loopax import measures
 from loopax.data import Dataset
+from loopax.deadline import check_time
 from loopax.recipes.vae.baseline import fit_baseline
 from loopax.recipes.vae.judge import Judge, judge_for, known_only
 from loopax.recipes.vae.selection import flat_portions, some_of, with_labels
@@ -96,7 +96,7 @@ class _Reference(NamedTuple):
 
     def judged(self, sampler: Sampler, labels: np.ndarray, seed: int) -> Scores:
         """What a sampler's images of these classes score."""
-        loopax.check_time()
+        check_time()
         raw = sampler.decode(sampler.latents_of(labels, seed), labels)
         return self.scores(raw, labels) | self.nearest(raw)
 

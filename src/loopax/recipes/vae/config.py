@@ -138,7 +138,7 @@ class VAEConfig:
         Raises:
             ConfigError: it is not one of a VAE.
         """
-        return loopax.read_config(cls, stored)
+        return loopax.rundir.read_config(cls, stored)
 
 
 # Presets beside published figures, or the article's, train on every image and choose nothing.

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import loopax
-from loopax import Rows
+from loopax.deadline import check_time
 from loopax.errors import ConfigError
 from loopax.recipes.vae.comparison import compare
 from loopax.recipes.vae.config import VAEConfig
@@ -21,6 +21,7 @@ from loopax.recipes.vae.objective import Objective
 from loopax.recipes.vae.problem import EVAL_BATCH
 from loopax.recipes.vae.selection import some_of
 from loopax.recipes.vae.trained import TrainedVAE, as_floats
+from loopax.report import Table
 
 Results = dict[str, Any]
 
@@ -107,7 +108,7 @@ def objective_means(trained: TrainedVAE) -> dict[str, dict[str, float]]:
     state = loopax.TrainState.create(params=trained.params, tx=optax.identity(), seed=seed)
     means = {}
     for name, dataset in trained.data.parts.items():
-        loopax.check_time()
+        check_time()
         batches = dataset.batches(min(EVAL_BATCH, len(dataset)))
         metrics = loopax.evaluate(state, objective.loss, batches)
         if "sse_half" in metrics:
@@ -154,7 +155,7 @@ def likelihood(trained: TrainedVAE, samples: int, images: int | None = None) -> 
     columns = {name: column[chosen] for name, column in test.columns.items()}
     key, total = jax.random.key(0), []
     for first in range(0, len(columns["label"]), LIKELIHOOD_BATCH):
-        loopax.check_time()
+        check_time()
         image = as_floats(columns["image"][first : first + LIKELIHOOD_BATCH])
         label = columns["label"][first : first + LIKELIHOOD_BATCH]
         here = jax.random.fold_in(key, first)
@@ -229,7 +230,7 @@ def verdict(results: Results) -> str | None:
     return said
 
 
-def tables(results: Results) -> list[Rows]:
+def tables(results: Results) -> list[Table]:
     """The results for people."""
     made = []
     split_names = tuple(results["objective"])
@@ -240,7 +241,7 @@ def tables(results: Results) -> list[Rows]:
     ]
     negative = any(part.get("neg_elbo_nats", 0) < 0 for part in results["objective"].values())
     title = f"Objective, mean over images{f'. {MAY_BE_NEGATIVE}' if negative else ''}"
-    made.append(Rows(("", *split_names), rows, title))
+    made.append(Table(("", *split_names), rows, title))
     if found := results.get("likelihood"):
         rows = [
             (title, _number(found[name], ".4f"))
@@ -252,7 +253,7 @@ def tables(results: Results) -> list[Rows]:
             f"Likelihood of {found['images']:,} test images, {found['importance_samples']} "
             f"importance samples (standard error {error} nats)"
         )
-        made.append(Rows(("", "test"), rows, title))
+        made.append(Table(("", "test"), rows, title))
     sources = tuple(results["samples"])
     rows = [
         (title, *(_cell(results["samples"][source], name, form) for source in sources))
@@ -273,7 +274,7 @@ def tables(results: Results) -> list[Rows]:
         judged_by = f"judged by {judge['digest']}, {right}"
     heads = ("", *(SOURCES.get(source, source) for source in sources))
     title = ". ".join(filter(None, [f"Samples, {judged_by}", verdict(results)]))
-    made.append(Rows(heads, rows, title))
+    made.append(Table(heads, rows, title))
     return made
 
 

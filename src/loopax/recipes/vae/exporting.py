@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
-import loopax
+from loopax.files import replacing, storing
 from loopax.recipes.vae.samplers import Mixtures
 from loopax.recipes.vae.trained import TrainedVAE, load
+from loopax.weights import save_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -29,7 +30,7 @@ def export(
     """
     trained = load(run, checkpoint, say=say)
     weights = out or trained.dir.path / "weights.safetensors"
-    loopax.save_weights(weights, trained.params)
+    save_weights(weights, trained.params)
     # Beside weights of another name lies a sampler of that name: two exports share a folder.
     sampler = weights.with_name("sampler.stablehlo" if out is None else f"{weights.stem}.stablehlo")
     export_sampler(trained, sampler)
@@ -57,10 +58,10 @@ def export_sampler(trained: TrainedVAE, path: Path) -> None:
         "step": trained.step,
         "config": trained.config.to_json(),
     }
-    with loopax.storing(path):
-        with loopax.replacing(path) as partial:
+    with storing(path):
+        with replacing(path) as partial:
             partial.write_bytes(exported.serialize())
-        with loopax.replacing(path.with_suffix(".json")) as partial:
+        with replacing(path.with_suffix(".json")) as partial:
             partial.write_text(json.dumps(about, indent=2) + "\n")
 
 

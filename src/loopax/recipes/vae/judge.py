@@ -31,8 +31,12 @@ from jaxtyping import Array, Float, Key
 
 import loopax
 from loopax.data import Dataset, Splits
+from loopax.deadline import check_time, seconds_left
+from loopax.environment import cache_folder
 from loopax.errors import DataError, LoopaxError, RunInUseError
+from loopax.files import replacing
 from loopax.models.classifier import Classifier
+from loopax.weights import read_weights, save_weights, with_weights
 
 FORMAT = 2
 """Of how judges are trained; those of another one are not compared with these."""
@@ -103,7 +107,7 @@ def judge_for(data: Splits, say: Callable[[str], None] = print, *, progress: boo
     bundled = resources.files(__package__) / "judges" / name_for(data)
     if bundled.is_file():
         return read_judge(Path(str(bundled)), data)
-    cache = loopax.cache_folder("judges")
+    cache = cache_folder("judges")
     with nullcontext(cache) if cache else tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / name_for(data)
         if not kept.is_file():
@@ -125,7 +129,7 @@ def _train_alone(data: Splits, kept: Path, say: Callable[[str], None], progress:
             if not waiting:
                 say(f"waiting for the judge that another program trains ({error})")
             waiting = True
-            loopax.check_time()
+            check_time()
             time.sleep(1)
         except LoopaxError:
             if not kept.is_file():  # or the other has just finished, and removed its run
@@ -145,7 +149,7 @@ def read_judge(path: Path, data: Splits) -> Judge:
     """
     model = model_for(data)
     form = jax.eval_shape(functools.partial(_new_state, model, data.train.example))
-    params = loopax.with_weights(form.params, loopax.read_weights(path), source=str(path))
+    params = with_weights(form.params, read_weights(path), source=str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     judge = Judge(model, params, digest, float("nan"), _plain_accuracy(path, data))
     labels = data.test.columns["label"]
@@ -168,8 +172,9 @@ def train_judge(
     """Trains a judge on the training images alone and leaves its weights in `path`.
 
     Beside them, in a file of the same name that ends in `.json`, is the accuracy on the test
-    images of logistic regression on pixels. Where time is short (`loopax.time_limit`), training
-    stops and the block is left; with a `run_dir` it goes on from there the next time.
+    images of logistic regression on pixels. Where time is short
+    (`loopax.deadline.time_limit`), training stops and the block is left; with a `run_dir` it goes
+    on from there the next time.
 
     Args:
         data: the images and their classes.
@@ -191,16 +196,16 @@ def train_judge(
         batches,
         steps=steps,
         run_dir=run_dir,
-        max_seconds=loopax.seconds_left(),
+        max_seconds=seconds_left(),
         progress=progress,
         config={"format": FORMAT, "steps": steps, "shift": shift, "seed": seed},
     )
     if run.step < steps:  # Half a judge is none: its time is up, or a notebook was interrupted.
-        loopax.check_time(math.inf)
+        check_time(math.inf)
         raise KeyboardInterrupt
-    with loopax.replacing(path.with_suffix(".json")) as partial:
+    with replacing(path.with_suffix(".json")) as partial:
         partial.write_text(json.dumps({"plain_accuracy": plain_accuracy(data)}))
-    loopax.save_weights(path, run.state.eval_params)
+    save_weights(path, run.state.eval_params)
     if run_dir is not None:
         shutil.rmtree(run_dir, ignore_errors=True)
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-import loopax
+from loopax.deadline import check_time
+from loopax.files import replacing
 from loopax.recipes.vae.selection import some_of
 from loopax.recipes.vae.trained import PORTION, TrainedVAE, as_floats
+from loopax.report import legible, save_curves, save_figure
 
 Grid = Float[np.ndarray, "rows columns height width channels"]
 
@@ -73,9 +75,9 @@ def draw_all(trained: TrainedVAE) -> list[Drawn]:
     folder = trained.dir.pictures
     drawn = []
     for name, draw in drawings.items():
-        loopax.check_time()
+        check_time()
         drawn.append(Drawn(name, draw(trained, folder / name)))
-    save_curves(trained.dir.metrics, folder / "curves.png")
+    save_curves(trained.dir.metrics, folder / "curves.png", CURVES)
     return [*drawn, Drawn("curves.png", CURVES_SAID)]
 
 
@@ -204,7 +206,7 @@ def save_latents(trained: TrainedVAE, path: Path) -> str:
     size = min(40.0, max(8.0, 8_000 / len(mean)))
     axes.scatter(x[order], y[order], s=size, c=of_each, alpha=0.7, linewidths=0)
     for label, colour in colours.items():
-        axes.scatter([], [], color=colour, label=loopax.legible(trained.class_names[label]))
+        axes.scatter([], [], color=colour, label=legible(trained.class_names[label]))
     if not np.isin(labels, shown).all():
         axes.scatter([], [], color=OTHERS, label="other or unknown")
     axes.set_xlabel(f"first principal component ({shares[0]:.1%} of the variance)")
@@ -212,18 +214,13 @@ def save_latents(trained: TrainedVAE, path: Path) -> str:
     axes.grid(alpha=0.3)
     if len(trained.class_names) > 1:
         figure.legend(loc="outside right upper", frameon=False)
-    loopax.save_figure(figure, path)
+    save_figure(figure, path)
     # Without this a reader would take the mixing for a fault.
     told = "; a model that is told the class need not keep the classes apart here"
     mixed = len(shown) > 1 and trained.is_conditional
     return f"A map of {len(mean):,} test images by the two main directions of their latents" + (
         f"{told}." if mixed else "."
     )
-
-
-def save_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the loss and its parts over the steps: training means and test evaluations."""
-    loopax.save_curves(history, path, CURVES)
 
 
 def save_grid(images: Grid, path: Path) -> None:
@@ -234,7 +231,7 @@ def save_grid(images: Grid, path: Path) -> None:
     factor = max(1, round(HEIGHT / images.shape[2]))
     size = (picture.width * factor, picture.height * factor)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with loopax.replacing(path) as partial:
+    with replacing(path) as partial:
         picture.resize(size, Image.Resampling.NEAREST).save(partial)
 
 
@@ -333,4 +330,4 @@ def _rows(count: int) -> str:
 
 
 def _name(trained: TrainedVAE, label: int, of: str = "class ") -> str:
-    return f"{of}{loopax.legible(trained.class_names[label])}" if label >= 0 else "unknown class"
+    return f"{of}{legible(trained.class_names[label])}" if label >= 0 else "unknown class"

@@ -11,6 +11,8 @@ from loopax.data import Splits
 from loopax.models.vae import VAE
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.objective import Objective
+from loopax.rundir import RunDir
+from loopax.weights import read_weights, with_weights
 
 FEWEST_TO_CHOOSE_BY = 10
 """Images below which a difference between two checkpoints is chance."""
@@ -177,7 +179,7 @@ class Problem:
 def costs(config: VAEConfig) -> list[str]:
     """What a step of this training costs, in lines."""
     problem = Problem.of(config)
-    estimate = loopax.estimate(problem.state(), problem.loss_fn, problem.batches)
+    estimate = loopax.diagnose.estimate(problem.state(), problem.loss_fn, problem.batches)
     return [problem.description, *estimate.lines()]
 
 
@@ -239,6 +241,6 @@ def weights_of(source: str, params: Any) -> Any:
     """`params` with the values of a `.safetensors` file or of a run's latest checkpoint."""
     path = loopax.data.as_path(source)
     if path.is_dir():
-        with loopax.CheckpointStore(loopax.RunDir.open(path).checkpoints) as store:
-            return loopax.with_weights(params, store.weights(), source=source)
-    return loopax.with_weights(params, loopax.read_weights(path), source=source)
+        with loopax.CheckpointStore(RunDir.open(path).checkpoints) as store:
+            return with_weights(params, store.weights(), source=source)
+    return with_weights(params, read_weights(path), source=source)

@@ -11,10 +11,19 @@ from typing import Any
 import jax
 
 import loopax
-from loopax import Figures, Origin, Picture, Rows, Section, Text
 from loopax.recipes.vae.config import PRESETS
 from loopax.recipes.vae.evaluation import BASELINE, Results, tables, verdict
 from loopax.recipes.vae.trained import TrainedVAE
+from loopax.report import (
+    Figures,
+    Picture,
+    Provenance,
+    Section,
+    Table,
+    Text,
+    settings_table,
+    write_report,
+)
 
 SECTIONS = {
     "Samples": ("samples-prior.png", "class-means.png"),
@@ -44,7 +53,7 @@ def write(trained: TrainedVAE, results: Results, pictures: Iterable[tuple[str, s
         title: [drawn.pop(name) for name in names if name in drawn]
         for title, names in SECTIONS.items()
     }
-    origin, config = Origin(trained.dir), trained.config
+    provenance, config = Provenance(trained.dir), trained.config
     sections = [
         Section("Summary", [*_summary(trained, results), *first]),
         Section("Samples", [*placed["Samples"], *_per_class(trained, results)]),
@@ -52,19 +61,19 @@ def write(trained: TrainedVAE, results: Results, pictures: Iterable[tuple[str, s
         Section("Latents", placed["Latents"]),
         Section("More pictures", list(drawn.values())),
         Section("Measures", [Text(_how_to_read(results)), *tables(results)]),
-        Section("Training", [*placed["Training"], *origin.account]),
+        Section("Training", [*placed["Training"], *provenance.account]),
         Section("Configuration", [_settings(trained)]),
-        Section("Provenance", origin.provenance(config.seed)),
+        Section("Provenance", provenance.tables(config.seed)),
     ]
     name = trained.data.train.name.removesuffix(" train")
     path = trained.dir.path / "report.html"
-    about = [f"preset {config.preset}", origin.began, f"loopax {loopax.__version__}"]
+    about = [f"preset {config.preset}", provenance.began, f"loopax {loopax.__version__}"]
     subtitle = " · ".join(filter(None, about))
-    loopax.write_report(path, f"A VAE of {name}", sections, subtitle=subtitle)
+    write_report(path, f"A VAE of {name}", sections, subtitle=subtitle)
     return path
 
 
-def _settings(trained: TrainedVAE) -> Rows:
+def _settings(trained: TrainedVAE) -> Table:
     """Every setting, those that followed the data as they were chosen."""
     problem, preset = trained.problem, PRESETS[trained.config.preset]
     epochs, batch_size = problem.epochs, problem.batch_size
@@ -75,7 +84,7 @@ def _settings(trained: TrainedVAE) -> Rows:
         batch_size=preset.batch_size or batch_size,
         kl_weight=chosen.kl_weight if preset.kl_weight is None else preset.kl_weight,
     )
-    return loopax.settings_table(chosen, left)
+    return settings_table(chosen, left)
 
 
 def _summary(trained: TrainedVAE, results: Results) -> Iterator[Text | Figures]:
@@ -84,7 +93,7 @@ def _summary(trained: TrainedVAE, results: Results) -> Iterator[Text | Figures]:
     network = "convolutions" if config.network == "conv" else "dense layers"
     by_class = " of a given class" if len(trained.class_names) > 1 else ""
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained.params))
-    took = Origin(trained.dir).took
+    took = Provenance(trained.dir).took
     batch_size = trained.problem.batch_size
     epochs = trained.step * batch_size / len(trained.data.train)
     if worth := verdict(results):
@@ -157,7 +166,7 @@ def _how_to_read(results: Results) -> str:
     return "\n\n".join(said)
 
 
-def _per_class(trained: TrainedVAE, results: Results) -> Iterator[Rows]:
+def _per_class(trained: TrainedVAE, results: Results) -> Iterator[Table]:
     """How many samples of each class the judge takes for it, from every source."""
     columns = {
         source: scores["per_class_accuracy"]
@@ -173,7 +182,7 @@ def _per_class(trained: TrainedVAE, results: Results) -> Iterator[Rows]:
         for label, name in enumerate(names)
     ]
     heads = ("class", *("real images" if each == "floor" else each for each in columns))
-    yield Rows(heads, rows, f"Samples in their class, by the judge{limited}")
+    yield Table(heads, rows, f"Samples in their class, by the judge{limited}")
 
 
 def _best(results: Results) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-import loopax
+from loopax.deadline import check_time
 from loopax.errors import DataError
 
 PER_COMPONENT = 50
@@ -113,7 +113,7 @@ def _fitted(
     from threadpoolctl import threadpool_limits
 
     def fit(points: np.ndarray) -> tuple[np.ndarray, ...]:
-        loopax.check_time()
+        check_time()
         count = min(components, max(1, len(points) // PER_COMPONENT))
         # Stopped early: samples of MNIST scored no better with three times as many iterations.
         mixture = GaussianMixture(count, reg_covar=RIDGE, tol=1e-2, max_iter=30, random_state=seed)

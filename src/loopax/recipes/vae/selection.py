@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-import loopax
+from loopax.deadline import check_time
 
 NUMBERS_AT_ONCE, NUMBERS_LIMIT = 2**24, 2**27
 """Of float32, in a portion and in all that is chosen: 64 and 512 MiB."""
@@ -48,7 +48,7 @@ def flat_portions(images: np.ndarray) -> Iterator[Float[np.ndarray, "n pixels"]]
     """All images in [0, 1], uint8 or floats, a row each and so many at a time as fit anywhere."""
     size = max(1, NUMBERS_AT_ONCE // max(1, images[:1].size))
     for first in range(0, len(images), size):
-        loopax.check_time()
+        check_time()
         part = images[first : first + size]
         flat = part.reshape(len(part), -1).astype(np.float32)
         yield flat / 255 if images.dtype == np.uint8 else flat

@@ -23,6 +23,8 @@ from loopax.models.vae import VAE
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.problem import Problem, model_of
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
+from loopax.rundir import RunDir
+from loopax.weights import read_weights, save_weights, with_weights
 
 SAMPLE_SEED = 1
 PORTION = 1000
@@ -54,13 +56,13 @@ class TrainedVAE:
     model: VAE
     params: Any
     class_names: tuple[str, ...]
-    dir: loopax.RunDir
+    dir: RunDir
     step: int
     find_problem: Callable[[], Problem] = field(repr=False)
     find_mixtures: Callable[[], Mixtures | None] = field(default=lambda: None, repr=False)
 
     @classmethod
-    def of(cls, problem: Problem, params: Any, directory: loopax.RunDir, step: int) -> TrainedVAE:
+    def of(cls, problem: Problem, params: Any, directory: RunDir, step: int) -> TrainedVAE:
         """From a problem whose images are at hand."""
         names = problem.data.train.class_names
         config, model = problem.config, problem.model
@@ -181,7 +183,7 @@ class TrainedVAE:
         """Keeps what was fitted in the run directory."""
         if self.mixtures is not None:
             arrays = {**self.mixtures.arrays(), "step": np.asarray(self.step, np.int64)}
-            loopax.save_weights(self.dir.path / SAMPLER_FILE, arrays)
+            save_weights(self.dir.path / SAMPLER_FILE, arrays)
 
     def _kept_mixtures(self) -> Mixtures | None:
         """Those in the run directory, if they were fitted to these parameters and are whole."""
@@ -189,7 +191,7 @@ class TrainedVAE:
         if not file.exists():
             return None
         try:
-            arrays = loopax.read_weights(file)
+            arrays = read_weights(file)
             step = int(arrays.pop("step"))
             weights, means, factors = (arrays[name] for name in ("weights", "means", "factors"))
         except (LoopaxError, KeyError, TypeError, ValueError) as error:
@@ -281,7 +283,7 @@ def load(
         CheckpointError: there is no such checkpoint.
         DataError: images are needed, and are not what the run was trained on.
     """
-    config, directory = stored_config(run), loopax.RunDir.open(run)
+    config, directory = stored_config(run), RunDir.open(run)
     noted = loopax.recipe.noted(directory, NOTED)
     height, width, channels = noted["image_shape"]
     shape, names = (height, width, channels), tuple(noted["class_names"])
@@ -295,7 +297,7 @@ def load(
     with loopax.CheckpointStore(directory.checkpoints, say=say) as store:
         step = store.chosen(checkpoint)
         source = str(directory.checkpoints / str(step))
-        params = loopax.with_weights(form, store.weights(step), source=source)
+        params = with_weights(form, store.weights(step), source=source)
 
     @functools.cache
     def find_problem() -> Problem:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import loopax
+from loopax.deadline import check_time
 from loopax.recipes.vae import pictures, report
 from loopax.recipes.vae.evaluation import Results, evaluate
 from loopax.recipes.vae.problem import Problem
@@ -39,7 +40,7 @@ def finish(
     if problem.config.sampler == "mixture":
         say(f"{path}: fitting the sampler to step {trained.step:,}")
     trained.save_sampler()
-    loopax.check_time()
+    check_time()
     say(f"{path}: drawing and measuring samples")
     drawn = pictures.draw_all(trained)
     results = evaluate(trained, say=say, progress=progress)

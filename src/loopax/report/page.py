@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from loopax.durable import storing, write_text
 from loopax.errors import ConfigError
+from loopax.files import storing, write_text
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Table:
     """A table: the first column is text, the others are aligned as numbers if they look so.
 
     Attributes:
@@ -54,7 +54,7 @@ class Rows:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
-    kind: ClassVar[str] = "rows"
+    kind: ClassVar[str] = "table"
 
     @property
     def numeric(self) -> list[bool]:
@@ -89,7 +89,7 @@ class Picture:
         return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-Block = Text | Figures | Rows | Picture
+Block = Text | Figures | Table | Picture
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ def write_report(
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("loopax", "."),
+        loader=jinja2.PackageLoader("loopax.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     shown = [section for section in sections if section.blocks]
-    page = environment.get_template("report.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         title=title, subtitle=subtitle, sections=shown
     )
     path = Path(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from loopax.report import Rows
+from loopax.report.page import Table
 from loopax.rundir import RunDir
 
 ACCOUNT = {
@@ -25,7 +25,7 @@ UNKNOWN = "not recorded"
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """What the files of a run's directory say of its making; a file may be missing.
 
     Attributes:
@@ -48,7 +48,7 @@ class Origin:
         return f"in {_duration(seconds)}" + f" since the last of {starts} starts" * (starts > 1)
 
     @property
-    def account(self) -> list[Rows]:
+    def account(self) -> list[Table]:
         """Where the time went, unless it is not known."""
         account = self._kept("account.json")
         rows = [
@@ -59,9 +59,9 @@ class Origin:
             return []
         rows.append(("in all", f"{account['wall_s']:.1f}", ""))
         last = " of the last start" if len(self._starts) > 1 else ""
-        return [Rows(("", "seconds", "share"), rows, f"Where the time{last} went")]
+        return [Table(("", "seconds", "share"), rows, f"Where the time{last} went")]
 
-    def provenance(self, seed: int) -> list[Rows]:
+    def tables(self, seed: int) -> list[Table]:
         """When, by which command, with what data, code and packages, on what the run was made."""
         starts = self._starts
         if not starts:
@@ -81,7 +81,7 @@ class Origin:
             **(last.get("packages") or {}),
         }
         told = [
-            Rows(
+            Table(
                 ("", ""),
                 [
                     (name, UNKNOWN if value in (None, "") else str(value))
@@ -91,7 +91,7 @@ class Origin:
         ]
         if len(starts) > 1:
             each = [(_moment(start), f"{start.get('step', 0):,}") for start in starts]
-            told.append(Rows(("started", "at step"), each, "This run was interrupted and went on"))
+            told.append(Table(("started", "at step"), each, "This run was interrupted and went on"))
         return told
 
     @property
@@ -112,7 +112,7 @@ class Configured(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-def settings_table(config: Configured, usual: Configured) -> Rows:
+def settings_table(config: Configured, usual: Configured) -> Table:
     """Every setting of a configuration, beside that of its preset where they differ."""
     ours, theirs = dict(_flat(config.to_json())), dict(_flat(usual.to_json()))
     changed = {name for name, value in ours.items() if value != theirs.get(name)}
@@ -121,8 +121,8 @@ def settings_table(config: Configured, usual: Configured) -> Rows:
         for name, value in ours.items()
     ]
     if changed:
-        return Rows(("setting", "value", f"in preset {config.preset}"), rows)
-    return Rows(("setting", "value"), [row[:2] for row in rows])
+        return Table(("setting", "value", f"in preset {config.preset}"), rows)
+    return Table(("setting", "value"), [row[:2] for row in rows])
 
 
 def _revision(git: Mapping[str, Any]) -> str | None:

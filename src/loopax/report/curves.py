@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loopax.durable import replacing
+from loopax.files import replacing
 
 PANELS = 4
 

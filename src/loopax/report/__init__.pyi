@@ -1,0 +1,13 @@
+"""The public names, a line each."""
+
+from .curves import legible as legible
+from .curves import save_curves as save_curves
+from .curves import save_figure as save_figure
+from .page import Figures as Figures
+from .page import Picture as Picture
+from .page import Section as Section
+from .page import Table as Table
+from .page import Text as Text
+from .page import write_report as write_report
+from .provenance import Provenance as Provenance
+from .provenance import settings_table as settings_table
