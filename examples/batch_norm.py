@@ -1,6 +1,6 @@
 """Batch normalisation and dropout: `rngs.training` says whether a loss is trained or evaluated.
 
-With a fourth argument, `mutable`, a loss also gets and returns the state's collections."""
+The state carries them as `model_state`, which the loss is given and returns."""
 
 import flax.linen as nn
 import optax
@@ -19,13 +19,13 @@ class Classifier(nn.Module):
         return nn.Dense(10)(x)
 
 
-def loss_fn(params, batch, rngs, mutable):
-    variables = {**params, **mutable}
-    logits, mutable = model.apply(
+def loss_fn(params, batch, rngs, model_state):
+    variables = {**params, **model_state}
+    logits, model_state = model.apply(
         variables, batch["image"], rngs.training, rngs=rngs, mutable=["batch_stats"]
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}, mutable
+    return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}, model_state
 
 
 model, data = Classifier(), loopax.data.mnist()
@@ -35,5 +35,6 @@ run = loopax.fit(state, loss_fn, batches, epochs=2, evaluation=test)
 
 print("test accuracy:", run.latest("test")["accuracy"])
 print(
-    "running mean of the first units:", run.state.mutable["batch_stats"]["BatchNorm_0"]["mean"][:4]
+    "running mean of the first units:",
+    run.state.model_state["batch_stats"]["BatchNorm_0"]["mean"][:4],
 )

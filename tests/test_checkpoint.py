@@ -306,7 +306,7 @@ def test_a_state_comes_back_bit_for_bit_and_in_its_own_class(
             seed=seed,
             ema_decay=0.9,
             frozen=("bias",),
-            mutable={"stats": {"mean": jnp.arange(3, dtype=jnp.bfloat16)}},
+            model_state={"stats": {"mean": jnp.arange(3, dtype=jnp.bfloat16)}},
             seen=jnp.int32(0),
         )
 

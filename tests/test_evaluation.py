@@ -163,13 +163,13 @@ def test_another_loss_may_be_measured_than_is_trained(dataset, line_loss, line_s
 def test_collections_are_read_and_left_as_they_are(bits, numbers):
     state = loopax.TrainState.create(
         params={"scale": jnp.full((), 0.5)},
-        mutable={"stats": {"offset": jnp.full((), 2.0)}},
+        model_state={"stats": {"offset": jnp.full((), 2.0)}},
         tx=optax.sgd(0.1),
     )
     before = bits(state)
 
-    def loss(params, batch, rngs, mutable):
-        offset = mutable["stats"]["offset"]
+    def loss(params, batch, rngs, model_state):
+        offset = model_state["stats"]["offset"]
         return params["scale"] * offset, {}, {"stats": {"offset": offset + 1}}
 
     assert loopax.evaluate(state, loss, numbers.batches(10)) == {"loss": 1.0}

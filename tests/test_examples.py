@@ -108,12 +108,12 @@ def test_own_loop(run_example, capsys, tmp_path):
 def test_batch_norm(run_example):
     names = run_example("batch_norm.py", ("epochs=2", "steps=60, log_every=20"))
     run = names["run"]
-    statistics = run.state.mutable["batch_stats"]["BatchNorm_0"]
+    statistics = run.state.model_state["batch_stats"]["BatchNorm_0"]
     assert not np.allclose(statistics["mean"], 0)
     assert not np.allclose(statistics["var"], 1)
     assert run.latest("test")["accuracy"] > 0.8
     image = jnp.asarray(names["data"].test.columns["image"][:100], jnp.float32) / 255
-    logits = names["model"].apply({**run.state.params, **run.state.mutable}, image, train=False)
+    logits = names["model"].apply({**run.state.params, **run.state.model_state}, image, train=False)
     label = names["data"].test.columns["label"][:100]
     measured = loopax.evaluate(run.state, names["loss_fn"], [{"image": image, "label": label}])
     assert measured["accuracy"] == pytest.approx(float((logits.argmax(-1) == label).mean()))

@@ -895,12 +895,12 @@ def test_batch_statistics_are_updated_and_do_not_depend_on_grouping(bits, datase
 
     model = Normed()
 
-    def loss(params, batch, rngs, mutable):
-        logits, mutable = model.apply(
-            {**params, **mutable}, batch["image"], rngs=rngs, mutable=["batch_stats"]
+    def loss(params, batch, rngs, model_state):
+        logits, model_state = model.apply(
+            {**params, **model_state}, batch["image"], rngs=rngs, mutable=["batch_stats"]
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), {}, mutable
+        return losses.mean(), {}, model_state
 
     state = loopax.TrainState.create(model, dataset, optax.sgd(0.0))
     data = dataset.batches(8, shuffle=False)
@@ -914,7 +914,7 @@ def test_batch_statistics_are_updated_and_do_not_depend_on_grouping(bits, datase
     kernel = np.asarray(state.params["params"]["Dense_0"]["kernel"])
     for batch in ready_batches(dataset, 8)[:12]:
         mean = 0.9 * mean + 0.1 * (batch["image"].reshape(8, -1) @ kernel).mean(0)
-    stats = single.state.mutable["batch_stats"]["BatchNorm_0"]
+    stats = single.state.model_state["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(stats["mean"], mean, rtol=1e-4, atol=1e-6)
 
 
@@ -1198,11 +1198,17 @@ def test_what_a_loss_must_return_is_said_when_it_does_not(
 
 
 def test_a_loss_that_takes_collections_must_give_them_back(dataset, line_loss, line_state):
-    def loss(params, batch, rngs, mutable):
+    def loss(params, batch, rngs, model_state):
         return line_loss(params, batch, rngs)
 
-    with pytest.raises(ConfigError, match=r"must return \(loss, metrics, mutable\)"):
-        loopax.fit(line_state(), loss, dataset.batches(2), steps=1, **PLAIN)
+    with pytest.raises(ConfigError, match=r"must return \(loss, metrics, model_state\)"):
+        loopax.fit(
+            line_state(model_state={"seen": jnp.zeros(1)}),
+            loss,
+            dataset.batches(2),
+            steps=1,
+            **PLAIN,
+        )
 
 
 class WithSetup(nn.Module):

@@ -59,11 +59,11 @@ def product(params, batch, rngs):
     return (params["weights"] * batch["x"].mean()).sum()
 
 
-def counting(params, batch, rngs, mutable):
+def counting(params, batch, rngs, model_state):
     """A collection that the loss does not depend on."""
     del rngs
     loss = jnp.square(params["weights"]).sum()
-    return loss, {}, {"seen": mutable["seen"] + batch["x"].mean()}
+    return loss, {}, {"seen": model_state["seen"] + batch["x"].mean()}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def problems(line_state):
         # A gradient of 1e30 is finite, and its square in Adam is not.
         "optimiser": (line_state(optax.adam(1e-3)), product, {"value": 1e30}),
         "collection": (
-            line_state(optax.sgd(0.01), mutable={"seen": jnp.zeros(2)}),
+            line_state(optax.sgd(0.01), model_state={"seen": jnp.zeros(2)}),
             counting,
             {},
         ),
@@ -118,7 +118,7 @@ STOPS = {
     "gradient": (24, "loss", "inf is born in Ruler/distance: div "),
     "accumulated gradient": (24, "loss", "inf is born in Ruler/distance: div "),
     "optimiser": (25, "opt_state/0/nu/weights", "inf is born: "),
-    "collection": (25, "mutable/seen", "nan comes in with the batch's x"),
+    "collection": (25, "model_state/seen", "nan comes in with the batch's x"),
 }
 
 
@@ -491,11 +491,11 @@ def test_what_is_bad_in_any_order_is_tried_three_times_and_told(tmp_path, proble
 
 def test_a_state_gone_bad_behind_a_finite_loss_goes_back_too(tmp_path, line_state):
     """Nothing but the look at the state before it is saved can notice."""
-    state = line_state(optax.sgd(0.01), seed=SEED, mutable={"seen": jnp.zeros(1)})
+    state = line_state(optax.sgd(0.01), seed=SEED, model_state={"seen": jnp.zeros(1)})
 
-    def loss(params, batch, rngs, mutable):
+    def loss(params, batch, rngs, model_state):
         bad = jnp.isnan(trapped(params, batch, rngs)[0])
-        seen = jnp.where(bad, jnp.nan, mutable["seen"])
+        seen = jnp.where(bad, jnp.nan, model_state["seen"])
         return jnp.square(params["weights"]).sum(), {}, {"seen": seen}
 
     run = loopax.fit(

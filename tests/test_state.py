@@ -232,7 +232,7 @@ LOSSES = {
         lambda params, batch, rngs: (
             nn.BatchNorm(use_running_average=False).apply({}, batch["image"]).sum()
         ),
-        "the model wants a collection .* fourth argument `mutable`",
+        "the model wants a collection .* TrainState.create as model_state",
     ),
     "an argument that nobody gives": (
         lambda params, batch, rngs, scale: 0.0,
@@ -248,41 +248,29 @@ def test_mistakes_in_a_loss_are_named(dataset, line_state, loss, message):
     assert "\n" not in str(caught.value)
 
 
-def with_collections(params, batch, rngs, *, scale=1.0, mutable):
-    return scale * params["x"].sum(), {}, {"seen": mutable["seen"] + 1}
+def counting(params, batch, rngs, seen, scale=1.0):
+    return scale * params["x"].sum(), {}, seen + 1
 
 
-def with_a_flag(params, batch, rngs, mutable=False):
-    return params["x"].sum(), {"flag": float(mutable)}
-
-
-@pytest.mark.parametrize(
-    ("loss", "seen"),
-    [
-        (with_collections, 2),
-        (functools.partial(with_collections, scale=2.0), 2),
-        (functools.partial(with_a_flag, mutable=True), 0),
-    ],
-    ids=["by keyword", "partly bound", "bound"],
-)
-def test_collections_are_given_by_name_to_a_loss_that_asks_for_them(loss, seen):
-    mutable = {"seen": jnp.zeros(1)}
-    params = {"x": jnp.zeros(2)}
-    state = loopax.TrainState.create(params=params, tx=optax.sgd(0.1), mutable=mutable)
+def test_a_state_with_a_model_state_hands_it_to_the_loss_and_gets_it_back():
+    params, tx = {"x": jnp.zeros(2)}, optax.sgd(0.1)
+    state = loopax.TrainState.create(params=params, tx=tx, model_state=jnp.zeros(1))
+    loss = functools.partial(counting, scale=2.0)
     run = loopax.fit(state, loss, [np.zeros(1)], steps=2, log_every=1, **PLAIN)
-    assert run.state.mutable["seen"].tolist() == [seen]
-    assert run.history[-1].get("flag", 1.0) == 1.0
+    assert run.state.model_state.tolist() == [2]
+    with pytest.raises(ConfigError, match=r"has a model_state, .* fourth argument"):
+        loopax.fit(state, lambda params, batch, rngs: 0.0, [np.zeros(1)], steps=1, **PLAIN)
 
 
 def test_given_collections_take_the_place_of_the_models():
     stats = {"BatchNorm_0": {"mean": jnp.full(2, 5.0), "var": jnp.full(2, 6.0)}}
     x, tx = np.ones((1, 3), np.float32), optax.sgd(0.1)
     given = {"batch_stats": stats, "more": jnp.ones(1)}
-    state = loopax.TrainState.create(Normed(), (x, True), tx, mutable=given)
-    assert state.mutable["batch_stats"]["BatchNorm_0"]["mean"].tolist() == [5, 5]
-    assert state.mutable["more"].tolist() == [1]
+    state = loopax.TrainState.create(Normed(), (x, True), tx, model_state=given)
+    assert state.model_state["batch_stats"]["BatchNorm_0"]["mean"].tolist() == [5, 5]
+    assert state.model_state["more"].tolist() == [1]
     with pytest.raises(ConfigError, match="'batch_stats' is not of the form that the model has"):
-        loopax.TrainState.create(Normed(), (x, True), tx, mutable={"batch_stats": {}})
+        loopax.TrainState.create(Normed(), (x, True), tx, model_state={"batch_stats": {}})
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1, np.int64(7), np.uint32(7)])
@@ -495,25 +483,27 @@ def test_collections_are_averaged_along_with_the_parameters_and_evaluated():
     """Averaged weights with the statistics of other weights would be no model at all."""
     model, x = Normed(), np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
 
-    def loss(params, batch, rngs, mutable):
-        variables = {**params, "batch_stats": mutable["batch_stats"]}
+    def loss(params, batch, rngs, model_state):
+        variables = {**params, "batch_stats": model_state["batch_stats"]}
         out, new = model.apply(variables, batch["x"], rngs.training, mutable=["batch_stats"])
-        return jnp.square(out - 1.0).mean(), {}, {**mutable, **new}
+        return jnp.square(out - 1.0).mean(), {}, {**model_state, **new}
 
     state = loopax.TrainState.create(model, (x, True), optax.sgd(0.5), ema_decay=0.5)
-    state = state.replace(mutable={**state.mutable, "masks": {"m": jnp.array([0.0, -jnp.inf])}})
+    state = state.replace(
+        model_state={**state.model_state, "masks": {"m": jnp.array([0.0, -jnp.inf])}}
+    )
     state = state.with_params(state.params)
-    step, mean = train_step(loss), state.mutable["batch_stats"]["BatchNorm_0"]["mean"]
+    step, mean = train_step(loss), state.model_state["batch_stats"]["BatchNorm_0"]["mean"]
     for t in range(1, 6):
         state, _ = step(state, {"x": x + t})
         keep = min(0.5, (1 + t) / (10 + t))
-        mean = keep * mean + (1 - keep) * state.mutable["batch_stats"]["BatchNorm_0"]["mean"]
-    seen = state.eval_mutable["batch_stats"]["BatchNorm_0"]["mean"]
+        mean = keep * mean + (1 - keep) * state.model_state["batch_stats"]["BatchNorm_0"]["mean"]
+    seen = state.eval_model_state["batch_stats"]["BatchNorm_0"]["mean"]
     np.testing.assert_allclose(seen, mean, rtol=1e-5)
-    assert state.eval_mutable["masks"]["m"].tolist() == [0.0, -np.inf]
-    expected = loss(state.eval_params, {"x": x}, eval_rngs(state), state.eval_mutable)[0]
+    assert state.eval_model_state["masks"]["m"].tolist() == [0.0, -np.inf]
+    expected = loss(state.eval_params, {"x": x}, eval_rngs(state), state.eval_model_state)[0]
     assert loopax.evaluate(state, loss, [{"x": x}])["loss"] == pytest.approx(float(expected))
-    assert state.replace(ema=None, ema_mutable=None).eval_mutable == state.mutable
+    assert state.replace(ema=None, ema_model_state=None).eval_model_state == state.model_state
 
 
 def eval_rngs(state):

@@ -181,7 +181,7 @@ def draws_dropout(loss_fn: LossFn, state: TrainState, batch: Batch) -> bool:
     def measured(key: Any, state: TrainState, batch: Batch) -> Any:
         rngs = evaluation_rngs(state, 0)
         rngs["dropout"] = key
-        return call_loss(loss_fn, state.eval_params, batch, rngs, state.mutable)[0]
+        return call_loss(loss_fn, state.eval_params, batch, rngs, state.model_state)[0]
 
     program = jax.make_jaxpr(measured)(state.key, state, batch)
     _, used = jaxprs.needed(program, [True] * len(program.out_avals))

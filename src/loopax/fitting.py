@@ -76,9 +76,9 @@ def fit(
 
     Args:
         state: where to begin; it is copied and stays usable.
-        loss_fn: `(params, batch, rngs) -> loss` or `-> (loss, metrics)`, a pure function; with
-            a fourth argument `mutable` it is also given the state's collections and returns
-            them as a third value. `rngs` holds the keys of this step by stream name, and
+        loss_fn: `(params, batch, rngs) -> loss` or `-> (loss, metrics)`, a pure function. Of a
+            state with a `model_state` it is `(params, batch, rngs, model_state) -> (loss,
+            metrics, model_state)`. `rngs` holds the keys of this step by stream name, and
             `rngs.training` is False in an evaluation. A metric `weight` says how many things the
             loss and the metrics of a batch are means over, and weighs them in what is logged.
         data: `dataset.batches(n)`, or any iterable of batches.

@@ -10,7 +10,7 @@ from loopax.errors import NonFiniteError
 from loopax.paths import PyTree, leaf_path
 from loopax.state import TrainState
 
-COLLECTIONS = ("mutable", "ema_mutable")
+COLLECTIONS = ("model_state", "ema_model_state")
 Flags = dict[str, Bool[Array, ""]]
 
 
@@ -27,9 +27,9 @@ def _parts(state: TrainState) -> dict[str, PyTree]:
     return {
         "params": state.trainable,
         "opt_state": state.opt_state,
-        "mutable": state.mutable,
+        "model_state": state.model_state,
         "ema": state.ema,
-        "ema_mutable": state.ema_mutable,
+        "ema_model_state": state.ema_model_state,
     }
 
 

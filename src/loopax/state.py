@@ -55,19 +55,19 @@ class TrainState(train_state.TrainState, kw_only=True):
         params: what the loss is given: for a Flax module the tree that `model.apply` takes.
         tx, opt_state: the Optax transformation and its state, for the trainable parameters only.
         key: the root of all randomness; the keys of a step are folded from it and never stored.
-        mutable: Flax's other collections (such as `batch_stats`), updated by the loss.
+        model_state: Flax's other collections (such as `batch_stats`), updated by the loss.
         ema: a moving average of the trainable parameters, or None when `ema_decay` is None. It is
             kept in float32 at least. After t updates it keeps `min(ema_decay, (1 + t) / (10 + t))`
             of itself, so that it forgets the first parameters.
-        ema_mutable: the same of the collections, such as `batch_stats`; None where `ema` is.
+        ema_model_state: the same of the collections, such as `batch_stats`; None where `ema` is.
         frozen: path patterns of the parameters that do not train (see `loopax.paths.matches`).
             Integers, booleans and random keys never do.
     """
 
     key: Key[Array, ""]
-    mutable: PyTree = struct.field(default_factory=dict)
+    model_state: PyTree = struct.field(default_factory=dict)
     ema: PyTree = None
-    ema_mutable: PyTree = None
+    ema_model_state: PyTree = None
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
     frozen: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
@@ -80,7 +80,7 @@ class TrainState(train_state.TrainState, kw_only=True):
         *,
         seed: int = 0,
         params: PyTree = None,
-        mutable: PyTree = None,
+        model_state: PyTree = None,
         frozen: tuple[str, ...] = (),
         ema_decay: float | None = None,
         total_steps: int | None = None,
@@ -97,7 +97,7 @@ class TrainState(train_state.TrainState, kw_only=True):
             seed: of the initial parameters, of every random stream and of the data's order; a
                 whole number from 0 to 2**32 - 1.
             params: a PyTree to train instead of initialising `model` (pretrained, or no Flax).
-            mutable: collections to go with `params`, or in the place of those of `model`.
+            model_state: collections to go with `params`, or in the place of those of `model`.
             frozen: patterns of parameters that stay as they are and cost no backward pass.
             ema_decay: keep an exponential moving average of the parameters with this decay.
             total_steps: how many batches the run has, for the schedules of an `Optimizer`.
@@ -127,7 +127,7 @@ class TrainState(train_state.TrainState, kw_only=True):
             params = params.fast
         if params is None:
             params, made = initialise(model, example, key)
-            mutable = _with_collections(made, mutable)
+            model_state = _with_collections(made, model_state)
         if model is not None:
             fields.setdefault("apply_fn", model.apply)
         trainable, _ = partition(params, _trainable_mask(params, frozen))
@@ -136,16 +136,16 @@ class TrainState(train_state.TrainState, kw_only=True):
         if any(states_of(opt_state, optax.LookaheadState)):
             transformation = with_slow_params(transformation)
             opt_state = SlowParams(trainable, opt_state)
-        mutable = {} if mutable is None else mutable
+        model_state = {} if model_state is None else model_state
         state = cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
             tx=transformation,
             opt_state=opt_state,
             key=key,
-            mutable=mutable,
+            model_state=model_state,
             ema=None if ema_decay is None else averages(trainable),
-            ema_mutable=None if ema_decay is None else averages(mutable),
+            ema_model_state=None if ema_decay is None else averages(model_state),
             ema_decay=ema_decay,
             frozen=tuple(frozen),
             **{"apply_fn": None, **fields},
@@ -167,10 +167,10 @@ class TrainState(train_state.TrainState, kw_only=True):
         return eval_params(self.params, self.ema, self.opt_state)
 
     @property
-    def eval_mutable(self) -> PyTree:
+    def eval_model_state(self) -> PyTree:
         """The collections to evaluate with: their moving averages where there are any."""
-        means = named(self.ema_mutable)
-        return overlaid(self.mutable, means) if means else self.mutable
+        means = named(self.ema_model_state)
+        return overlaid(self.model_state, means) if means else self.model_state
 
     @property
     def rngs(self) -> Rngs:
@@ -203,7 +203,9 @@ class TrainState(train_state.TrainState, kw_only=True):
         state = state.replace(opt_state=self.tx.init(state.trainable))
         if self.ema is None:
             return state
-        return state.replace(ema=averages(state.trainable), ema_mutable=averages(self.mutable))
+        return state.replace(
+            ema=averages(state.trainable), ema_model_state=averages(self.model_state)
+        )
 
     def apply_gradients(
         self, *, grads: PyTree, extra_args: Mapping[str, Any] | None = None, **fields: Any
@@ -239,7 +241,9 @@ class TrainState(train_state.TrainState, kw_only=True):
         share = kept(decay, *(functools.reduce(jnp.maximum, each.values()) for each in counts))
         return self.replace(
             ema=averaged(self.ema, params | iterate(params, self.opt_state), shares.__getitem__),
-            ema_mutable=averaged(self.ema_mutable, named(self.mutable), lambda _: share),
+            ema_model_state=averaged(
+                self.ema_model_state, named(self.model_state), lambda _: share
+            ),
         )
 
 
@@ -288,7 +292,7 @@ def _with_collections(made: PyTree, given: PyTree) -> PyTree:
     for name, difference in wrong.items():
         if difference:
             raise ConfigError(
-                f"mutable: {name!r} is not of the form that the model has: {difference}"
+                f"model_state: {name!r} is not of the form that the model has: {difference}"
             )
     return {**made, **(given or {})}
 

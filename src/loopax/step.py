@@ -6,7 +6,6 @@ ever formed, so nothing chained in front of the optimiser can make the step pay 
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,8 +36,8 @@ LossFn = Callable[..., Any]
 `weight` says how many things (examples, tokens) the loss and the other metrics are means over, and
 weighs them in every mean. In an evaluation, metrics may be arrays, which are added up.
 
-With a fourth argument named `mutable`, the loss is also given the state's collections and returns
-`(loss, metrics, mutable)`.
+Of a state with a `model_state` it is `(params, batch, rngs, model_state) -> (loss, metrics,
+model_state)`.
 """
 
 
@@ -46,9 +45,9 @@ def train_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], tuple[TrainStat
     """The pure function that makes one update: state and batch to state and metrics."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        metrics, mutable, grads = differentiate(loss_fn, state, batch)
+        metrics, model_state, grads = differentiate(loss_fn, state, batch)
         extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
-        state = state.apply_gradients(grads=grads, extra_args=extra_args, mutable=mutable)
+        state = state.apply_gradients(grads=grads, extra_args=extra_args, model_state=model_state)
         metrics |= _learning_rates(state.opt_state)
         return state.observe(metrics["loss"], metrics), metrics
 
@@ -80,7 +79,7 @@ def eval_step(loss_fn: LossFn) -> Callable[[TrainState, Batch, Array], Metrics]:
 
     def step(state: TrainState, batch: Batch, index: Array) -> Metrics:
         rngs = evaluation_rngs(state, index)
-        return call_loss(loss_fn, state.eval_params, batch, rngs, state.eval_mutable)[0]
+        return call_loss(loss_fn, state.eval_params, batch, rngs, state.eval_model_state)[0]
 
     return step
 
@@ -134,8 +133,8 @@ def differentiate(
     conjugate.
     """
     objective = _objective(loss_fn, state, batch)
-    grads, (metrics, mutable) = jax.grad(objective, has_aux=True)(state.trainable)
-    return metrics, mutable, jax.tree.map(_ascent, grads)
+    grads, (metrics, model_state) = jax.grad(objective, has_aux=True)(state.trainable)
+    return metrics, model_state, jax.tree.map(_ascent, grads)
 
 
 def extra_args_of(
@@ -166,8 +165,8 @@ def extra_args_of(
 def _objective(loss_fn: LossFn, state: TrainState, batch: Batch) -> Callable[..., Any]:
     def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
         params = state.with_trainable(trainable).params
-        metrics, mutable = call_loss(loss_fn, params, batch, state.rngs, state.mutable)
-        return metrics["loss"], (metrics, mutable)
+        metrics, model_state = call_loss(loss_fn, params, batch, state.rngs, state.model_state)
+        return metrics["loss"], (metrics, model_state)
 
     return objective
 
@@ -177,15 +176,16 @@ def _ascent(grad: Array) -> Array:
 
 
 def call_loss(
-    loss_fn: LossFn, params: PyTree, batch: Batch, rngs: Rngs, mutable: PyTree
+    loss_fn: LossFn, params: PyTree, batch: Batch, rngs: Rngs, model_state: PyTree
 ) -> tuple[Metrics, PyTree]:
     """Calls the user's loss and checks what comes back: all metrics, the loss among them."""
-    takes_mutable = _takes_mutable(loss_fn)
-    result = _result(loss_fn, (params, batch, rngs), {"mutable": mutable} if takes_mutable else {})
+    has_model_state = bool(jax.tree.leaves(model_state))
+    args = {"params": params, "batch": batch, "rngs": rngs}
+    result = _result(loss_fn, args | ({"model_state": model_state} if has_model_state else {}))
     parts = result if isinstance(result, tuple) else (result,)
-    wanted = (3,) if takes_mutable else (1, 2)
+    wanted = (3,) if has_model_state else (1, 2)
     if len(parts) not in wanted or (len(parts) > 1 and not isinstance(parts[1], Mapping)):
-        form = "(loss, metrics, mutable)" if takes_mutable else "loss or (loss, metrics)"
+        form = "(loss, metrics, model_state)" if has_model_state else "loss or (loss, metrics)"
         kinds = ("array" if hasattr(part, "shape") else type(part).__name__ for part in parts)
         raise ConfigError(
             f"the loss must return {form} with metrics a dict; it gave {len(parts)} "
@@ -197,21 +197,11 @@ def call_loss(
     training = getattr(rngs, "training", True)
     return (
         {name: _measured(name, value, training) for name, value in metrics.items()},
-        parts[2] if takes_mutable else mutable,
+        parts[2] if has_model_state else model_state,
     )
 
 
-def _takes_mutable(loss_fn: LossFn) -> bool:
-    """Whether a loss asks for the collections: by the name of an argument that is not yet given."""
-    try:
-        parameters = inspect.signature(loss_fn).parameters
-    except (TypeError, ValueError):
-        return False
-    given = loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
-    return "mutable" in parameters and "mutable" not in given
-
-
-def _result(loss_fn: LossFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _result(loss_fn: LossFn, args: Mapping[str, Any]) -> Any:
     """What the user's loss returns; what goes wrong in it is explained where it can be.
 
     Raises:
@@ -219,24 +209,12 @@ def _result(loss_fn: LossFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """
     if not callable(loss_fn):
         raise ConfigError(f"the loss is {type(loss_fn).__name__}; it must be a function")
-    try:
-        signature = inspect.signature(loss_fn)
-    except (TypeError, ValueError):
-        signature = None
-    try:
-        if signature is not None:
-            signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise ConfigError(
-            f"the loss takes ({', '.join(signature.parameters if signature else ())}), and is "
-            f"called with ({', '.join(['params', 'batch', 'rngs', *kwargs])}): {error}"
-        ) from error
+    _check_takes(loss_fn, args)
     try:
         cure = "draw with jax.random from the keys it is given: rngs['noise']"
-        function = functools.partial(loss_fn, **kwargs) if kwargs else loss_fn
-        result = calling_purely("the loss", cure, function, *args)
+        result = calling_purely("the loss", cure, loss_fn, *args.values())
     except Exception as error:
-        reason = _explained(error, *args[:2])
+        reason = _explained(error, **args)
         if reason is None:
             raise
         raise ConfigError(reason) from error
@@ -245,7 +223,34 @@ def _result(loss_fn: LossFn, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return result
 
 
-def _explained(error: Exception, params: PyTree, batch: Batch) -> str | None:
+def _check_takes(loss_fn: LossFn, args: Mapping[str, Any]) -> None:
+    """Makes sure that a loss can be called with these arguments, by position.
+
+    Raises:
+        ConfigError: it takes others.
+    """
+    try:
+        signature = inspect.signature(loss_fn)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args.values())
+    except TypeError as error:
+        cure = (
+            "; the state has a model_state, which a loss takes as its fourth argument and gives "
+            "back: return loss, metrics, model_state"
+            if "model_state" in args
+            else ""
+        )
+        raise ConfigError(
+            f"the loss takes ({', '.join(signature.parameters)}), and is called with "
+            f"({', '.join(args)}): {error}{cure}"
+        ) from error
+
+
+def _explained(
+    error: Exception, params: PyTree, batch: Batch, rngs: Rngs, model_state: PyTree = None
+) -> str | None:
     """The cure of a mistake in a loss, for those that are made again and again."""
     module = _unbound_module(error)
     if module is not None:
@@ -269,10 +274,14 @@ def _explained(error: Exception, params: PyTree, batch: Batch) -> str | None:
         flax.errors.ScopeVariableNotFoundError,
     )
     if isinstance(error, collections):
+        cure = (
+            "call model.apply({**params, **model_state}, ..., mutable=list(model_state))"
+            if model_state is not None
+            else "give it to TrainState.create as model_state, or create the state from the model"
+        )
         return (
-            f"the model wants a collection beside its parameters ({str(error).split(' (')[0]}); a "
-            "loss with a fourth argument `mutable` is given the collections of the state and "
-            "returns (loss, metrics, mutable)"
+            f"the model wants a collection beside its parameters ({str(error).split(' (')[0]}); "
+            f"{cure}"
         )
     return None
 

@@ -213,13 +213,13 @@ def test_another_model_is_refused_by_the_leaf_that_differs(runs, line_state):
 def test_the_step_that_spoiled_the_state_is_found(tmp_path, line_state, bad):
     """A collection goes bad, and nothing depends on it: the run notices when it ends."""
 
-    def loss(params, batch, rngs, mutable):
-        return jnp.square(params["weights"]).sum(), {}, {"seen": mutable["seen"] + batch["x"]}
+    def loss(params, batch, rngs, model_state):
+        return jnp.square(params["weights"]).sum(), {}, {"seen": model_state["seen"] + batch["x"]}
 
     column = np.ones((60, 1), np.float32)
     column[bad] = np.nan
     data = Dataset({"x": column}).batches(1, shuffle=False)
-    state = line_state(optax.sgd(0.01), mutable={"seen": jnp.zeros((1, 1))})
+    state = line_state(optax.sgd(0.01), model_state={"seen": jnp.zeros((1, 1))})
     with pytest.raises(loopax.errors.NonFiniteError) as caught:
         loopax.fit(
             state,

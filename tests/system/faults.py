@@ -76,11 +76,13 @@ def fit(images, run_dir, epochs):
 
     model, data = Model(), loopax.data.load(images)
 
-    def loss_fn(params, batch, rngs, mutable):
-        variables = {**params, **mutable}
-        logits, mutable = model.apply(variables, batch["image"], rngs=rngs, mutable=list(mutable))
+    def loss_fn(params, batch, rngs, model_state):
+        variables = {**params, **model_state}
+        logits, model_state = model.apply(
+            variables, batch["image"], rngs=rngs, mutable=list(model_state)
+        )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), {}, mutable
+        return losses.mean(), {}, model_state
 
     def largest(run):
         return {"largest": max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(run.state.params))}

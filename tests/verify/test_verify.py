@@ -39,8 +39,8 @@ class Net(nn.Module):
 class State(loopax.TrainState, kw_only=True):
     unknown: jax.Array = struct.field(default_factory=lambda: jnp.full(2, jnp.nan))
 
-def loss_fn(params, batch, rngs, mutable):
-    variables = {**params, **mutable}
+def loss_fn(params, batch, rngs, model_state):
+    variables = {**params, **model_state}
     logits, new = model.apply(variables, batch["image"], rngs=rngs, mutable=["batch_stats"])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     return losses.mean(), {"largest": logits.max()}, new

@@ -107,10 +107,10 @@ def examine(loss_fn: LossFn, state: TrainState, batch: Batch) -> StepReport:
 def _measure(
     loss_fn: LossFn, state: TrainState, batch: Batch
 ) -> tuple[dict[str, dict[str, Array]], dict[str, Flags]]:
-    metrics, mutable, grads = differentiate(loss_fn, state, batch)
+    metrics, model_state, grads = differentiate(loss_fn, state, batch)
     extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
     updates, _ = update(state.tx, grads, state.opt_state, state.trainable, extra_args)
-    after = state.apply_gradients(grads=grads, extra_args=extra_args, mutable=mutable)
+    after = state.apply_gradients(grads=grads, extra_args=extra_args, model_state=model_state)
     measured = {
         "metrics": metrics,
         "grad_norms": _norms(grads),
@@ -148,22 +148,24 @@ def _first_cause(
 ) -> NonFiniteOrigin | None:
     """The origin of what is bad first in the order of a step: loss, gradients, updated state."""
 
-    def loss(params: PyTree, mutable: PyTree, batch: Batch) -> Any:
-        return call_loss(loss_fn, params, batch, state.rngs, mutable)[0]["loss"]
+    def loss(params: PyTree, model_state: PyTree, batch: Batch) -> Any:
+        return call_loss(loss_fn, params, batch, state.rngs, model_state)[0]["loss"]
 
-    def gradients(params: PyTree, mutable: PyTree, batch: Batch) -> Any:
-        return differentiate(loss_fn, state.replace(params=params, mutable=mutable), batch)[2]
+    def gradients(params: PyTree, model_state: PyTree, batch: Batch) -> Any:
+        return differentiate(loss_fn, state.replace(params=params, model_state=model_state), batch)[
+            2
+        ]
 
     def updated(
-        params: PyTree, mutable: PyTree, batch: Batch, opt_state: PyTree, ema: PyTree
+        params: PyTree, model_state: PyTree, batch: Batch, opt_state: PyTree, ema: PyTree
     ) -> Any:
-        before = state.replace(params=params, mutable=mutable, opt_state=opt_state, ema=ema)
+        before = state.replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
         after = train_step(loss_fn)(before, batch)[0]
-        leaves = jax.tree.leaves((after.params, after.opt_state, after.mutable, after.ema))
+        leaves = jax.tree.leaves((after.params, after.opt_state, after.model_state, after.ema))
         # A scalar of the optimiser may be infinite by right: look at it when nothing else is bad.
         return sorted(leaves, key=lambda leaf: leaf.ndim == 0)
 
-    arguments = (state.params, state.mutable, batch)
+    arguments = (state.params, state.model_state, batch)
     if non_finite["loss"]:
         return find_origin(loss, *arguments)
     if non_finite["gradients"]:

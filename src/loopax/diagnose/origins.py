@@ -51,7 +51,7 @@ LIBRARIES = (
 ARGUMENTS = {
     "batch": "the batch's",
     "params": "the parameter",
-    "mutable": "the collection",
+    "model_state": "the model state's",
     "opt_state": "the optimiser state",
     "ema": "the average of",
 }
