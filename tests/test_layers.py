@@ -76,6 +76,7 @@ STILL_TOO_LARGE = {
 CORE = [name for name in MODULES if name != "loopax"]
 RECIPES = [name for name in MODULES if name.startswith("loopax.recipes")]
 PUBLIC = {"loopax"} | {f"loopax.{name}" for name in loopax.__all__} & {*MODULES}
+PUBLIC |= {"loopax.recipes.images"}  # A VAE is judged by a classifier of images.
 
 
 def parsed(module):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from loopax.data import Dataset, Splits
-from loopax.recipes.vae import comparison, evaluation, selection
+from loopax.recipes.images import Answers, some_of
+from loopax.recipes.images import data as selection
+from loopax.recipes.vae import comparison, evaluation
 from loopax.recipes.vae.baseline import fit_baseline
-from loopax.recipes.vae.judge import Opinion
-from loopax.recipes.vae.selection import some_of, with_labels
+from loopax.recipes.vae.comparison import with_labels
 
 SHAPE = (4, 4, 1)
 PLACES = np.random.default_rng(9).integers(40, 215, (3, *SHAPE))
@@ -51,7 +52,7 @@ class Judge:
         pixels = pixels.reshape(len(images), -1).astype(np.float64)
         distances = np.square(pixels[:, None] - PLACES.reshape(3, -1) / 255).sum(axis=-1)
         answers = np.exp(-distances) / np.exp(-distances).sum(axis=1, keepdims=True)
-        return Opinion(pixels, answers)
+        return Answers(pixels, answers)
 
 
 def compared(test, train=None, sampler=None, *, whole=False):

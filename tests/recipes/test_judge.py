@@ -13,6 +13,7 @@ from loopax.data import Dataset, Splits
 from loopax.deadline import time_limit
 from loopax.environment import cache_dir
 from loopax.errors import CheckpointError, DataError
+from loopax.recipes.images import problem
 from loopax.recipes.vae import judge
 from loopax.weights import save_weights
 
@@ -78,7 +79,7 @@ def test_stored_and_scaled_images_have_the_same_features(data, trained):
 def test_images_are_moved_within_their_frame():
     image = np.zeros((50, 9, 9, 1), np.float32)
     image[:, 4, 4] = 1
-    moved = np.asarray(judge.shifted(jax.random.key(0), image, 2))
+    moved = np.asarray(problem.shifted(jax.random.key(0), image, 2))
     assert moved.shape == image.shape
     np.testing.assert_array_equal(moved.sum(axis=(1, 2, 3)), 1)
     places = np.argwhere(moved[..., 0])[:, 1:]
@@ -95,7 +96,7 @@ def test_one_that_falls_short_of_logistic_regression_is_not_sound(data, trained)
 def test_without_a_cache_it_is_trained_for_this_once(data, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOOPAX_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(judge, "STEPS_AT_MOST", 10)
+    monkeypatch.setitem(problem.LENGTHS, "judge", (1, 10, 10))
     assert judge.judge_for(data, lambda line: None).opinion(data.test.columns["image"])
     assert "LOOPAX_CACHE" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -92,7 +92,7 @@ def judge(words: list[str]) -> int:
     command = parse(Judge, words, "loopax judge")
     import loopax
     from loopax.files import storing
-    from loopax.recipes import vae
+    from loopax.recipes import images, vae
 
     config = VAEConfig(
         data=command.data,
@@ -100,7 +100,7 @@ def judge(words: list[str]) -> int:
         channels=command.channels,
         background=command.background,
     )
-    data = vae.data_of(config)
+    data = images.data_of(config)
     folder = None if command.out else loopax.environment.cache_folder("judges")
     if command.out is None and folder is None:
         raise ConfigError("there is no cache to keep a judge in; give --out")

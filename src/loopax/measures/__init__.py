@@ -18,8 +18,8 @@ from loopax.measures.fidelity import (
     nearest_distances,
     neighbourhood_scores,
 )
-from loopax.measures.pictures import save_calibration, save_confusion
-from loopax.measures.tables import headline, needs_confusions, tables, verdict
+from loopax.measures.pictures import save_calibration, save_confusion, save_training
+from loopax.measures.tables import overview, sections, tables, verdict
 
 __all__ = [
     "ClassScores",
@@ -29,15 +29,16 @@ __all__ = [
     "class_scores",
     "frechet_distance",
     "guessing",
-    "headline",
     "kernel_distance",
     "nearest_distances",
-    "needs_confusions",
     "neighbourhood_scores",
+    "overview",
     "save_calibration",
     "save_confusion",
+    "save_training",
     "scores",
     "scores_of_baseline",
+    "sections",
     "surest_mistakes",
     "tables",
     "verdict",

@@ -1,18 +1,19 @@
-"""Pictures of a classifier: which class it takes for which, and how sure it may be.
+"""Pictures of a classifier: which class it takes for which, how sure it may be, its training.
 
-Each is drawn from what `scores` returns, and the function returns what it shows in words.
+Each function returns what the picture shows, in words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loopax.report import legible, save_figure
+from loopax.report import legible, save_curves, save_figure
 
+CURVES = {"loss": "cross-entropy, nats", "accuracy": "accuracy", "learning_rate": "learning rate"}
 COUNTED = 30
 """Classes up to which the counts fit into the fields of the confusion matrix."""
 NAMED = 100
@@ -91,3 +92,9 @@ def save_calibration(results: Mapping[str, Any], path: Path, noun: str) -> str:
         f"too sure, above it too modest. The mean distance from the line, over {noun}, is "
         f"{results['calibration']['error']:.1%}."
     )
+
+
+def save_training(history: Sequence[Mapping[str, Any]], path: Path, noun: str) -> str:
+    """Draws loss, accuracy and learning rate over the steps; `history` is `RunDir.metrics`."""
+    save_curves(history, path, CURVES, whole=("accuracy", "learning_rate"))
+    return f"Means over the {noun} that were trained on, and over the validation {noun}, by step."

@@ -1,4 +1,4 @@
-"""The measures of a classifier for people: tables, the main figures, and one sentence.
+"""The measures of a classifier for people: tables, main figures, sections of a report.
 
 `results` are what `scores` returns, with `data`, `step`, `class_names`, what `guessing` returns as
 `floor`, and as `baseline` the scores of a simple classifier with its `name`, if there is one.
@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loopax.report import Table
+from loopax.measures.pictures import save_calibration, save_confusion
+from loopax.report import Figures, Picture, Section, Table
 
 TABULATED = 6
 """Classes up to which the confusion matrix is legible as a table."""
@@ -32,7 +34,40 @@ def verdict(results: Results, noun: str) -> str | None:
     return f"The model was not worth its training: {figures}, after seconds."
 
 
-def headline(results: Results, noun: str) -> Iterator[tuple[str, str, str]]:
+def tables(results: Results, noun: str) -> list[Table]:
+    """Overall figures, figures by class, confusions and calibration; `noun` is of the examples."""
+    return [
+        _overall(results, noun),
+        _by_class(results, noun),
+        _confusion(results, noun),
+        _calibration(results, noun),
+    ]
+
+
+def overview(results: Results, noun: str) -> list[Figures | Table]:
+    """The part of a report that comes first: the main figures, and all overall ones."""
+    return [Figures([*_main_figures(results, noun)]), _overall(results, noun)]
+
+
+def sections(results: Results, noun: str, folder: Path) -> list[Section]:
+    """The part of a report on classes and on calibration, with pictures drawn in `folder`.
+
+    Raises:
+        OSError: a picture cannot be written.
+    """
+    _, by_class, confusions, by_probability = tables(results, noun)
+    confusion, calibration = folder / "confusion.png", folder / "calibration.png"
+    drawn = Picture(confusion, save_confusion(results, confusion, noun))
+    # The picture of few classes says it all.
+    listed = [confusions] if len(results["class_names"]) > TABULATED else []
+    diagram = Picture(calibration, save_calibration(results, calibration, noun))
+    return [
+        Section("Classes", [by_class, drawn, *listed]),
+        Section("Calibration", [diagram, by_probability]),
+    ]
+
+
+def _main_figures(results: Results, noun: str) -> Iterator[tuple[str, str, str]]:
     """The main figures, each beside what guessing scores."""
     guess, calibration = results["floor"], results["calibration"]
     simple = results.get("baseline")
@@ -49,21 +84,6 @@ def headline(results: Results, noun: str) -> Iterator[tuple[str, str, str]]:
         f"guessing: {guess['nll_nats']:.3f} nats",
     )
     yield "calibration error", f"{calibration['error']:.1%}", f"of {results['examples']:,} {noun}"
-
-
-def tables(results: Results, noun: str) -> list[Table]:
-    """Overall figures, figures by class, confusions and calibration; `noun` is of the examples."""
-    return [
-        _overall(results, noun),
-        _by_class(results, noun),
-        _confusion(results, noun),
-        _calibration(results, noun),
-    ]
-
-
-def needs_confusions(results: Results) -> bool:
-    """Whether the picture of the confusion matrix has too many fields to be all there is."""
-    return len(results["class_names"]) > TABULATED
 
 
 def _overall(results: Results, noun: str) -> Table:
@@ -110,7 +130,7 @@ def _by_class(results: Results, noun: str) -> Table:
 def _confusion(results: Results, noun: str) -> Table:
     """The matrix of few classes; of many the confusions that are most frequent."""
     names, counts = results["class_names"], np.array(results["confusion"])
-    if not needs_confusions(results):
+    if len(names) <= TABULATED:
         rows = [
             (name, *(f"{count:,}" for count in row))
             for name, row in zip(names, counts.tolist(), strict=True)

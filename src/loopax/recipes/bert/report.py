@@ -12,23 +12,18 @@ import loopax
 from loopax import measures
 from loopax.files import storing
 from loopax.recipes.bert.config import PRESETS, FineTuneConfig
-from loopax.recipes.bert.evaluation import NOUN, tables
+from loopax.recipes.bert.evaluation import NOUN
 from loopax.recipes.bert.problem import metric_of
 from loopax.recipes.bert.trained import TrainedClassifier
 from loopax.report import (
-    Figures,
     Picture,
     Provenance,
     Section,
     Table,
     Text,
-    save_curves,
     settings_table,
     write_report,
 )
-from loopax.rundir import RunDir
-
-CURVES = {"loss": "cross-entropy, nats", "accuracy": "accuracy", "learning_rate": "learning rate"}
 
 
 def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
@@ -42,40 +37,23 @@ def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
         LoopaxError: a picture or the report cannot be written.
     """
     run, config = trained.dir, trained.config
-    with storing(run.path):
-        pictures = _pictures(run, results)
-    overall, by_class, confusion, calibration = tables(results)
-    listed = [confusion] if measures.needs_confusions(results) else []
     provenance = Provenance(run)
-    sections = [
-        Section(
-            "Summary",
-            [_summary(trained, results), Figures([*measures.headline(results, NOUN)]), overall],
-        ),
-        Section("Classes", [by_class, pictures["confusion.png"], *listed]),
-        Section("Calibration", [pictures["calibration.png"], calibration]),
-        Section("Mistakes", [*_mistakes(results)]),
-        Section("Training", [pictures["curves.png"], *provenance.account]),
-        Section("Configuration", [_settings(config)]),
-        Section("Provenance", [*provenance.tables(config.seed), _commands(trained)]),
-    ]
+    with storing(run.path):
+        curves = run.pictures / "curves.png"
+        said = measures.save_training(run.metrics, curves, NOUN)
+        sections = [
+            Section("Summary", [_summary(trained, results), *measures.overview(results, NOUN)]),
+            *measures.sections(results, NOUN, run.pictures),
+            Section("Mistakes", [*_mistakes(results)]),
+            Section("Training", [Picture(curves, said), *provenance.account]),
+            Section("Configuration", [_settings(config)]),
+            Section("Provenance", [*provenance.tables(config.seed), _commands(trained)]),
+        ]
     about = [f"preset {config.preset}", provenance.began, f"loopax {loopax.__version__}"]
     path = run.path / "report.html"
     title = f"A classifier of texts: {Path(config.data).name}"
     write_report(path, title, sections, subtitle=" · ".join(filter(None, about)))
     return path
-
-
-def _pictures(run: RunDir, results: Mapping[str, Any]) -> dict[str, Picture]:
-    """Draws the pictures of a run, by the names of their files."""
-    folder = run.pictures
-    captions = {
-        "confusion.png": measures.save_confusion(results, folder / "confusion.png", NOUN),
-        "calibration.png": measures.save_calibration(results, folder / "calibration.png", NOUN),
-        "curves.png": "Means over the texts that were trained on, and over the validation texts.",
-    }
-    save_curves(run.metrics, folder / "curves.png", CURVES, whole=("accuracy", "learning_rate"))
-    return {name: Picture(folder / name, caption) for name, caption in captions.items()}
 
 
 def _summary(trained: TrainedClassifier, results: Mapping[str, Any]) -> Text:

@@ -14,7 +14,6 @@ from .pictures import save_grid as save_grid
 from .pictures import save_reconstructions as save_reconstructions
 from .problem import Problem as Problem
 from .problem import costs as costs
-from .problem import data_of as data_of
 from .trained import TrainedVAE as TrainedVAE
 from .trained import load as load
 from .trained import stored_config as stored_config

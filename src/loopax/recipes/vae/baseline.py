@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from loopax.data import Dataset
+from loopax.recipes.images import flat_portions, some_of
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
-from loopax.recipes.vae.selection import flat_portions, some_of
 
 COMPONENTS, NORMALS = 40, 10
 """Principal components, and normals in the mixture of a class, at most."""

@@ -13,14 +13,15 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Int
 
 from loopax import measures
 from loopax.data import Dataset
 from loopax.deadline import check_time
+from loopax.recipes.images import as_floats, flat_portions, known_only, some_of
 from loopax.recipes.vae.baseline import fit_baseline
-from loopax.recipes.vae.judge import Judge, judge_for, known_only
-from loopax.recipes.vae.selection import flat_portions, some_of, with_labels
-from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE, as_floats
+from loopax.recipes.vae.judge import Judge, judge_for
+from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE
 
 Scores = dict[str, Any]
 
@@ -158,6 +159,24 @@ def _floor(train: Dataset, labels: np.ndarray, reference: _Reference) -> Scores:
     images = as_floats(train.columns["image"][chosen])
     scores = reference.scores(images, train.columns["label"][chosen])
     return scores | reference.nearest(as_floats(reference.images))
+
+
+def with_labels(
+    labels: Int[np.ndarray, " n"], wanted: Int[np.ndarray, " m"], *, seed: int = 0
+) -> Int[np.ndarray, " m"]:
+    """The places of things with the wanted labels, one for each, drawn with a fixed seed.
+
+    Each is taken once as long as its class lasts. A class without any is replaced by whatever has
+    a known label.
+    """
+    rng = np.random.default_rng(seed)
+    places = np.empty(len(wanted), np.int64)
+    for label in np.unique(wanted):
+        own = np.flatnonzero(labels == label)
+        own = own if len(own) else np.flatnonzero(labels >= 0)
+        here = np.flatnonzero(wanted == label)
+        places[here] = np.resize(rng.permutation(own), len(here))
+    return places
 
 
 def _spread(images: np.ndarray, labels: np.ndarray) -> float:

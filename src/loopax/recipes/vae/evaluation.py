@@ -14,13 +14,12 @@ import optax
 import loopax
 from loopax.deadline import check_time
 from loopax.errors import ConfigError
+from loopax.recipes.images import as_floats, known_only, some_of
 from loopax.recipes.vae.comparison import compare
 from loopax.recipes.vae.config import VAEConfig
-from loopax.recipes.vae.judge import known_only
 from loopax.recipes.vae.objective import Objective
 from loopax.recipes.vae.problem import EVAL_BATCH
-from loopax.recipes.vae.selection import some_of
-from loopax.recipes.vae.trained import TrainedVAE, as_floats
+from loopax.recipes.vae.trained import TrainedVAE
 from loopax.report import Table
 
 Results = dict[str, Any]

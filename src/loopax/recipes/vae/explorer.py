@@ -28,9 +28,9 @@ from jaxtyping import Float, UInt8
 
 import loopax
 from loopax.errors import ConfigError
+from loopax.recipes.images import as_floats, some_of
 from loopax.recipes.vae.evaluation import density
-from loopax.recipes.vae.selection import some_of
-from loopax.recipes.vae.trained import TrainedVAE, as_floats
+from loopax.recipes.vae.trained import TrainedVAE
 
 HOST = "127.0.0.1"
 SLIDERS = 8

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int, UInt8
 
 from loopax.deadline import check_time
 from loopax.files import replacing
-from loopax.recipes.vae.selection import some_of
-from loopax.recipes.vae.trained import PORTION, TrainedVAE, as_floats
+from loopax.recipes.images import as_floats, some_of
+from loopax.recipes.vae.trained import PORTION, TrainedVAE
 from loopax.report import legible, save_curves, save_figure
 
 Grid = Float[np.ndarray, "rows columns height width channels"]

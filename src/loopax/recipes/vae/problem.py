@@ -9,13 +9,12 @@ from typing import Any, Literal
 import loopax
 from loopax.data import Splits
 from loopax.models.vae import VAE
+from loopax.recipes.images import data_of, with_validation
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.objective import Objective
 from loopax.rundir import RunDir
 from loopax.weights import read_weights, with_weights
 
-FEWEST_TO_CHOOSE_BY = 10
-"""Images below which a difference between two checkpoints is chance."""
 EVAL_BATCH = 500
 """Images that are measured at once."""
 EPOCHS, STEPS_AT_LEAST = 24, 4000
@@ -59,7 +58,7 @@ class Problem:
         weights = config.weights and loopax.data.absolute(config.weights)
         config = replace(config, weights=weights)
         given = data_of(config)
-        data = _with_validation(given, config.validation)
+        data = with_validation(given, config.validation)
         train = data.train
         if config.kl_weight is None:
             config = replace(config, kl_weight=kl_weight_for(config, len(train)))
@@ -210,31 +209,6 @@ def model_of(config: VAEConfig, image_shape: tuple[int, int, int], classes: int)
         prior=config.prior,
         learned_sigma=config.likelihood == "gaussian" and config.sigma == "learned",
     )
-
-
-def data_of(config: VAEConfig) -> Splits:
-    """The images that a configuration names.
-
-    Raises:
-        LoopaxError: they cannot be used.
-    """
-    if config.data == "mnist":
-        return loopax.data.mnist()
-    size = None if config.image_size is None else (config.image_size[0], config.image_size[1])
-    return loopax.data.load(
-        config.data,
-        test_fraction=config.test_fraction,
-        size=size,
-        channels=config.channels,
-        background=config.background,
-    )
-
-
-def _with_validation(data: Splits, fraction: float) -> Splits:
-    """The images with a part to choose by; without one where it would be too small to tell."""
-    if data.validation is not None or fraction * len(data.train) < FEWEST_TO_CHOOSE_BY:
-        return data
-    return data.with_validation(fraction)
 
 
 def weights_of(source: str, params: Any) -> Any:

@@ -20,6 +20,7 @@ import loopax
 from loopax.data import Splits
 from loopax.errors import ConfigError, DataError, LoopaxError
 from loopax.models.vae import VAE
+from loopax.recipes.images import as_floats
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.problem import Problem, model_of
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
@@ -247,11 +248,6 @@ def _draw_from_prior(model: VAE, params: Any, key: Any, labels: Any) -> Any:
 def _draw_from_mixtures(model: VAE, arrays: Any, key: Any, labels: Any) -> Any:
     del model
     return Mixtures(**arrays).sample(key, labels)
-
-
-def as_floats(images: Any) -> Any:
-    """Stored images as the model sees them."""
-    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
 
 
 def _to_stderr(line: str) -> None:

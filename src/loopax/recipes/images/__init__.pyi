@@ -1,0 +1,21 @@
+"""The public names, a line each."""
+
+from .baseline import accuracy_of_baseline as accuracy_of_baseline
+from .baseline import fit_baseline as fit_baseline
+from .config import PRESETS as PRESETS
+from .config import ImagesConfig as ImagesConfig
+from .data import as_floats as as_floats
+from .data import data_of as data_of
+from .data import flat_portions as flat_portions
+from .data import known_only as known_only
+from .data import some_of as some_of
+from .data import with_validation as with_validation
+from .evaluation import evaluate as evaluate
+from .evaluation import tables as tables
+from .problem import Problem as Problem
+from .problem import model_of as model_of
+from .trained import Answers as Answers
+from .trained import TrainedClassifier as TrainedClassifier
+from .trained import answers as answers
+from .trained import load as load
+from .trained import stored_config as stored_config
