@@ -1,4 +1,8 @@
-"""One writer per run directory: a kernel lock, and a record of who holds it that shows a pulse."""
+"""One writer per run directory: a kernel lock, and a record of who holds it that shows a pulse.
+
+Ours and not `filelock.SoftFileLease`: that one takes a process for dead when its number is not
+found on a host of the same name, as another machine's or another container's may be.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,20 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from loopax import files
 from loopax.errors import RunDirError, RunInUseError, StorageError
+from loopax.files import write_text
 
 BEAT_SECONDS = 5.0
 """Between two signs of life in the holder's record."""
 PATIENCE_SECONDS = 16.0
 """How long a record must stand still before its holder counts as dead; three beats and some."""
 NO_KERNEL_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-NOBODY_KNOWN = "another process (holder.json does not say which)"
+UNKNOWN = "another process (holder.json does not say which)"
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who writes in a run directory; `token` is its own, and only `beat` ever changes."""
+    """Who writes in a run directory: `token` is its own, and only `beat` ever changes."""
 
     host: str
     boot: str | None
@@ -54,7 +58,7 @@ class Holder:
         except (ValueError, TypeError):
             return None
 
-    def record(self, beat: int) -> str:
+    def record(self, beat: int = 0) -> str:
         return json.dumps({**asdict(self), "beat": beat}) + "\n"
 
     def __str__(self) -> str:
@@ -64,22 +68,14 @@ class Holder:
 class RunLock:
     """Holds `directory` while it is entered, and tells through `say` whom it took it over from.
 
-    The kernel lock on the file `lock` ends with its process. It decides alone when the holder named
-    in `holder.json` ran under the same boot of the same host: then it is gone. Anything else, such
-    as another host on a shared disk, a file system without kernel locks, or a damaged record, is
-    decided by watching: neither clocks nor process numbers mean anything there, but a living holder
-    changes its record every `BEAT_SECONDS`, and one that stands still for `PATIENCE_SECONDS` is
-    taken over. A holder that was only suspended finds the record to be another's, and `check` says
-    so before it can save.
+    The kernel lock on the file `lock` ends with its process, and decides alone when the holder in
+    `holder.json` ran under the same boot of the same host. Any other record (another host on a
+    shared disk, a file system without kernel locks, damage) is watched: a living holder changes it
+    every `BEAT_SECONDS`, and one that stands still for `PATIENCE_SECONDS` is taken over. A holder
+    that was only suspended then fails in `check`, before it can save. Of several that take over
+    where no kernel lock reaches, the last to write its record wins.
 
-    Of several that take over at the same time, the kernel lock lets one through. Where it does not
-    reach, the last to write its record wins, or in a close race none: each looks a moment later
-    whether the record is still its own, and again with each beat. Only one that stood still for
-    longer than that moment between its look and its write lets two train, until the next beat.
-
-    A forked child holds nothing: its copy of the kernel lock is closed at the fork, so that data
-    workers that outlive their trainer do not keep the directory locked; leaving the block there
-    releases nothing, and `check` raises.
+    A forked child holds nothing.
 
     Raises:
         RunInUseError: another process holds the directory, or this one does already.
@@ -98,8 +94,6 @@ class RunLock:
         with ExitStack() as undo:
             undo.callback(lock.release)
             try:
-                self._opened = os.open(self._directory, os.O_RDONLY)
-                undo.callback(os.close, self._opened)
                 self._take(_acquired(lock))
             except (Timeout, FileNotFoundError) as error:
                 # Not found is a record that another, writing its own, moved away.
@@ -110,9 +104,8 @@ class RunLock:
                     "name another run directory"
                 ) from error
             self._undo = undo.pop_all()
-        self._looked = time.monotonic()
         self._left = threading.Event()
-        self._pulse = threading.Thread(target=self._keep_beating, daemon=True)
+        self._pulse = threading.Thread(target=self._beat, daemon=True)
         self._pulse.start()
         return self
 
@@ -123,7 +116,7 @@ class RunLock:
             self._left.set()
             self._pulse.join()
             with suppress(OSError):
-                if self._is_mine(self._read()):
+                if self._is_mine():
                     self._file.unlink()
 
     def check(self) -> None:
@@ -133,38 +126,34 @@ class RunLock:
             RunInUseError: another process has taken the directory over.
             StorageError: the directory was removed or moved away.
         """
-        if not self._is_there():
+        if not self._directory.is_dir():
             raise StorageError(
                 f"{self._directory}: cannot be written (it was removed or moved while the run "
                 "went on); leave it where it is until the run has ended"
             )
-        held = self._holder.pid == os.getpid()
-        # After a suspension this thread may run before the one that beats.
-        if held and time.monotonic() - self._looked > 2 * BEAT_SECONDS:
-            self._beat()
-        if self._lost or not held:
+        if self._holder.pid != os.getpid() or not self._is_mine():
             raise self._in_use("this process stood still too long, and the run was taken over by")
 
     def _take(self, exclusive: bool) -> None:
-        """Makes the record this process's own, once its holder is known to be gone."""
+        """Writes a record of this process, once the holder of the one found is known to be gone."""
         me, found = Holder.here(), self._read()
         left = Holder.parse(found)
-        seen = left is not None and (left.host, left.boot) == (me.host, me.boot)
-        certain = exclusive and (found is None or seen)
+        is_seen = left is not None and (left.host, left.boot) == (me.host, me.boot)
+        certain = exclusive and (found is None or is_seen)
         if found is not None and certain:
             self._say(f"{self._directory}: was left by {left}, which is gone; taken over")
         elif found is not None:
             self._watch(found)
-        self._holder, self._beats, self._lost = me, 0, False
-        files.write_text(self._file, me.record(0))
+        write_text(self._file, me.record())
+        self._holder = me
         if not certain:
             time.sleep(BEAT_SECONDS / 5)
-            if not self._is_mine(self._read()):
+            if not self._is_mine():
                 raise self._in_use("is in use by")
 
     def _watch(self, found: bytes) -> None:
         """Returns when the holder let go, or showed no sign of life for `PATIENCE_SECONDS`."""
-        holder = Holder.parse(found) or NOBODY_KNOWN
+        holder = Holder.parse(found) or UNKNOWN
         self._say(
             f"{self._directory}: was left by {holder}, which cannot be seen from here; "
             f"waiting {PATIENCE_SECONDS:g} s for a sign of life"
@@ -179,41 +168,26 @@ class RunLock:
                 raise self._in_use("is in use by")
         self._say(f"{self._directory}: no sign of life; taken over")
 
-    def _keep_beating(self) -> None:
-        while not self._left.wait(BEAT_SECONDS):
-            self._beat()
-
     def _beat(self) -> None:
-        """One more beat, in place: nothing is created or synced, and closing shows it to NFS.
+        """Shows signs of life, in place: closing the file shows them to NFS.
 
-        Looked at and written through one opening, it can never overwrite the record of another,
-        which comes as a new file. What fails is tried again with the next beat.
+        Read and written through one opening, it can never overwrite the record of another, which
+        comes as a new file. What fails is tried again with the next beat.
         """
-        try:
-            with self._file.open("r+b", buffering=0) as file:
-                self._lost = not self._is_mine(file.read())
-                if not self._lost:
-                    self._beats += 1
+        beat = 0
+        while not self._left.wait(BEAT_SECONDS):
+            with suppress(OSError), self._file.open("r+b", buffering=0) as file:
+                if self._holder.token.encode() in file.read():
+                    beat += 1
                     file.seek(0)
-                    file.write(self._holder.record(self._beats).encode())
-            self._looked = time.monotonic()
-        except FileNotFoundError:
-            # Whoever took over may have finished since. A directory that is gone is another fault.
-            self._lost = self._is_there()
-        except OSError:
-            pass
+                    file.write(self._holder.record(beat).encode())
 
-    def _is_there(self) -> bool:
-        """Whether the directory's path still leads to what was locked, not to a later one."""
+    def _is_mine(self) -> bool:
         try:
-            return os.path.samestat(os.stat(self._directory), os.fstat(self._opened))
-        except FileNotFoundError:
-            return False
+            found = self._read()
         except OSError:
             return True  # which a network may say of anything; what is written next will tell
-
-    def _is_mine(self, record: bytes | None) -> bool:
-        return record is not None and self._holder.token.encode() in record
+        return found is not None and self._holder.token.encode() in found
 
     def _read(self) -> bytes | None:
         try:
@@ -226,7 +200,7 @@ class RunLock:
         with suppress(OSError):
             holder = Holder.parse(self._read())
         return RunInUseError(
-            f"{self._directory}: {how} {holder or NOBODY_KNOWN}; "
+            f"{self._directory}: {how} {holder or UNKNOWN}; "
             "wait for it, stop it, or name another run directory"
         )
 
