@@ -4,67 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from types import FrameType
+from typing import Any
+
+from loopax.errors import ConfigError
 
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Asked from a keyboard, by a scheduler, and by a terminal that is closed."""
 
 
-class PoliteStop:
-    """While it is entered, a first signal sets `received`, and a second one of either kind exits.
+def handles_signals(wanted: bool | None = None) -> bool:
+    """Whether a run handles signals; by default only in the main thread of a script.
 
-    Signals are for the process, so where several are active each of them receives the first, in
-    whatever order they end; the innermost announces it. The second ends the process with status
-    128 plus its number, whatever the main thread is doing, as long as that does not hold the GIL:
-    compilations and reads from a device do not. Signals that are ignored (`nohup`), or are handled
-    outside Python, stay so. Entered anywhere but in the main thread, nothing happens. A forked
-    child is as if nothing had been entered.
+    In a notebook and at a prompt Ctrl-C stays a `KeyboardInterrupt`.
 
-    In a notebook or at a prompt a second Ctrl-C raises `KeyboardInterrupt` instead: it must not end
-    the interpreter with all that it holds.
-
-    A signal that comes after the last look at `received` is still there to see after the block.
-
-    Args:
-        announce: told what the first signal does, from a thread of its own, so that one which
-            waits for its turn to print does not hold up the second signal.
+    Raises:
+        ConfigError: it is wanted in a thread.
     """
-
-    def __init__(self, announce: Callable[[str], None]) -> None:
-        self.received: signal.Signals | None = None
-        self._announce = announce
-
-    def __enter__(self) -> PoliteStop:
-        global _undo
-        self.received = None
-        if threading.current_thread() is threading.main_thread():
-            if not _active:
-                _undo = _listen()
-            _active.append(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self in _active:
-            try:
-                # A signal that has just come is still to be announced by this one.
-                if _active == [self]:
-                    _undo.close()
-            finally:
-                _active.remove(self)
-
-    def pass_on(self) -> None:
-        """After the block: sends what was received and not answered to whoever handles it now."""
-        if self.received is not None and not _active:
-            signal.raise_signal(self.received)
-
-
-_active: list[PoliteStop] = []
-_undo = ExitStack()
+    is_main = threading.current_thread() is threading.main_thread()
+    if wanted and not is_main:
+        raise ConfigError("signals is True in a thread; only the main thread can handle them")
+    return is_main and not is_interactive() if wanted is None else wanted
 
 
 def is_interactive() -> bool:
@@ -73,82 +37,65 @@ def is_interactive() -> bool:
     return shell is not None or hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
-def _listen() -> ExitStack:
-    """Handles the signals until what is returned is closed."""
-    with ExitStack() as undo:
-        inbox, outbox = (undo.enter_context(end) for end in socket.socketpair())
-        outbox.setblocking(False)
-        # Python handlers wait until the main thread is back from C; this socket is written to by
-        # the C handler itself, once for every signal, and that wakes the watcher.
-        previous = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
-        handled: list[int] = []
-        _heard.clear()
-        watcher = threading.Thread(target=_watch, args=(inbox, handled, previous), daemon=True)
-        watcher.start()
-        undo.callback(_end, watcher, outbox, os.getpid())
-        undo.callback(signal.set_wakeup_fd, previous)
-        for number in POLITE:
-            handler = signal.getsignal(number)
-            if handler not in (signal.SIG_IGN, None):
-                handled.append(number)
-                undo.callback(signal.signal, number, handler)
-                signal.signal(number, _handle)
-        return undo.pop_all()
+class PoliteStop:
+    """While it is entered, a first signal sets `received`, and a second one ends the process.
 
+    The second one finds the kernel's own handlers, and so needs no help of the main thread; at a
+    prompt it finds those from before. Signals that come during a call that never returns to Python,
+    such as a compilation, are one signal, which counts when it is over. Of several that are entered
+    the last one answers. Signals that are ignored (`nohup`) or handled outside Python stay so.
 
-_heard: list[int] = []
-"""What the main thread has handled since it began to listen."""
+    Args:
+        announce: is told what the first signal does, in a thread of its own: the main thread may be
+            in the middle of printing.
+        wanted: as for `handles_signals`.
+    """
 
+    def __init__(self, announce: Callable[[str], None], wanted: bool | None = None) -> None:
+        self.received: signal.Signals | None = None
+        self._announce, self._wanted = announce, wanted
+        self._handlers: dict[int, Any] = {}
+        self._process: int | None = None
 
-def _handle(number: int, _: FrameType | None = None) -> None:
-    """The Python handler: the main thread sees at once a signal that it sent to itself."""
-    _note(number)
-    _heard.append(number)
-    if number == signal.SIGINT and len(_heard) > 1 and is_interactive():
-        raise KeyboardInterrupt
+    def __enter__(self) -> PoliteStop:
+        self.received, self._process = None, os.getpid()
+        self._teller = threading.Thread(target=self._tell, daemon=True)
+        if handles_signals(self._wanted):
+            handlers = {number: signal.getsignal(number) for number in POLITE}
+            known = (n for n in POLITE if handlers[n] not in (signal.SIG_IGN, None))
+            self._handlers = {number: handlers[number] for number in known}
+            for number in self._handlers:
+                signal.signal(number, self._handle)
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._process = None
+        if self.received is not None:
+            self._teller.join(timeout=1)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._handlers.items():
+                # One that was entered later and is still there comes first.
+                if signal.getsignal(number) in (self._handle, signal.SIG_DFL):
+                    signal.signal(number, handler)
 
-def _note(number: int) -> None:
-    for stop in _active:
-        stop.received = stop.received or signal.Signals(number)
+    def pass_on(self) -> None:
+        """After the block: sends what was received and not answered to whoever handles it now."""
+        if self.received is not None:
+            signal.raise_signal(self.received)
 
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked child, or left in another order or thread
+            signal.signal(number, self._handlers[number])
+            signal.raise_signal(number)
+            return
+        self.received = signal.Signals(number)
+        for each, handler in self._handlers.items():
+            signal.signal(each, handler if is_interactive() else signal.SIG_DFL)
+        self._teller.start()
 
-def _watch(inbox: socket.socket, handled: list[int], previous: int) -> None:
-    teller = None
-    while number := inbox.recv(1)[0]:
-        if number not in handled:
-            # Whoever listened before, such as asyncio, is still to hear of the other signals.
-            with suppress(OSError):
-                os.write(previous, bytes([number]))
-        elif teller:
-            if number != signal.SIGINT or not is_interactive():
-                os._exit(128 + number)
-        else:
-            _note(number)
-            teller = threading.Thread(target=_tell, args=(number,), daemon=True)
-            teller.start()
-    if teller:
-        teller.join(timeout=1)
-
-
-def _tell(number: int) -> None:
-    with suppress(Exception):
-        name = signal.Signals(number).name
-        _active[-1]._announce(f"{name}: finishing the chunk and saving; once more stops at once")
-
-
-def _end(watcher: threading.Thread, outbox: socket.socket, owner: int) -> None:
-    """Not by closing the socket: a forked child may still hold a copy of it."""
-    if os.getpid() == owner:
-        outbox.send(b"\0")
-        watcher.join()
-
-
-def _forget() -> None:
-    """In a forked child, whose signals the parent's watcher would take for its own."""
-    if _active:
-        _undo.close()
-        _active.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
+    def _tell(self) -> None:
+        assert self.received is not None
+        with suppress(Exception):
+            self._announce(
+                f"{self.received.name}: finishing the chunk and saving; once more stops at once"
+            )
