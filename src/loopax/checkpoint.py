@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class CheckpointStore(CheckpointReader):
         self.settings, self.seconds = settings, 0.0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="loopax-checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
+        self._quiet = ExitStack()
         if settings is not None:
             with storing(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -65,6 +67,8 @@ class CheckpointStore(CheckpointReader):
                 remove(self.directory / name)
 
     def __enter__(self) -> CheckpointStore:
+        if self.settings is not None:
+            self._quiet.enter_context(serialization.quiet())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -76,6 +80,7 @@ class CheckpointStore(CheckpointReader):
             self.say(str(error))
         finally:
             self._worker.shutdown()
+            self._quiet.close()
 
     def save(
         self,

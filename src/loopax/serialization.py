@@ -6,14 +6,15 @@ its name (`loopax.checkpoint`).
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,39 +32,42 @@ _ORBAX = threading.RLock()
 _ASYNC = ocp.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
 
 
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """Orbax prints a traceback for each failed save; what a user must know, we say ourselves.
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps others from printing what we say ourselves, in a line, of a save that failed.
 
-    Nor does it wait for all parts of a save when one has failed: asyncio complains of these.
+    Orbax logs a traceback, asyncio complains of the parts that Orbax did not wait for, and
+    TensorStore tells of the rest when Orbax's event loop is closed already.
     """
+    previous = sys.unraisablehook
+
+    def without_late_news(news: Any) -> None:
+        if news.object is not None or str(news.exc_value) != "Event loop is closed":
+            previous(news)
+
+    def not_of_orbax(record: logging.LogRecord) -> bool:
+        return not _is_of_orbax(record)
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in loggers:
+        logger.addFilter(not_of_orbax)
+    sys.unraisablehook = without_late_news
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(not_of_orbax)
+        if sys.unraisablehook is without_late_news:
+            sys.unraisablehook = previous
+
+
+def _is_of_orbax(record: logging.LogRecord) -> bool:
     if record.exc_info is None or record.levelno < logging.ERROR:
-        return True
+        return False
     if record.name == "absl":
-        return "orbax" not in record.pathname
-    trace = record.exc_info[2]
-    while trace is not None:
-        if "orbax" in trace.tb_frame.f_code.co_filename:
-            return False
-        trace = trace.tb_next
-    return True
-
-
-def _without_late_news(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """TensorStore tells Orbax's event loop what else failed of a save, when that is closed."""
-
-    def quiet(unraisable: Any) -> None:
-        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    return quiet
-
-
-@functools.cache
-def _say_failures_once() -> None:
-    """From the first save of the process on: what else fails of a save may come at any time."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_not_of_orbax)
-    sys.unraisablehook = _without_late_news(sys.unraisablehook)
+        return "orbax" in record.pathname
+    frames = (frame for frame, _ in traceback.walk_tb(record.exc_info[2]))
+    return any("orbax" in frame.f_code.co_filename for frame in frames)
 
 
 def begin(path: Path, tree: PyTree, meta: Mapping[str, Any]) -> ocp.AsyncCheckpointer:
@@ -71,7 +75,6 @@ def begin(path: Path, tree: PyTree, meta: Mapping[str, Any]) -> ocp.AsyncCheckpo
 
     Each has an Orbax of its own: one that failed keeps what else failed for the next one.
     """
-    _say_failures_once()
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(async_options=_ASYNC),
         state=ocp.StandardCheckpointHandler(),
