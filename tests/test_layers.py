@@ -12,7 +12,7 @@ from benchmarks.sizes import MODULES, imports, room, sizes
 import loopax
 
 LAYERS = [
-    {"errors", "jaxprs"},
+    {"errors", "jaxprs", "placement"},
     {
         "paths",
         "purity",
@@ -56,7 +56,7 @@ LAYERS = [
 ]
 FLOORS = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
 NARROWER = {
-    "batches": {"errors", "paths", "purity", "randomness", "batches"},
+    "batches": {"errors", "paths", "placement", "purity", "randomness", "batches"},
     "data": {"errors", "digests", "batches", "data"},
     "models": {"errors", "models"},
 }
@@ -198,6 +198,17 @@ def test_one_module_knows_the_inside_of_a_jaxpr():
     assert {*insides(ast.parse(source))} == {1, 2, 3, 4, 5}
     lines = {module: [*insides(parsed(module)[0])] for module in CORE}
     assert {module for module, found in lines.items() if found} == {"loopax.jaxprs"}
+
+
+def test_one_module_puts_arrays_on_devices():
+    callers = {
+        module
+        for module in CORE
+        for node in ast.walk(parsed(module)[0])
+        if isinstance(node, ast.Attribute | ast.alias | ast.Name)
+        if "device_put" in ast.unparse(node)
+    }
+    assert callers == {"loopax.placement"}
 
 
 @pytest.mark.parametrize(

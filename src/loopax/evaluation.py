@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from loopax import jaxprs
 from loopax.account import Account
 from loopax.arguments import check_state, kind_of, whole
 from loopax.batches.base import Batches
 from loopax.batches.iterable import IterableBatches, as_batches
+from loopax.batches.loader import on_device
 from loopax.errors import ConfigError, DataError
 from loopax.jsonlines import OWN_SOURCES
 from loopax.paths import PyTree, leaf_path
@@ -139,10 +140,7 @@ def evaluator(
         nonlocal warned
         chunks, sums, first = [], list[Sums](), 0
         for items in batches.once(EVAL_CAPACITY):
-            stacked, count, index = jax.device_put(
-                (items.stacked, np.int32(items.length), np.int32(first))
-            )
-            rows, added = program(state, items._replace(stacked=stacked, length=count), index)
+            rows, added = program(state, on_device(items), jnp.int32(first))
             batch = _batch(batches, state, items.stacked)
             if not warned:
                 warned = True

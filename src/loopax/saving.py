@@ -6,14 +6,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array
 
+from loopax import placement
 from loopax.batches.base import Batches
 from loopax.checkpoint import CheckpointStore
 from loopax.environment import numerics
@@ -44,18 +43,7 @@ class Snapshot:
 
     def on_host(self) -> Snapshot:
         """The same with a state of its own: a chunk reuses the memory of the run's."""
-        leaves, structure = jax.tree.flatten(self.state)
-        state = jax.tree.unflatten(structure, _copies(leaves))
-        if jax.default_backend() != "cpu":
-            with suppress(RuntimeError):  # where JAX was told to use no CPU
-                state = jax.device_put(state, jax.local_devices(backend="cpu")[0])
-        return dataclasses.replace(self, state=state)
-
-
-# Of the arrays and not of the state, whose optimiser is another object in each run of a process.
-@jax.jit
-def _copies(leaves: list[Array]) -> list[Array]:
-    return list(map(jnp.copy, leaves))
+        return dataclasses.replace(self, state=placement.to_host(self.state))
 
 
 class Saving:

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from loopax import placement
 from loopax.errors import CheckpointError, ConfigError
 from loopax.files import replacing, storing
 from loopax.paths import PyTree, differing, form_of, leaf_path, map_with_path
@@ -119,10 +120,7 @@ def _flat(params: PyTree) -> dict[str, Any]:
 
 
 def _placed_like(leaf: Any, array: np.ndarray) -> Any:
-    if not isinstance(leaf, jax.Array):
-        return array
-    # Without the copy the result may be the same memory, also with `may_alias=False`.
-    return jax.device_put(array.copy(), leaf.sharding if leaf.committed else None)
+    return placement.put_like(array, leaf) if isinstance(leaf, jax.Array) else array
 
 
 def _check_content(path: Path, weights: Mapping[str, np.ndarray]) -> None:

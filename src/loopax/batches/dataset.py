@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int32
 
+from loopax import placement
 from loopax.batches.arrays import as_held, as_numbers
 from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items, affordable
 from loopax.batches.transforms import (
@@ -121,7 +122,7 @@ class Dataset:
     @cached_property
     def on_device(self) -> Mapping[str, jax.Array]:
         """The columns on the device, as stored; put there once and shared by all batches."""
-        return jax.device_put(dict(self.columns))
+        return placement.resident(self.columns)
 
     @cached_property
     def fingerprint(self) -> str:

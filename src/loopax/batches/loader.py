@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from loopax import placement
 from loopax.batches.base import Feed, Items
 
 PATIENCE_SECONDS = 10.0
@@ -92,4 +93,9 @@ class Loader:
 
     def _load(self, n: int) -> tuple[Items, int]:
         items = self._feed.take(n)
-        return jax.device_put(items._replace(length=np.int32(items.length))), items.length
+        return on_device(items), items.length
+
+
+def on_device(items: Items) -> Items:
+    """Items where a chunk takes them from, their number as it counts them."""
+    return placement.put(items._replace(length=np.int32(items.length)))

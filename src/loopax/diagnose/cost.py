@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from loopax import jaxprs
+from loopax import jaxprs, placement
 from loopax.account import Account
 from loopax.arguments import check_state
 from loopax.batches.base import Feed, Items
 from loopax.batches.iterable import as_batches
+from loopax.batches.loader import on_device
 from loopax.errors import ConfigError
 from loopax.memory import batch_size, binary, explaining_memory, nbytes
 from loopax.program import TrainProgram
@@ -112,8 +112,8 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
     batches = as_batches(data)
     train = TrainProgram(loss_fn, batches, Account())
     feed = batches.feed([0], 0, CAPACITY)
-    items = _take(feed, 1)
-    copy = jax.tree.map(jnp.copy, state)
+    items = on_device(feed.take(1))
+    copy = placement.put_state(state)
     with explaining_memory(train, lambda: (state, items)):
         memory: Any = train.compiled(copy, items).memory_analysis()
         pace = _seconds_per_step(train, copy, items, feed, seconds)
@@ -155,12 +155,7 @@ def _seconds_per_step(
         total += duration
         if total >= seconds or bad.size:
             return statistics.median(paces[1:] or paces)
-        items = _take(feed, max(1, min(CAPACITY, int(CHUNK_SECONDS / paces[-1]))))
-
-
-def _take(feed: Feed, count: int) -> Items:
-    items = feed.take(count)
-    return jax.device_put(items._replace(length=np.int32(items.length)))
+        items = on_device(feed.take(max(1, min(CAPACITY, int(CHUNK_SECONDS / paces[-1])))))
 
 
 def flops(function: Callable[..., Any], *args: Any) -> float | None:
