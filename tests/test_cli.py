@@ -320,7 +320,7 @@ def test_a_tracker_whose_client_is_missing_is_said_before_anything_is_written(
     monkeypatch.setitem(sys.modules, "wandb", None)
     words = ["train", "vae", "--data", str(images), "--run-dir", str(tmp_path / "run"), *SMALL]
     assert main([*words, "--log", "csv", "wandb"]) == 2
-    assert "wandb is needed to log to it: pip install 'loopax[wandb]'" in capfd.readouterr().err
+    assert "logging to wandb needs wandb: pip install 'loopax[wandb]'" in capfd.readouterr().err
     assert not any(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ import loopax
 
 LAYERS = [
     {"errors", "jaxprs", "placement"},
+    {"extras"},
     {
         "paths",
         "purity",
@@ -57,7 +58,7 @@ LAYERS = [
 FLOORS = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
 NARROWER = {
     "batches": {"errors", "paths", "placement", "purity", "randomness", "batches"},
-    "data": {"errors", "digests", "batches", "data"},
+    "data": {"errors", "extras", "digests", "batches", "data"},
     "models": {"errors", "models"},
 }
 """What may be imported where being lower is not enough."""

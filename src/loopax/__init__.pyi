@@ -5,6 +5,7 @@ from . import deadline as deadline
 from . import diagnose as diagnose
 from . import environment as environment
 from . import errors as errors
+from . import extras as extras
 from . import files as files
 from . import measures as measures
 from . import models as models

@@ -15,6 +15,7 @@ from loopax import digests
 from loopax.configuration import as_mapping, differences
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
+from loopax.extras import require
 from loopax.files import storing, write_text
 from loopax.jsonlines import Row, read_json_lines
 from loopax.lock import RunLock
@@ -256,6 +257,7 @@ def read_config(kind: type[T], stored: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: a field is unknown or has a value of another type.
     """
+    require("recipe", "the configuration of a recipe", "pydantic")
     import pydantic
 
     fields = {name: value for name, value in stored.items() if name != "recipe"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loopax.data.files import PART_NAMES, fault, is_foreign, open_file, reporting
 from loopax.data.words import shown
-from loopax.errors import ConfigError
+from loopax.extras import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,12 +88,9 @@ def open_parquet(file: File) -> Iterator[pq.ParquetFile]:
         ConfigError: pyarrow is not installed.
         DataError: it is missing or damaged; or the body raises anything else.
     """
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ConfigError(
-            f"{shown(file)}: to read Parquet, pip install 'loopax[parquet]' ({error})"
-        ) from error
+    require("parquet", f"{shown(file)}: reading Parquet", "pyarrow")
+    import pyarrow.parquet as pq
+
     with open_file(file) as stream, reporting(file, "cannot be read as Parquet"):
         # Without a buffer the compressed column of a whole row group is read at once.
         table = pq.ParquetFile(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loopax.extras import require
 from loopax.files import replacing
 
 PANELS = 4
@@ -28,6 +29,7 @@ def save_curves(
         whole: those of them whose highest values matter; of others the first few values, which
             tower over the rest, are cut off.
     """
+    require("report", "drawing", "matplotlib")
     from matplotlib.figure import Figure
 
     known = [name for name in titles if _finite(history, name)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from loopax.errors import ConfigError
+from loopax.extras import require
 from loopax.files import storing, write_text
 
 
@@ -115,6 +116,7 @@ def write_report(
         ConfigError: a picture cannot be used.
         StorageError: the report cannot be written.
     """
+    require("report", "a report", "jinja2")
     import jinja2
 
     environment = jinja2.Environment(

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from loopax.errors import ConfigError
+from loopax.extras import require
 from loopax.jsonlines import Row, values_of
 from loopax.run import Run
 
@@ -154,12 +154,8 @@ def client(name: str) -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"{name} is needed to log to it: pip install 'loopax[{name}]' ({error})"
-        ) from error
+    require(name, f"logging to {name}", name)
+    return importlib.import_module(name)
 
 
 def remote_id(run: Run, name: str, begin: Callable[[], str]) -> str:

@@ -434,7 +434,7 @@ def test_checksums_are_verified(tmp_path, refuses):
 
 def test_the_package_to_install_is_named(tmp_path, refuses, monkeypatch):
     path = write(tmp_path / "x.parquet", colours())
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with refuses("x.parquet", "pip install 'loopax[parquet]'", error=ConfigError):
         read(path)
 

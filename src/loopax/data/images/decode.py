@@ -15,6 +15,7 @@ from loopax.batches.dataset import Dataset
 from loopax.data.files import fault, reporting
 from loopax.data.words import shown
 from loopax.errors import ConfigError
+from loopax.extras import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,8 +24,13 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it for integers
 
 
+def _require_pillow() -> None:
+    require("images", "reading pictures", "PIL")
+
+
 def readable_formats() -> tuple[str, ...]:
     """Pillow's names of the formats that it can read here."""
+    _require_pillow()
     from PIL import features
 
     return tuple(each for each in _FORMATS if each != "AVIF" or features.check("avif"))
@@ -32,6 +38,7 @@ def readable_formats() -> tuple[str, ...]:
 
 def is_image(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins like an image that can be read."""
+    _require_pillow()
     from PIL import Image
 
     try:
@@ -97,6 +104,7 @@ class Form(NamedTuple):
 
 
 def _colour(background: str) -> tuple[int, int, int]:
+    _require_pillow()
     from PIL import ImageColor
 
     try:
@@ -146,6 +154,7 @@ def decode_images(images: Iterable[EncodedImage], count: int, form: Form) -> np.
             be?) where the form has no background, or 32-bit ones, or is a decompression bomb; or
             images differ in size and the form has none.
     """
+    _require_pillow()
     from PIL import Image
 
     pixels = np.zeros((0, 0, 0, 0), np.uint8)
@@ -189,6 +198,7 @@ def resized(images: np.ndarray, where: str, form: Form) -> np.ndarray:
 
 
 def _resized_array(pixels: np.ndarray, form: Form) -> np.ndarray:
+    _require_pillow()
     from PIL import Image
 
     if form.channels == 1 and pixels.shape[2] == 3 and pixels.dtype == np.uint8:

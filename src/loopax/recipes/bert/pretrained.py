@@ -19,6 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from loopax.errors import CheckpointError, ConfigError
+from loopax.extras import require
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.layout import (
     CLASSIFIER,
@@ -33,7 +34,7 @@ from loopax.recipes.bert.layout import (
     name_of,
     read_json,
 )
-from loopax.recipes.bert.tokens import needed, read_tokenizer
+from loopax.recipes.bert.tokens import read_tokenizer
 from loopax.recipes.bert.weights import digest_of, read_weights, shapes_of, weight_files
 from loopax.weights import with_weights
 
@@ -226,7 +227,9 @@ def _located(name: str) -> tuple[Path, str]:
 
 def _downloaded(name: str) -> tuple[Path, str]:
     """A model of the hub, from the hub's own cache if it is there."""
-    hub = needed("huggingface_hub")
+    require("bert", "a model of the hub", "huggingface_hub")
+    import huggingface_hub as hub
+
     try:
         folder = Path(hub.snapshot_download(name, allow_patterns=list(PATTERNS)))
     except Exception as error:  # The hub raises its own, those of its HTTP client, and OSError.

@@ -17,6 +17,7 @@ from jaxtyping import Float
 import loopax
 from loopax.data import BucketedBatches, Dataset, Texts
 from loopax.errors import ConfigError
+from loopax.extras import require
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.features import features_of, file_for
@@ -52,6 +53,7 @@ class Problem:
         Raises:
             LoopaxError: the texts or the model cannot be used.
         """
+        require("bert", "the BERT recipe", "tokenizers", "sklearn", "matplotlib", "jinja2")
         config = dataclasses.replace(config, model=loopax.data.absolute(config.model))
         pretrained = read_pretrained(located(config.model))
         texts = texts_of(config, pretrained.tokenizer, longest_of(config, pretrained.config))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Bool
 
 from loopax.data import bucket_lengths
 from loopax.errors import CheckpointError, ConfigError, DataError
+from loopax.extras import require
 from loopax.models.bert import BertConfig
 from loopax.recipes.bert.layout import CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, read_json
 
@@ -35,11 +35,13 @@ def read_tokenizer(folder: Path, config: BertConfig) -> Tokenizer:
     Raises:
         CheckpointError: it is damaged, or of another model than `config`.
     """
-    tokenizers = needed("tokenizers")
+    require("bert", "a pretrained BERT", "tokenizers")
+    from tokenizers import Tokenizer
+
     path = folder / TOKENIZER
     try:
         if path.is_file():
-            tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            tokenizer: Tokenizer = Tokenizer.from_file(str(path))
         else:
             path = folder / VOCABULARY
             tokenizer = _read_vocabulary(folder)
@@ -138,20 +140,6 @@ def _cut(column: np.ndarray, bound: int) -> np.ndarray:
     """Columns that are shorter than their bucket are filled up, so that shapes stay few."""
     short = max(0, bound - column.shape[1])
     return np.pad(column[:, :bound], ((0, 0), (0, short)))
-
-
-def needed(module: str) -> Any:
-    """A module of the extra.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"{module} is needed for a pretrained BERT: pip install 'loopax[bert]' ({error})"
-        ) from error
 
 
 def _read_vocabulary(folder: Path) -> Tokenizer:

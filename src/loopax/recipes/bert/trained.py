@@ -18,11 +18,12 @@ import loopax
 from loopax.data import Columns, Texts, read_texts
 from loopax.deadline import check_time
 from loopax.errors import RunDirError
+from loopax.extras import require
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.problem import Problem, longest_of
 from loopax.recipes.bert.saving import save_pretrained
-from loopax.recipes.bert.tokens import BATCH, encode, in_batches, model_inputs, needed
+from loopax.recipes.bert.tokens import BATCH, encode, in_batches, model_inputs
 from loopax.rundir import RunDir
 from loopax.weights import with_weights
 
@@ -147,9 +148,11 @@ def _model_of(
         RunDirError: they are damaged.
     """
     file = directory.path / loopax.recipe.MODEL_FILE
-    tokenizers = needed("tokenizers")
+    require("bert", "a pretrained BERT", "tokenizers")
+    from tokenizers import Tokenizer
+
     try:
-        tokenizer: Tokenizer = tokenizers.Tokenizer.from_str(noted["tokenizer"])
+        tokenizer: Tokenizer = Tokenizer.from_str(noted["tokenizer"])
         architecture = BertConfig.from_json(noted["architecture"], "architecture")
     except Exception as error:  # The library raises nothing narrower.
         reason = ascii(str(error))[1:-1][:200]

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key
 import loopax
 from loopax.data import DatasetBatches, Splits
 from loopax.errors import DataError
+from loopax.extras import require
 from loopax.models.classifier import Classifier
 from loopax.recipes.images.config import ImagesConfig
 from loopax.recipes.images.data import data_of, known_only, with_validation
@@ -54,6 +55,7 @@ class Problem:
         Raises:
             LoopaxError: the images cannot be used.
         """
+        require("images", "the images recipe", "sklearn", "PIL", "matplotlib", "jinja2")
         data = with_validation(data_of(config), config.validation)
         if not (data.test.columns["label"] >= 0).any():
             raise DataError(f"{data.test.name}: no image has a label; there is nothing to test on")

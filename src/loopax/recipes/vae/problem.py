@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import loopax
 from loopax.data import Splits
+from loopax.extras import require
 from loopax.models.vae import VAE
 from loopax.recipes.images import data_of, with_validation
 from loopax.recipes.vae.config import VAEConfig
@@ -55,6 +56,7 @@ class Problem:
             LoopaxError: the data cannot be used.
         """
         del say
+        require("vae", "the VAE recipe", "sklearn", "PIL", "matplotlib", "jinja2", "flatbuffers")
         weights = config.weights and loopax.data.absolute(config.weights)
         config = replace(config, weights=weights)
         given = data_of(config)
