@@ -19,3 +19,6 @@ from .trained import TrainedClassifier as TrainedClassifier
 from .trained import answers as answers
 from .trained import load as load
 from .trained import stored_config as stored_config
+from .training import finish as finish
+from .training import hooks_of as hooks_of
+from .training import train as train

@@ -49,7 +49,7 @@ class Problem:
     batches: DatasetBatches
 
     @classmethod
-    def of(cls, config: ImagesConfig) -> Problem:
+    def of(cls, config: ImagesConfig, say: Callable[[str], None] = print) -> Problem:
         """The problem that `config` states, with its images.
 
         Raises:
@@ -82,10 +82,8 @@ class Problem:
         lines, train = [self.data.description], self.data.train
         if unknown := len(train) - len(self.batches.dataset):
             lines.append(f"{train.name}: {unknown:,} images have no label and are left out")
-        lines.append(
-            f"{self.steps:,} steps of {self.batches.batch_size}, images moved by up to "
-            f"{self.shift} pixels"
-        )
+        moved = f", each moved by up to {self.shift} px" if self.shift else ""
+        lines.append(f"{self.steps:,} steps of {self.batches.batch_size} images{moved}")
         return "\n".join(lines)
 
     @property

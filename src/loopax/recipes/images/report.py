@@ -102,7 +102,9 @@ def save_mistakes(trained: TrainedClassifier, results: Mapping[str, Any], path: 
     for axes, each in zip(panels, wrong, strict=False):
         image = images[each["image"]]
         top = 255 if image.dtype == np.uint8 else 1
-        axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmax=top)
+        axes.imshow(
+            image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=top
+        )
         true, taken = (legible(each[name], 16) for name in ("class", "predicted"))
         axes.set_title(f"{true}\ntaken for {taken}, {each['probability']:.0%}", fontsize=9)
     save_figure(figure, path)

@@ -90,6 +90,11 @@ class TrainedClassifier:
         """The most likely class of each image."""
         return [self.class_names[index] for index in self.probabilities(images).argmax(-1)]
 
+    @property
+    def results_file(self) -> Path:
+        """Where training leaves what it has measured at its end."""
+        return self.dir.path / "results.json"
+
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
