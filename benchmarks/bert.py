@@ -72,7 +72,7 @@ def texts(options: Options) -> Dataset:
 
 
 def ours(options: Options, data: Dataset, *, frozen: bool) -> Callable[[], int]:
-    """Runs one chunk of `loopax.steps`, and says how many steps that was."""
+    """Runs one chunk of `loopax.training`, and says how many steps that was."""
     model = BertForSequenceClassification(architecture(options), CLASSES)
 
     def loss_fn(params, batch, rngs):
@@ -92,7 +92,7 @@ def ours(options: Options, data: Dataset, *, frozen: bool) -> Callable[[], int]:
         optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
         frozen=("bert",) if frozen else (),
     )
-    chunks = loopax.steps(
+    training = loopax.training(
         state,
         loss_fn,
         data.batches(options.batch),
@@ -102,6 +102,8 @@ def ours(options: Options, data: Dataset, *, frozen: bool) -> Callable[[], int]:
         chunk_steps=options.head_steps if frozen else options.full_steps,
         progress=False,
     )
+
+    chunks = iter(training.__enter__())  # for as long as this process runs
 
     def run() -> int:
         chunk = next(chunks)

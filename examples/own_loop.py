@@ -1,6 +1,7 @@
-"""Own the loop: `steps` yields a chunk of steps at a time, and what happens next is up to you.
+"""Own the loop: a run gives a chunk of steps at a time, and what happens next is up to you.
 
-Here a classifier is trained until it is good enough; `break` leaves the loop with the state saved.
+Here a classifier is trained until it is good enough. However the block is left, by `break`, by an
+exception or by Ctrl-C, the state is saved.
 """
 
 import flax.linen as nn
@@ -28,13 +29,13 @@ model, data = Classifier(), loopax.data.mnist()
 state = loopax.TrainState.create(model, data.train, optax.adam(1e-3))
 batches = data.train.batches(100)
 
-for chunk in loopax.steps(
+with loopax.training(
     state, loss_fn, batches, epochs=10, run_dir="runs/own_loop", chunk_steps=100
-):
-    accuracy = chunk.metrics["accuracy"]  # a value for each step; reading it waits for the chunk
-    print(f"steps {chunk.start} to {chunk.stop}: accuracy {accuracy.mean():.3f}")
-    if accuracy.mean() > 0.97:
-        break
+) as run:
+    for chunk in run:
+        accuracy = chunk.metrics["accuracy"]  # of each step; reading it waits for the chunk
+        print(f"steps {chunk.start} to {chunk.stop}: accuracy {accuracy.mean():.3f}")
+        if accuracy.mean() > 0.97:
+            break
 
-run = chunk.run
 print(f"{run.step} steps:", loopax.evaluate(run.state, loss_fn, data.test.batches(500)))

@@ -20,5 +20,5 @@ def killed():
     """In the block a run is ended by `kill`, as by a signal that no process can catch."""
     # The block under it is the test's own, so it cannot be one statement, as the rule wants.
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):  # noqa: PT012
-        patch.setattr(Saving, "keep_what_was_reached", lambda *_: None)
+        patch.setattr(Saving, "leave", lambda *_: None)
         yield

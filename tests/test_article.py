@@ -292,8 +292,10 @@ def order_of(seed, examples=50, batch_size=16, epochs=2, **options):
 
     state = loopax.TrainState.create(params=weights(), tx=optax.sgd(0.1), seed=seed)
     batches = data.batches(batch_size, **options)
-    chunks = loopax.steps(state, loss, batches, epochs=epochs, progress=False, probe_every=None)
-    rows = [np.stack([chunk.metrics[f"{i:02}"] for i in range(batch_size)], 1) for chunk in chunks]
+    with loopax.training(
+        state, loss, batches, epochs=epochs, progress=False, probe_every=None
+    ) as run:
+        rows = [np.stack([chunk.metrics[f"{i:02}"] for i in range(batch_size)], 1) for chunk in run]
     return np.concatenate(rows).reshape(epochs, -1).astype(int)
 
 

@@ -475,8 +475,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys):
 
 def test_a_checkpoint_of_another_format_is_refused_and_left_where_it_is(tmp_path, monkeypatch):
     walk(tmp_path, lambda n: n)
-    monkeypatch.setattr(checkpoint_reader, "FORMAT", 5)
-    with pytest.raises(CheckpointError, match=r"is of format 4, and this loopax reads 5"):
+    monkeypatch.setattr(checkpoint_reader, "FORMAT", 6)
+    with pytest.raises(CheckpointError, match=r"is of format 5, and this loopax reads 6"):
         walk(tmp_path, lambda n: n)
     assert opened(tmp_path).steps == [10, 50, 60]
 

@@ -1,4 +1,4 @@
-"""What `fit` and `steps` promise: exact, resumable, honest, and in nobody's way."""
+"""What `fit` and `training` promise: exact, resumable, honest, and in nobody's way."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ import pytest
 
 import loopax
 from loopax.data import Dataset
-from loopax.errors import ConfigError, DataError, NonFiniteError, RunInUseError
+from loopax.errors import ConfigError, DataError, NonFiniteError
 from loopax.rundir import RunDir
 from tests.kills import kill, killed
 
@@ -205,11 +205,11 @@ def test_an_interrupted_run_writes_the_metrics_of_one_that_was_not(
     assert parts.dir.metrics_file.read_text() == whole.dir.metrics_file.read_text()
 
 
-def test_breaking_out_of_steps_saves_the_state_and_the_run_can_go_on(
+def test_breaking_out_of_a_loop_saves_the_state_and_the_run_can_go_on(
     tmp_path, bits, dataset, line_loss, line_state
 ):
-    def steps(name):
-        return loopax.steps(
+    def training(name):
+        return loopax.training(
             line_state(),
             line_loss,
             dataset.batches(2),
@@ -220,18 +220,22 @@ def test_breaking_out_of_steps_saves_the_state_and_the_run_can_go_on(
             **PLAIN,
         )
 
-    *_, end = steps("whole")
-    for chunk in steps("parts"):
-        if chunk.stop >= 9:
-            break
+    with training("whole") as whole:
+        *_, _ = whole
+    with training("parts") as parts:
+        for chunk in parts:
+            if chunk.stop >= 9:
+                break
     left_at = chunk.stop
     assert left_at % 4, "not at a logged row"
     store = loopax.CheckpointStore(RunDir.open(tmp_path / "parts").checkpoints)
     assert store.steps == [left_at]
-    again, first, *_, last = steps("parts")
+    with training("parts") as parts:
+        assert parts.step == left_at
+        again, first, *_ = parts
     assert (again.start, again.stop, first.start) == (chunk.start, left_at, left_at)
-    assert bits(last.run.state) == bits(end.run.state)
-    assert last.run.dir.metrics_file.read_text() == end.run.dir.metrics_file.read_text()
+    assert bits(parts.state) == bits(whole.state)
+    assert parts.dir.metrics_file.read_text() == whole.dir.metrics_file.read_text()
 
 
 def test_what_made_a_loop_stop_makes_it_stop_again_at_the_same_step(
@@ -239,7 +243,7 @@ def test_what_made_a_loop_stop_makes_it_stop_again_at_the_same_step(
 ):
     """The chunk at which it was left comes first, with what the decision was made of."""
 
-    def train(goal, *, use=loopax.steps, steps=60):
+    def train(goal, *, use=loopax.training, steps=60):
         data, evaluation = dataset.batches(2), loopax.Evaluation(dataset.batches(120), every=5)
         return use(
             line_state(),
@@ -253,57 +257,21 @@ def test_what_made_a_loop_stop_makes_it_stop_again_at_the_same_step(
 
     seen = []
     for goal in (20, 20, 35):
-        for chunk in train(goal):
-            seen.append((chunk.start, chunk.stop, chunk.metrics["loss"].tolist()))
-            if chunk.run.latest("test").get("step", 0) >= goal:
-                break
-        assert chunk.stop == chunk.run.step == int(chunk.run.state.step) == goal
+        with train(goal) as run:
+            for chunk in run:
+                seen.append((chunk.start, chunk.stop, chunk.metrics["loss"].tolist()))
+                if run.latest("test").get("step", 0) >= goal:
+                    break
+        assert chunk.stop == run.step == int(run.state.step) == goal
     ends = [index for index, (_, stop, _) in enumerate(seen) if stop == 20]
     assert len(ends) == 3, "the loop was left there, left again, and then passed"
     assert len({str(seen[index]) for index in ends}) == 1, "with the same numbers"
     # Nor is it lost on who does not look, nor where nothing is left to train.
-    assert [chunk.stop for chunk in train(0, steps=35)] == [35]
-    run = train(0, use=loopax.fit)
-    assert run.step == 60
-    chunks = train(0)
-    assert (list(chunks), chunks.run.step) == ([], 60)
-
-
-def test_a_loop_that_is_only_dropped_is_closed_when_its_directory_is_opened_again(
-    tmp_path, dataset, line_loss, line_state
-):
-    def steps():
-        data = dataset.batches(2)
-        return loopax.steps(line_state(), line_loss, data, steps=30, run_dir=tmp_path, **PLAIN)
-
-    chunks = steps()
-    for chunk in chunks:
-        if chunk.stop >= 9:
-            break
-    assert loopax.CheckpointStore(tmp_path / "checkpoints").steps == []
-    *_, last = steps()
-    assert [start["step"] for start in last.run.dir.read_json("run.json")["starts"]] == [
-        0,
-        chunk.stop,
-    ]
-    with pytest.raises(RunInUseError, match="was opened again, which closed this loop"):
-        next(chunks)
-
-
-def test_a_loop_that_is_left_open_is_saved_when_the_program_ends(tmp_path):
-    program = """
-import jax.numpy as jnp, numpy as np, optax, loopax, sys
-state = loopax.TrainState.create(params={"w": jnp.zeros(())}, tx=optax.sgd(0.1))
-loss = lambda params, batch, rngs: (params["w"] - batch) ** 2
-chunks = loopax.steps(state, loss, [np.float32(1)], steps=9, run_dir=sys.argv[1], chunk_steps=3)
-next(chunks)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "run")], capture_output=True, text=True
-    )
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    assert loopax.CheckpointStore(tmp_path / "run" / "checkpoints").steps == [3]
-    assert not (tmp_path / "run" / "holder.json").exists()
+    with train(0, steps=35) as run:
+        assert [chunk.stop for chunk in run] == [35]
+    assert train(0, use=loopax.fit).step == 60
+    with train(0) as run:
+        assert (list(run), run.step) == ([], 60)
 
 
 def test_a_loop_whose_body_raises_is_saved_and_the_error_carries_the_run(
@@ -312,14 +280,16 @@ def test_a_loop_whose_body_raises_is_saved_and_the_error_carries_the_run(
     data, options = dataset.batches(2), {"steps": 30, "run_dir": tmp_path, "chunk_steps": 3}
     with (
         pytest.raises(ZeroDivisionError) as caught,
-        loopax.steps(line_state(), line_loss, data, **options, **PLAIN) as chunks,
+        loopax.training(line_state(), line_loss, data, **options, **PLAIN) as run,
     ):
-        next(chunks), 1 / (next(chunks).stop - 6)
-    assert caught.value.run.step == 6
+        _ = [1 / (chunk.stop - 6) for chunk in run]
+    assert caught.value.run is run
+    assert run.step == 6
     assert loopax.CheckpointStore(tmp_path / "checkpoints").steps == [6]
+    assert not (tmp_path / "holder.json").exists()
 
 
-RAISED = [ValueError, StopIteration, GeneratorExit, SystemExit, KeyboardInterrupt, MemoryError]
+RAISED = [ValueError, GeneratorExit, SystemExit, KeyboardInterrupt, MemoryError]
 
 
 @pytest.mark.parametrize("kind", RAISED)
@@ -379,6 +349,8 @@ print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
     )
     ended = "KeyboardInterrupt 3 3" if prompt else "Stopped 3 3"
     assert done.stdout.splitlines() == [ended, "True"], done.stderr
+    if run_dir is not None:
+        assert loopax.CheckpointStore(tmp_path / run_dir / "checkpoints").steps == [3]
 
 
 def test_data_that_fails_late_costs_no_step(tmp_path, line_loss, line_state, dataset):
@@ -652,9 +624,8 @@ def test_every_step_is_the_step_of_a_hand_written_scan(dataset, model, loss_fn, 
 
     chunks = []
     data = dataset.batches(2, shuffle=False)
-    for chunk in loopax.steps(state, loss_fn, data, steps=count, log_every=50, **PLAIN):
-        chunks.append((chunk.start, chunk.stop, chunk.metrics))
-        run = chunk.run
+    with loopax.training(state, loss_fn, data, steps=count, log_every=50, **PLAIN) as run:
+        chunks.extend((chunk.start, chunk.stop, chunk.metrics) for chunk in run)
     covered = [step for start, stop, _ in chunks for step in range(start, stop)]
     assert covered == list(range(count)), "each step is in exactly one chunk"
     ours = {
@@ -671,9 +642,10 @@ def test_every_step_is_the_step_of_a_hand_written_scan(dataset, model, loss_fn, 
 
 
 def test_metrics_of_a_chunk_can_be_read_when_later_chunks_have_run(dataset, line_loss, line_state):
-    chunks = list(
-        loopax.steps(line_state(), line_loss, dataset.batches(2), steps=25, chunk_steps=4, **PLAIN)
-    )
+    with loopax.training(
+        line_state(), line_loss, dataset.batches(2), steps=25, chunk_steps=4, **PLAIN
+    ) as run:
+        chunks = list(run)
     losses = np.concatenate([chunk.metrics["loss"] for chunk in chunks])
     run = loopax.fit(line_state(), line_loss, dataset.batches(2), steps=25, log_every=1, **PLAIN)
     assert losses.tolist() == [row["loss"] for row in run.history]
@@ -866,7 +838,7 @@ def test_what_is_in_the_wrong_place_is_named(dataset, line_loss, line_state, arg
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("function", [loopax.fit, loopax.steps])
+@pytest.mark.parametrize("function", [loopax.fit, loopax.training])
 def test_the_signature_is_that_of_the_function_and_errors_come_at_the_call(function):
     assert list(inspect.signature(function).parameters)[:5] == [
         "state",

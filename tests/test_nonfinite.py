@@ -1,4 +1,4 @@
-"""Numbers that go bad: the run stops, skips or goes back, and never keeps what they spoiled."""
+"""Numbers that go bad: the run stops or skips, and never keeps what they spoiled."""
 
 import json
 import math
@@ -13,10 +13,8 @@ import pytest
 import loopax
 from loopax.data import Dataset
 from loopax.errors import ConfigError, NonFiniteError
-from loopax.fitting import ROLLBACKS
 from loopax.recorder import SKIP_LIMIT
 from loopax.rundir import RunDir
-from tests.kills import KilledError, killed
 
 PLAIN = {"progress": False, "probe_every": None}
 EACH_TEN = loopax.Checkpoints(every=10, seconds=None, keep=9)
@@ -192,7 +190,7 @@ def plateau(**options):
     return optax.GradientTransformation(wait.init, update)
 
 
-@pytest.mark.parametrize("nonfinite", ["stop", "skip", "rollback"])
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 def test_a_scalar_of_the_optimiser_may_be_infinite(tmp_path, line_state, nonfinite):
     """It is saved, restored and trained on for as long as nothing was measured yet."""
     state = line_state(optax.chain(optax.sgd(0.01), plateau(accumulation_size=40)))
@@ -209,7 +207,7 @@ def test_a_scalar_of_the_optimiser_may_be_infinite(tmp_path, line_state, nonfini
             **PLAIN,
         )
     assert np.isinf(run.state.opt_state[1].best_value)
-    assert (run.rollbacks, run.latest("train").get("skipped_steps", 0)) == (0, 0)
+    assert run.latest("train").get("skipped_steps", 0) == 0
 
 
 # --- skip ---------------------------------------------------------------------
@@ -220,15 +218,16 @@ def test_a_bad_step_is_as_if_it_had_not_been_but_is_counted(problems, bits, what
     bad = (0, 5, 6, 11)
     state, loss, data = problems(what, *bad)
     before = bits(state)
-    for chunk in loopax.steps(
+    with loopax.training(
         state, loss, data, steps=12, chunk_steps=1, log_every=12, nonfinite="skip", **PLAIN
-    ):
-        after = bits(chunk.run.state)
-        changed = {name for name in after if after[name] != before[name]}
-        assert ".step" in changed
-        assert (changed == {".step"}) == (chunk.start in bad), f"step {chunk.start}: {changed}"
-        assert chunk.metrics["skipped"].tolist() == [float(chunk.start in bad)]
-        before, run = after, chunk.run
+    ) as run:
+        for chunk in run:
+            after = bits(run.state)
+            changed = {name for name in after if after[name] != before[name]}
+            assert ".step" in changed
+            assert (changed == {".step"}) == (chunk.start in bad), f"step {chunk.start}: {changed}"
+            assert chunk.metrics["skipped"].tolist() == [float(chunk.start in bad)]
+            before = after
     assert int(run.state.step) == 12
     assert is_finite(run.state)
     assert run.latest("train")["skipped_steps"] == len(bad)
@@ -264,8 +263,8 @@ def test_means_leave_out_what_was_skipped(problems):
 def test_a_run_that_skips_is_continued_exactly(tmp_path, problems, bits):
     state, loss, data = problems("gradient", 2, 13, 14, 15, 31)
 
-    def steps(name):
-        return loopax.steps(
+    def train(name, until=40):
+        with loopax.training(
             state,
             loss,
             data,
@@ -275,17 +274,19 @@ def test_a_run_that_skips_is_continued_exactly(tmp_path, problems, bits):
             run_dir=tmp_path / name,
             nonfinite="skip",
             **PLAIN,
-        )
+        ) as run:
+            next(chunk for chunk in run if chunk.stop >= until)
+        return run
 
-    *_, whole = steps("whole")
-    for stop in (3, 14, 33):
-        next(chunk for chunk in steps("parts") if chunk.stop >= stop)
-    *_, parts = steps("parts")
+    whole = train("whole")
+    for until in (3, 14, 33):
+        train("parts", until)
+    parts = train("parts")
     assert len(starts_of(tmp_path / "parts")) == 4
-    assert bits(parts.run.state) == bits(whole.run.state)
+    assert bits(parts.state) == bits(whole.state)
     one, other = (tmp_path / name / "metrics.jsonl" for name in ("whole", "parts"))
     assert one.read_text() == other.read_text()
-    assert sum(row["skipped_steps"] for row in parts.run.history) == 5
+    assert sum(row["skipped_steps"] for row in parts.history) == 5
 
 
 def test_too_many_skipped_in_a_row_stop_the_run(tmp_path, problems):
@@ -329,234 +330,9 @@ def test_a_metric_cannot_have_the_name_of_the_count(problems):
         loopax.fit(state, loss, data, steps=1, nonfinite="skip", **PLAIN)
 
 
-# --- rollback -----------------------------------------------------------------
-
-SHUFFLED = Dataset({"x": np.arange(1, 41, dtype=np.float32)[:, None]}, name="forty")
-TRAP, SEED = 0.025, 509
-
-
-def trapped(params, batch, rngs):
-    """Bad where the key of a step says so; `x` tells which example it is about."""
-    bad = jax.random.uniform(rngs["trap"]) < TRAP
-    x = batch["x"].mean()
-    loss = jnp.square(params["weights"]).sum() + x * params["weights"][-1] / 40
-    return jnp.where(bad, jnp.nan, loss), {"x": x}
-
-
-def trap_steps(state, total=60):
-    """Where it goes bad with the keys of this state."""
-    keys = (state.replace(step=step).rngs["trap"] for step in range(total))
-    return [step for step, key in enumerate(keys) if jax.random.uniform(key) < TRAP]
-
-
-@pytest.fixture
-def keyed(line_state):
-    """A state whose keys go bad at step 27, and those after a rollback never."""
-    state = line_state(optax.sgd(0.01), seed=SEED)
-    assert trap_steps(state)[0] == 27
-    return state
-
-
-def going_back(state, run_dir, *hooks, steps=50, run=loopax.fit, **options):
-    return run(
-        state,
-        trapped,
-        SHUFFLED.batches(1),
-        steps=steps,
-        run_dir=run_dir,
-        nonfinite="rollback",
-        **{"checkpoints": EACH_TEN, "hooks": hooks, "log_every": 4, **PLAIN, **options},
-    )
-
-
-def kill_at(step):
-    """Once: what happens to a process does not happen to the next one."""
-
-    def kill(run):
-        if run.step == step:
-            raise KilledError
-
-    return loopax.Hook(kill, step)
-
-
-def test_it_goes_back_to_the_newest_checkpoint_with_other_keys_and_another_order(
-    tmp_path, keyed, capsys
-):
-    run = going_back(keyed, tmp_path / "run", log_every=1, progress=True)
-    assert (run.step, run.rollbacks) == (50, 1)
-    assert is_finite(run.state)
-    assert [(start["step"], start["rollbacks"]) for start in starts_of(tmp_path / "run")] == [
-        (0, 0),
-        (20, 1),
-    ]
-    said = capsys.readouterr().err
-    assert "became nan at step 27" in said
-    assert "going back, time 1 of 3" in said
-    assert "continuing at step 20 of 50" in said
-    assert not (tmp_path / "run" / "autopsy.json").exists()
-    seen = [row["x"] for row in run.history]
-    plain = loopax.fit(
-        keyed,
-        lambda params, batch, rngs: (params["weights"].sum(), {"x": batch["x"].mean()}),
-        SHUFFLED.batches(1),
-        steps=50,
-        log_every=1,
-        **PLAIN,
-    )
-    usual = [row["x"] for row in plain.history]
-    assert seen[:20] == usual[:20]
-    assert seen[20:40] != usual[20:40]
-
-
-def test_before_the_first_checkpoint_it_begins_again(tmp_path, keyed, bits):
-    run = going_back(keyed, tmp_path, checkpoints=loopax.Checkpoints(seconds=None))
-    assert [(start["step"], start["rollbacks"]) for start in starts_of(tmp_path)] == [
-        (0, 0),
-        (0, 1),
-    ]
-    assert (run.step, run.rollbacks) == (50, 1)
-    assert [row["step"] for row in run.history] == [*range(4, 50, 4), 50]
-    assert bits(run.state.key) != bits(keyed.key)
-
-
-KILLS = {
-    "before it went bad": (22,),
-    "after it went back and before a checkpoint": (29,),
-    "after the next checkpoint": (33,),
-    "again and again": (22, 29, 29, 41),
-}
-
-
-@pytest.mark.parametrize("kills", KILLS.values(), ids=KILLS.keys())
-def test_killed_and_continued_it_is_the_run_that_was_not(tmp_path, keyed, bits, kills):
-    whole = going_back(keyed, tmp_path / "whole")
-    for step in kills:
-        with killed():
-            going_back(keyed, tmp_path / "parts", kill_at(step))
-    parts = going_back(keyed, tmp_path / "parts")
-    assert bits(parts.state) == bits(whole.state)
-    assert parts.rollbacks == whole.rollbacks == 1
-    one, other = (tmp_path / name / "metrics.jsonl" for name in ("whole", "parts"))
-    assert one.read_text() == other.read_text()
-    steps = [json.loads(line)["step"] for line in one.read_text().splitlines()]
-    assert steps == [*range(4, 50, 4), 50], "no row twice"
-
-
-def test_left_politely_after_it_went_back_it_is_the_run_that_was_not(tmp_path, keyed, bits):
-    whole = going_back(keyed, tmp_path / "whole")
-    for chunk in going_back(keyed, tmp_path / "parts", run=loopax.steps):
-        if chunk.run.rollbacks and chunk.stop >= 35:
-            break
-    parts = going_back(keyed, tmp_path / "parts")
-    assert bits(parts.state) == bits(whole.state)
-    assert parts.history == whole.history
-    # It may be left while the numbers that are bad are still on their way.
-    for chunk in going_back(keyed, tmp_path / "early", run=loopax.steps, chunk_steps=4):
-        if chunk.stop == 28:
-            break
-    assert stored(tmp_path / "early").steps == [10, 20]
-    assert bits(going_back(keyed, tmp_path / "early").state) == bits(whole.state)
-
-
-def test_a_longer_run_goes_on_from_one_that_went_back(tmp_path, keyed, bits):
-    going_back(keyed, tmp_path / "parts", steps=37)
-    parts, whole = (going_back(keyed, tmp_path / name) for name in ("parts", "whole"))
-    assert (parts.rollbacks, bits(parts.state)) == (1, bits(whole.state))
-    assert starts_of(tmp_path / "parts")[-1]["rollbacks"] == 1
-
-
-def test_what_is_bad_in_any_order_is_tried_three_times_and_told(tmp_path, problems):
-    state, loss, data = problems("loss", 23)
-    with pytest.raises(NonFiniteError) as caught:
-        loopax.fit(
-            state,
-            loss,
-            data,
-            steps=60,
-            run_dir=tmp_path,
-            checkpoints=EACH_TEN,
-            nonfinite="rollback",
-            **PLAIN,
-        )
-    assert caught.value.step == 23
-    assert caught.value.__notes__[0].startswith("step 23: nan comes in with the batch's x")
-    starts = starts_of(tmp_path)
-    assert [(start["step"], start["rollbacks"]) for start in starts] == [
-        (0, 0),
-        *((20, times) for times in range(1, ROLLBACKS + 1)),
-    ]
-    assert len({tuple(start["key"]) for start in starts}) == ROLLBACKS + 1
-    assert stored(tmp_path).steps == [10, 20]
-
-
-def test_a_state_gone_bad_behind_a_finite_loss_goes_back_too(tmp_path, line_state):
-    """Nothing but the look at the state before it is saved can notice."""
-    state = line_state(optax.sgd(0.01), seed=SEED, model_state={"seen": jnp.zeros(1)})
-
-    def loss(params, batch, rngs, model_state):
-        bad = jnp.isnan(trapped(params, batch, rngs)[0])
-        seen = jnp.where(bad, jnp.nan, model_state["seen"])
-        return jnp.square(params["weights"]).sum(), {}, {"seen": seen}
-
-    run = loopax.fit(
-        state,
-        loss,
-        SHUFFLED.batches(1),
-        steps=50,
-        run_dir=tmp_path,
-        checkpoints=EACH_TEN,
-        nonfinite="rollback",
-        **PLAIN,
-    )
-    assert [start["step"] for start in starts_of(tmp_path)] == [0, 20]
-    assert run.rollbacks == 1
-    assert is_finite(run.state)
-
-
-def test_a_bad_state_that_is_just_being_saved_goes_back_once(tmp_path, line_state, bits):
-    """The loss of the next step is seen to be bad before the look at the state has ended."""
-    state = line_state(optax.sgd(0.01), seed=SEED)
-
-    def loss(params, batch, rngs):
-        bad = jnp.isnan(trapped(params, batch, rngs)[0])
-        zero = jnp.where(bad, 0.0, 1.0) * params["weights"][0]
-        return jnp.sqrt(jnp.square(zero)) + jnp.square(params["weights"]).sum()
-
-    def steps(name, chunk_steps):
-        return loopax.steps(
-            state,
-            loss,
-            SHUFFLED.batches(1),
-            steps=50,
-            chunk_steps=chunk_steps,
-            run_dir=tmp_path / name,
-            checkpoints=loopax.Checkpoints(every=14, seconds=None),
-            nonfinite="rollback",
-            **PLAIN,
-        )
-
-    *_, last = steps("run", 1)
-    assert [start["step"] for start in starts_of(tmp_path / "run")] == [0, 14]
-    assert last.run.rollbacks == 1
-    assert is_finite(last.run.state)
-    # Whoever leaves with that state has nothing saved of it, and nothing to answer for.
-    next(chunk for chunk in steps("left", 14) if chunk.stop == 28)
-    assert stored(tmp_path / "left").steps == [14]
-    *_, again = steps("left", 14)
-    assert bits(again.run.state) == bits(last.run.state)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"nonfinite": "rollback"}, "nonfinite='rollback' .* give a run_dir"),
-        ({"nonfinite": "ignore"}, "nonfinite is 'ignore'; it must be one of stop, skip, rollback"),
-    ],
-)
-def test_a_policy_that_cannot_work_is_refused(line_state, options, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        loopax.fit(line_state(), line_of, marked(), steps=1, **options, **PLAIN)
-    assert "\n" not in str(caught.value)
+def test_a_policy_that_cannot_work_is_refused(line_state):
+    with pytest.raises(ConfigError, match=r"nonfinite is 'ignore'; it must be stop or skip$"):
+        loopax.fit(line_state(), line_of, marked(), steps=1, nonfinite="ignore", **PLAIN)
 
 
 # --- Numbers that are only measured -------------------------------------------

@@ -8,15 +8,15 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import optax
 import pytest
 
-from loopax import TrainState, steps
-from loopax.errors import ConfigError
+from loopax import TrainState, training
+from loopax.errors import ConfigError, Stopped
 from loopax.signals import PoliteStop, handles_signals
 
 PROGRAM = """
@@ -195,14 +195,22 @@ def test_a_signal_to_oneself_is_seen_at_once_and_announced_before_the_end():
     assert told == ["SIGTERM: finishing the chunk and saving; once more stops at once"]
 
 
-def test_a_signal_that_nobody_answered_goes_to_whoever_handles_it_now(heard):
+@pytest.mark.parametrize("signals", [True, False])
+def test_a_signal_that_comes_as_the_loop_is_left_ends_the_program_where_it_is_asked_to(
+    signals, heard
+):
     batches, state = [np.ones(2)] * 9, TrainState.create(params={"x": np.ones(2)}, tx=optax.sgd(1))
-    with closing(steps(state, lambda p, b, _: (p["x"] * b).sum(), batches, steps=9)) as chunks:
-        for _ in chunks:
+
+    def train():
+        with training(
+            state, lambda p, b, _: (p["x"] * b).sum(), batches, steps=9, signals=signals
+        ) as run:
+            next(iter(run))
             os.kill(os.getpid(), signal.SIGTERM)
-            break  # as early stopping does, which does not look at signals
-        assert heard == []
-    assert heard == [signal.SIGTERM]
+
+    with pytest.raises(Stopped) if signals else nullcontext():
+        train()
+    assert heard == ([] if signals else [signal.SIGTERM])
 
 
 def test_everything_is_restored(heard):

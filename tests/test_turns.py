@@ -56,8 +56,7 @@ def test_a_signal_and_a_deadline_stop_but_never_before_a_step():
 def test_chunks_grow_fourfold_at_most_towards_a_second():
     growing = clock()
     assert growing.decide().limit == 1
-    growing.dispatched()
-    growing.read(1)
+    growing.read(1, growing.dispatched())
     assert growing.decide().limit == 4
     assert clock(chunk_steps=7).decide().limit == 7
 
@@ -68,7 +67,6 @@ def test_a_save_by_time_is_due_after_the_seconds_that_were_asked_for(seconds, sa
     store = SimpleNamespace(settings=settings, is_saving=False, has_settled=False, seconds=0.0)
     saving = clock(store=store)
     assert saving.decide().save is saves, "what was not read yet has taken no time"
-    saving.dispatched()
-    saving.read(1)
+    saving.read(1, saving.dispatched())
     turn = saving.decide()
     assert (turn.save, turn.rank) == (saves, True)

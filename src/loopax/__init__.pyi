@@ -22,7 +22,7 @@ from .chunks import Chunk as Chunk
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .fitting import fit as fit
-from .fitting import steps as steps
+from .fitting import training as training
 from .hooks import Hook as Hook
 from .optimizer import Group as Group
 from .optimizer import Optimizer as Optimizer

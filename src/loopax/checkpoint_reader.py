@@ -28,10 +28,11 @@ from loopax.updates import eval_params, typed
 
 T = TypeVar("T")
 
-FORMAT = 4
+FORMAT = 5
 OLDER = {
     2: ", in which averages of parameters, identities of batches and rows meant something else",
     3: ", whose meta was in one piece and which may refer to frozen parameters elsewhere",
+    4: ", which may have gone back to a checkpoint with other random keys",
 }
 FROZEN, DAMAGED = "frozen", "damaged"
 

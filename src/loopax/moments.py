@@ -37,17 +37,6 @@ class Moment:
         return step == total or bool(self.every and step % self.every == 0)
 
 
-class HookError(Exception):
-    """Carries what a hook raised out of the loop's generators, which would change some of it.
-
-    A generator makes a `RuntimeError` of `StopIteration`, and takes `GeneratorExit` for its end.
-    """
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error)
-        self.error = error
-
-
 def evaluations(
     run: Run,
     evaluation: Any,
@@ -66,7 +55,12 @@ def evaluations(
             recorder.warn(f"evaluation {name!r}: {message}")
 
         measure = evaluator(evaluation.loss_fn or loss_fn, data, account, warn)
-        return lambda: recorder.log(run.step, name, measure(run.state))
+
+        def act() -> None:
+            run.measured[name] = measure(run.state)
+            recorder.log(run.step, name, run.measured[name])
+
+        return act
 
     every = evaluate_every(evaluation, batches)
     return [
@@ -79,19 +73,16 @@ def calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
     """Calls a hook and logs the numbers that it returns.
 
     Raises:
-        HookError: the hook raised something.
         ConfigError: it returned something else than numbers by name.
     """
 
     def call() -> None:
         # A tree of its own: whatever the hook does to it, the run keeps what was trained.
         shown = dataclasses.replace(run, state=jax.tree.map(lambda leaf: leaf, run.state))
-        try:
-            values = hook.function(shown)
-        except BaseException as error:
-            raise HookError(error) from None
+        values = hook.function(shown)
         run.stopped = shown.stopped
         if values is not None and (logged := _logged(hook, values)):
+            run.measured["hook"] = run.measured.get("hook", {}) | logged
             recorder.log(run.step, "hook", logged)
 
     return call

@@ -29,7 +29,8 @@ SKIP_LIMIT = 100
 class Pending:
     """A chunk that was dispatched and not yet read.
 
-    `norms` were probed before its first step; `examples` gives the batch of one of its steps.
+    `norms` were probed before its first step; `examples` gives the batch of one of its steps;
+    `dispatched` is when it was given to the device.
     """
 
     start: int
@@ -37,6 +38,7 @@ class Pending:
     rows: Rows
     norms: Mapping[str, Array] | None
     examples: Callable[[int], PyTree]
+    dispatched: float
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ class Recorder:
         self._clock = clock
         self._log_every, self._steps_per_epoch = log_every, steps_per_epoch
         self.step = 0
-        self._pending: Pending | None = None
+        self._pending: list[Pending] = []
         self._interval: list[dict[str, float]] = []
         self._logged_at = 0.0
         self._skipped, self._finished = 0, -1
         account.device_is_busy = lambda: (
-            self._pending is not None and not self._pending.rows.is_ready()
+            bool(self._pending) and not self._pending[-1].rows.is_ready()
         )
 
     @property
@@ -124,24 +126,28 @@ class Recorder:
         examples: Callable[[int], PyTree],
     ) -> None:
         """Takes over the rows of a chunk that was just dispatched."""
-        self._pending = Pending(start, count, rows, norms, examples)
-        self._clock.dispatched()
+        dispatched = self._clock.dispatched()
+        self._pending.append(Pending(start, count, rows, norms, examples, dispatched))
         self.step = start + count
 
-    def settle(self) -> None:
-        """Reads the pending chunk, which waits for the device, and logs what became complete.
+    def settle(self, *, but: int = 0) -> None:
+        """Reads pending chunks, which waits for the device, and logs what became complete.
+
+        Args:
+            but: so many of the newest are left to be read later.
 
         Raises:
-            NonFiniteError: the loss of one of its steps is NaN or infinite.
+            NonFiniteError: the loss of one of their steps is NaN or infinite.
         """
-        if self._pending is None:
-            return
-        chunk = self._pending
+        while len(self._pending) > but:
+            self._read(self._pending[0])
+
+    def _read(self, chunk: Pending) -> None:
         with self._account.section("compute"):
             read, norms = jax.device_get((chunk.rows, chunk.norms))
-        self._pending = None
+        self._pending.remove(chunk)
         self._account.reads += 1
-        self._clock.read(chunk.count)
+        self._clock.read(chunk.count, chunk.dispatched)
         rows = read.steps(chunk.count)
         if SKIPPED in rows[0]:
             self._check_skipped(chunk, rows)
@@ -193,7 +199,7 @@ class Recorder:
         self._display.update(step, rate := self._rate(len(rows)))
         values = {"steps": len(rows), **means(rows)}
         if any(SKIPPED in row for row in rows):
-            values["skipped_steps"] = sum(bool(row[SKIPPED]) for row in rows)
+            values["skipped_steps"] = sum(bool(row.get(SKIPPED)) for row in rows)
         self.log(step, "train", values)
         self._write({"step": step, "source": "time", "steps_per_s": round(rate, 2)})
         self._interval = []

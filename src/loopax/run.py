@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -28,11 +29,9 @@ class Past:
 
     Attributes:
         rows: how many rows had been logged.
-        rollbacks: how often the run had gone back.
     """
 
     rows: int = 0
-    rollbacks: int = 0
 
     def to_json(self) -> dict[str, int]:
         """The part as a checkpoint keeps it."""
@@ -46,8 +45,8 @@ class Past:
             ValueError, TypeError: it is something else.
         """
         past = cls(**part)
-        if not all(isinstance(count, int) and count >= 0 for count in (past.rows, past.rollbacks)):
-            raise ValueError("rows and rollbacks are counts")
+        if not isinstance(past.rows, int) or past.rows < 0:
+            raise ValueError("rows is a count")
         return past
 
 
@@ -67,8 +66,10 @@ class Run:
             reads these from the run directory.
         dir: the run directory, or None.
         account: where the wall time went, when the run has ended.
-        rollbacks: how many times the run went back to a checkpoint because of bad numbers.
         stopped: why `stop` ended the run; None where it did not.
+        measured: what evaluations and hooks measured at this very step, by source and name.
+        chunks: what iterating over the run gives: inside of `with loopax.training(...) as run`
+            each chunk that is trained, elsewhere nothing.
     """
 
     state: TrainState
@@ -76,8 +77,17 @@ class Run:
     history: History = field(default_factory=History)
     dir: RunDir | None = None
     account: dict[str, Any] = field(default_factory=dict)
-    rollbacks: int = 0
     stopped: str | None = None
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+    chunks: Iterator[Any] = field(default_factory=lambda: iter(()))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.chunks
+
+    @property
+    def name(self) -> str:
+        """What the run is called in messages: its directory, where it has one."""
+        return str(self.dir.path) if self.dir is not None else "the run"
 
     def stop(self, reason: str) -> None:
         """Ends the run at this step, as a hook may want: it is saved, and done.
@@ -94,7 +104,7 @@ class Run:
     @property
     def past(self) -> Past:
         """For a checkpoint: what it must know of the run beside its state."""
-        return Past(len(self.history), self.rollbacks)
+        return Past(len(self.history))
 
     def latest(self, source: str) -> Row:
         """The newest row of a source (`train`, `hook`, or the name of evaluation data), or {}."""
@@ -123,7 +133,7 @@ class Run:
 
     def __getstate__(self) -> dict[str, Any]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return fields | {"state": _without_functions(self.state)}
+        return fields | {"state": _without_functions(self.state), "chunks": iter(())}
 
 
 def _line(row: Row) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,6 @@ from loopax.errors import (
     RunInUseError,
     StorageError,
 )
-from loopax.jsonlines import Row, values_of
 from loopax.recorder import Recorder
 from loopax.retention import source_of
 from loopax.run import Run
@@ -79,9 +78,9 @@ class Saving:
         self._held: Snapshot | None = None
         self._best, self._improved, self._told = math.inf, False, False
         parts = (self._settings.best or "").split("/")[:-1]
-        sources = itertools.accumulate(parts, "{}/{}".format)
-        for row in itertools.chain.from_iterable(map(run.history.of, sources)):
-            self._improves(row)
+        for source in itertools.accumulate(parts, "{}/{}".format):
+            for row in run.history.of(source):
+                self._improves(source, row)
         if self._settings.best and self._settings.best.startswith("test/"):
             store.say(
                 f"the best checkpoint is chosen by {self._settings.best}, which is test data then; "
@@ -92,9 +91,8 @@ class Saving:
         self._turn = turn
         if turn.settled:
             self._settle()
-        measured = self._measured()
-        self._check_ranked(measured)
-        self._improved = any(map(self._improves, measured))
+        self._check_ranked()
+        self._improved = any(itertools.starmap(self._improves, self._run.measured.items()))
         held = self._held is not None and self._turn.rank
         return self._is_planned(step, total) or self._improved or held
 
@@ -134,9 +132,10 @@ class Saving:
             "numerics": numerics(),
         }
         metrics = {
-            f"{row['source']}/{name}": value
-            for row in self._measured()
-            for name, value in values_of(row).items()
+            f"{source}/{name}": value
+            for source, values in self._run.measured.items()
+            for name, value in values.items()
+            if isinstance(value, int | float)
         }
         return Snapshot(self._run.state, meta, metrics)
 
@@ -159,25 +158,34 @@ class Saving:
         if held is not None and held.meta["step"] < self._run.step:
             self._write(held)
 
-    def keep_the_best(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Writes what is held when the loop is left, also by a failure, which goes on."""
-        unwritable = kind is not None and issubclass(kind, StorageError | RunInUseError)
-        if self._held is not None and not unwritable:
+    def leave(self, error: BaseException | None) -> None:
+        """Saves when the loop ends early: left by its caller, or because of an error.
+
+        What was reached is not saved where the numbers are bad, nor anything where nothing can be
+        written.
+
+        Raises:
+            LoopaxError: it cannot be saved, and there was no error.
+        """
+        if isinstance(error, StorageError | RunInUseError):
+            return
+        try:
+            if not isinstance(error, NonFiniteError):
+                self._keep_what_was_reached(error)
+        finally:
+            self._keep_the_best()
+
+    def _keep_the_best(self) -> None:
+        if self._held is not None:
             try:
                 self._write(self._held)
                 self._store.wait()
             except LoopaxError as error:
                 self._store.say(str(error))
 
-    def keep_what_was_reached(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Saves when the loop ends early: left by its caller, interrupted, or because of an error.
-
-        Not where the numbers are bad or nothing can be written. An interrupt can strike while the
-        state is being handed to a chunk; then it is gone, and the checkpoint before is what there
-        is.
-        """
-        if kind is None or issubclass(kind, NonFiniteError | StorageError | RunInUseError):
-            return
+    def _keep_what_was_reached(self, error: BaseException | None) -> None:
+        # An interrupt can strike while the state is being handed to a chunk; then it is gone, and
+        # the checkpoint before is what there is.
         whole = self._recorder.step == self._run.step and not any(
             leaf.is_deleted() for leaf in jax.tree.leaves(self._run.state)
         )
@@ -187,7 +195,7 @@ class Saving:
             self._recorder.finish(self._run.step)
             self.finish()
         except LoopaxError as failure:
-            if kind is GeneratorExit:
+            if error is None:
                 raise
             # What ended the run is what its caller must hear of.
             self._store.say(str(failure))
@@ -211,45 +219,40 @@ class Saving:
                 raise
             self._store.say(f"{error}; going on without it")
 
-    def _measured(self) -> list[Row]:
-        """The rows of this very step; they are the last ones of the history."""
-        rows = itertools.takewhile(
-            lambda row: row["step"] == self._run.step, reversed(self._run.history)
-        )
-        return [row for row in rows if row["source"] not in ("train", "probe")]
-
-    def _improves(self, row: Row) -> bool:
-        value = self._ranked_value(row)
+    def _improves(self, source: str, values: Mapping[str, Any]) -> bool:
+        value = self._ranked_value(source, values)
         if value is None or not math.isfinite(value):
             return False
         rank = value if self._settings.mode == "min" else -value
         improved, self._best = rank < self._best, min(rank, self._best)
         return improved
 
-    def _ranked_value(self, row: Row) -> float | None:
-        """The value by which a row ranks; None where it has none, or it is no number."""
-        best, source = self._settings.best, row["source"]
+    def _ranked_value(self, source: str, values: Mapping[str, Any]) -> float | None:
+        """The value by which these rank; None where they have none, or it is no number."""
+        best = self._settings.best
         if best is None or source_of(best, [source]) is None:
             return None
-        value = row.get(best.removeprefix(f"{source}/"))
+        value = values.get(best.removeprefix(f"{source}/"))
         return float(value) if isinstance(value, int | float) else None
 
-    def _check_ranked(self, measured: Sequence[Row]) -> None:
+    def _check_ranked(self) -> None:
         """Says at once what would keep the best from being found.
 
         Raises:
             ConfigError: an evaluation has no such metric, or it is an array.
         """
         best = self._settings.best
-        for row in measured:
-            value = self._ranked_value(row)
+        for source, values in self._run.measured.items():
+            value = self._ranked_value(source, values)
             if value is not None and not math.isfinite(value) and not self._told:
                 self._told = True
-                self._store.say(f"{best} is {value} at step {row['step']:,}, which ranks nothing")
-            # Each hook has a row of its own, so that another one's tells nothing.
-            if value is None and row["source"] != "hook" and source_of(best or "", [row["source"]]):
-                scalars = [k for k, v in values_of(row).items() if isinstance(v, int | float)]
+                self._store.say(
+                    f"{best} is {value} at step {self._run.step:,}, which ranks nothing"
+                )
+            # A hook may be called less often than others, and be the one that measures it.
+            if value is None and source != "hook" and source_of(best or "", [source]):
+                scalars = [k for k, v in values.items() if isinstance(v, int | float)]
                 raise ConfigError(
-                    f"checkpoints.best is {best!r}, and the numbers that {row['source']!r} has to "
+                    f"checkpoints.best is {best!r}, and the numbers that {source!r} has to "
                     f"rank by are {', '.join(scalars)}"
                 )

@@ -78,11 +78,6 @@ class PoliteStop:
                 if signal.getsignal(number) in (self._handle, signal.SIG_DFL):
                     signal.signal(number, handler)
 
-    def pass_on(self) -> None:
-        """After the block: sends what was received and not answered to whoever handles it now."""
-        if self.received is not None:
-            signal.raise_signal(self.received)
-
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked child, or left in another order or thread
             signal.signal(number, self._handlers[number])

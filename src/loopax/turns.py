@@ -45,6 +45,10 @@ class Plan:
             ends.append(((step + 1) // self.probe_every + 1) * self.probe_every - 1)
         return min(*(end - step for end in ends), limit, self.capacity)
 
+    def is_probed(self, step: int) -> bool:
+        """Whether the update that is made after `step` others is measured."""
+        return self.probe_every is not None and (step + 1) % self.probe_every == 0
+
 
 class Turn(NamedTuple):
     """What is decided once a turn.
@@ -79,7 +83,7 @@ class Clock:
         """`began` is when the call that may last `max_seconds` began, by `time.monotonic`."""
         self._began, self._max_seconds, self._chunk_steps = began, max_seconds, chunk_steps
         self._store, self._lock, self._stop = store, lock, stop
-        self._read_at = self._dispatched_at = time.monotonic()
+        self._read_at = time.monotonic()
         self._pace = 1
         self._saved_at = self._saving_since = 0.0
         self._has_read = False
@@ -123,14 +127,14 @@ class Clock:
         seconds = max(0.0, min(CHUNK_SECONDS, self.seconds_left() / 2))
         return self._chunk_steps or max(1, int(self._pace * seconds))
 
-    def dispatched(self) -> None:
-        """A chunk was given to the device."""
-        self._dispatched_at = time.monotonic()
+    def dispatched(self) -> float:
+        """A chunk was given to the device; returns the time, for `read`."""
+        return time.monotonic()
 
-    def read(self, steps: int) -> None:
-        """The chunk was read. The next ones grow towards a second, at most fourfold at a time."""
+    def read(self, steps: int, dispatched: float) -> None:
+        """A chunk was read. The next ones grow towards a second, at most fourfold at a time."""
         now = time.monotonic()
-        spent = now - max(self._read_at, self._dispatched_at)
+        spent = now - max(self._read_at, dispatched)
         self._read_at = now
         self._pace = min(4 * max(self._pace, steps), int(steps / max(spent, 1e-9)))
         if not self._has_read:

@@ -151,9 +151,10 @@ def test_data_that_is_shuffled_with_global_state_is_named(write):
                 return {"x": x[self.order[index]]}
 
         random.seed(0)
-        for chunk in loopax.steps(state, loss_fn, Shuffled(), epochs=3, chunk_steps=4):
-            if chunk.stop == 30:
-                break
+        with loopax.training(state, loss_fn, Shuffled(), epochs=3, chunk_steps=4) as run:
+            for chunk in run:
+                if chunk.stop == 30:
+                    break
     """)
     verdict = verify(program, interruptions=1, seed=5, say=lambda line: None)
 

@@ -96,7 +96,6 @@ class _Start:
     data: dict[str, Any]
     nonfinite: str
     log_every: int
-    rollbacks: int
 
 
 def _starts(run: RunDir) -> list[_Start]:
@@ -206,7 +205,7 @@ class Replay:
         rows = [row for row in self._run.metrics if row["step"] <= step]
         meta = {
             "step": step,
-            "run": Past(len(rows), start.rollbacks).to_json(),
+            "run": Past(len(rows)).to_json(),
             "recorder": self._tail(step, start).to_json(),
             "data": start.data,
             "numerics": numerics(),

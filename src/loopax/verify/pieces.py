@@ -252,8 +252,8 @@ def _run(command: Sequence[str], plan: Plan) -> None:
     elif status == 0:
         if not plan.final.exists():
             raise ConfigError(
-                f"{name}: ended without a call of loopax.fit or loopax.steps that came to its end; "
-                "there is nothing to verify"
+                f"{name}: ended without a call of loopax.fit or loopax.training that came to its "
+                "end; there is nothing to verify"
             )
         return
     failure, errors = plan.file("failure.txt"), plan.file("errors.txt")

@@ -1,8 +1,8 @@
 """One process of a trial of `loopax verify`: runs a program with a watch around its training.
 
-`python -m loopax.verify.trial PLAN PROGRAM...` puts the watch around `loopax.fitting.begin` and
-then runs the program as Python would. So the loop has no hook for this and a program needs no
-change. What a trial ends with is written to plain files.
+`python -m loopax.verify.trial PLAN PROGRAM...` observes what `loopax.fit` opens and then runs the
+program as Python would, which needs no change for it. What a trial ends with is written to plain
+files.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import runpy
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,18 +23,16 @@ import jax
 import jax.numpy as jnp
 
 from loopax import fitting
-from loopax.arguments import whole
 from loopax.batches.base import Batches, Feed, Items
-from loopax.batches.iterable import as_batches
 from loopax.checkpoint import CheckpointStore
-from loopax.chunks import Chunk, Chunks
+from loopax.chunks import Chunk
 from loopax.errors import LoopaxError, Stopped
-from loopax.evaluation import as_evaluation
-from loopax.hooks import Hook, as_hooks, evaluate_every
+from loopax.hooks import Hook
 from loopax.jsonlines import JsonLines
 from loopax.paths import forms
-from loopax.retention import Checkpoints
+from loopax.retention import ranking
 from loopax.run import Run
+from loopax.settings import Settings
 from loopax.verify.compare import GROUPS
 from loopax.verify.pieces import Plan
 from loopax.weights import save_weights
@@ -42,52 +41,46 @@ SAVES = 8
 """Checkpoints in a trial: enough of them that a piece which was killed seldom begins anew."""
 
 
-def _begun(
-    begin: Callable[[dict[str, Any]], Chunks], plan: Plan, arguments: dict[str, Any]
-) -> Chunks:
-    """`loopax.fitting.begin` as planned: in the trial's directory, recorded, interrupted, once."""
+@contextmanager
+def _watched(plan: Plan, opened: fitting.Opening, settings: Settings) -> Iterator[Run]:
+    """A run as planned: in the trial's directory, recorded, interrupted; it ends the process."""
     if plan.final.exists():
         _leave(0)
-    batches = as_batches(arguments["data"])
-    total = fitting.total_steps(arguments["steps"], arguments["epochs"], batches)
-    total = min(plan.limit, total)
-    saving = arguments["checkpoints"] or Checkpoints()
     record = JsonLines(plan.file("seen.jsonl"))
+    total = min(plan.limit, settings.total)
+    parts = [] if settings.evaluation is None else [*settings.evaluation.parts]
+    saving = ranking(settings.checkpoints, parts, bool(settings.hooks))
     interrupting = [Hook(it.send, every=it.step)] if (it := plan.interruption) else []
-    every = evaluate_every(as_evaluation(arguments["evaluation"]), batches)
-    hooks = as_hooks(arguments["hooks"], whole("log_every", arguments["log_every"]), every)
-    planned = arguments | {
-        "data": _RecordedBatches(batches, record),
-        "steps": total,
-        "epochs": None,
-        "run_dir": plan.run.path,
-        "checkpoints": dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
-        "hooks": [*hooks, *interrupting],
-        "writers": (),
-        "max_seconds": None,
-        "progress": False,
-    }
-    chunks = begin(planned)
-    return Chunks(chunks.run, _recorded_chunks(chunks, record, plan))
-
-
-def _recorded_chunks(chunks: Chunks, record: JsonLines, plan: Plan) -> Generator[Chunk, None, Run]:
-    """The chunks, whose metrics are noted; the process ends with the training."""
+    planned = dataclasses.replace(
+        settings,
+        batches=_RecordedBatches(settings.batches, record),
+        total=total,
+        run_dir=plan.run.path,
+        checkpoints=dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
+        hooks=[*settings.hooks, *interrupting],
+        writers=(),
+        max_seconds=math.inf,
+        signals=True,
+        progress=False,
+    )
     try:
-        with _telling(plan), closing(chunks):
-            for chunk in chunks:
-                for index, step in enumerate(range(chunk.start, chunk.stop)):
-                    values = {name: float(row[index]) for name, row in chunk.metrics.items()}
-                    record.write({"step": step, "source": "metrics", **values})
-                yield chunk
+        with _telling(plan), opened(planned) as run:
+            run.chunks = _recorded(run.chunks, record)
+            yield run
     except Stopped as stopped:
         _leave(stopped.code)
-    except GeneratorExit:
-        # Whether by `break` or by an exception cannot be told here: the program goes on.
-        _keep_final(plan)
-        return chunks.run
     _keep_final(plan)
-    _leave(0)
+    if run.step >= total or run.stopped is not None:
+        _leave(0)  # Where its loop was left by `break`, the program goes on.
+
+
+def _recorded(chunks: Iterator[Chunk], record: JsonLines) -> Iterator[Chunk]:
+    """The chunks, whose metrics are noted."""
+    for chunk in chunks:
+        for index, step in enumerate(range(chunk.start, chunk.stop)):
+            values = {name: float(row[index]) for name, row in chunk.metrics.items()}
+            record.write({"step": step, "source": "metrics", **values})
+        yield chunk
 
 
 class _RecordedBatches(Batches):
@@ -186,6 +179,6 @@ def _as_python(command: list[str]) -> None:
 
 if __name__ == "__main__":
     plan = Plan.read(sys.argv[1])
-    vars(fitting).update(begin=functools.partial(_begun, fitting.begin, plan))
+    fitting.observe(functools.partial(_watched, plan))
     with _telling(plan):
         _as_python(sys.argv[2:])

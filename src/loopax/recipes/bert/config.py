@@ -80,8 +80,8 @@ class FineTuneConfig:
         )
     )
     """How the parameters are updated; `freeze` picks those that are not."""
-    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
-    """When a number is NaN or infinite: stop, skip the update, or go back to a checkpoint."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """When a number is NaN or infinite: stop, or skip the update."""
     log_every: int = 20
     """Steps between logged rows."""
 

@@ -89,8 +89,8 @@ class VAEConfig:
     """How the parameters are updated."""
     weights: str | None = None
     """Begin with the weights of a run (its directory) or of a .safetensors file."""
-    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
-    """When a number is NaN or infinite: stop, skip the update, or go back to a checkpoint."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """When a number is NaN or infinite: stop, or skip the update."""
     log_every: int = 100
     """Steps between logged rows."""
 
