@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     import optax
     from jaxtyping import Array, Float, Int32
 
+KINDS = ("constant", "linear", "cosine")
+
+
+def _check(name: str, value: Any, is_right: bool, rule: str) -> None:
+    if not is_right:
+        raise ConfigError(f"{name} is {value!r}; it {rule}")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -48,17 +55,14 @@ class Schedule:
     then: Schedule | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("constant", "linear", "cosine"):
-            raise ConfigError(
-                f"schedule.kind is {self.kind!r}; it must be constant, linear or cosine"
-            )
-        if self.steps is not None and (self.steps < 1 or self.steps != int(self.steps)):
-            raise ConfigError(
-                f"schedule.steps is {self.steps}; it must be a whole number of at least 1"
-            )
-        if self.warmup_steps < 0:
-            raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must not be < 0")
-        if not (0 <= self.start < math.inf and 0 <= self.end < math.inf):
+        whole = self.steps is None or self.steps == int(self.steps) >= 1
+        rising = 0 <= self.start < math.inf and 0 <= self.end < math.inf
+        _check("schedule.kind", self.kind, self.kind in KINDS, f"must be one of {KINDS}")
+        _check("schedule.steps", self.steps, whole, "must be a whole number of at least 1")
+        _check(
+            "schedule.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "must not be < 0"
+        )
+        if not rising:
             raise ConfigError(
                 f"schedule goes from {self.start} to {self.end}; factors are at least 0"
             )
@@ -90,18 +94,17 @@ class Schedule:
                     f"{self.warmup_steps}"
                 )
         peak, last = learning_rate * self.start, learning_rate * self.end
-        parts: list[optax.Schedule] = []
-        ends: list[int] = []
-        if self.warmup_steps:
-            parts.append(optax.linear_schedule(0.0, peak, self.warmup_steps))
-            ends.append(self.warmup_steps)
         if self.kind == "constant":
-            parts.append(optax.constant_schedule(peak))
+            parts = [optax.constant_schedule(peak)]
         elif self.kind == "linear":
-            parts.append(optax.linear_schedule(peak, last, steps))
+            parts = [optax.linear_schedule(peak, last, steps)]
         else:
             fall = optax.cosine_decay_schedule(1.0, steps)
-            parts.append(lambda update: last + (peak - last) * fall(update))
+            parts = [lambda update: last + (peak - last) * fall(update)]
+        ends = []
+        if self.warmup_steps:
+            parts.insert(0, optax.linear_schedule(0.0, peak, self.warmup_steps))
+            ends.append(self.warmup_steps)
         if self.then is not None and steps is not None:
             ends.append(self.warmup_steps + steps)
             left = None if total_steps is None else total_steps - ends[-1]
@@ -130,6 +133,11 @@ class Group:
                 raise ConfigError(
                     f"groups: {name} of the group {self.params} belongs to the optimizer around it"
                 )
+
+    @property
+    def label(self) -> str:
+        """What the group is called among the metrics."""
+        return ",".join(self.params)
 
 
 @dataclass(frozen=True)
@@ -171,23 +179,22 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         _check_patterns("freeze", self.freeze)
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight_decay is {self.weight_decay}; it must be at least 0")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"clip_norm is {self.clip_norm}; it must be above 0")
+        rate, decay, clip = self.learning_rate, self.weight_decay, self.clip_norm
+        _check("learning_rate", rate, 0 < rate < math.inf, "must be above 0")
+        _check("weight_decay", decay, decay is None or 0 <= decay < math.inf, "must be at least 0")
+        _check("clip_norm", clip, clip is None or clip > 0, "must be above 0")
         for name in ("update_ema", "params_ema"):
             decay = getattr(self, name)
-            if decay is not None and not 0 <= decay < 1:
-                raise ConfigError(f"{name} is {decay}; a decay is at least 0 and below 1")
+            _check(name, decay, decay is None or 0 <= decay < 1, "must be at least 0 and below 1")
         plan = self.accumulation
         whole = all(number == int(number) for number in (*plan, *plan.values()))
-        if 0 not in plan or min(plan) < 0 or min(plan.values()) < 1 or not whole:
-            raise ConfigError(
-                f"accumulate is {self.accumulate}; it must be a whole number of at least 1, or "
-                "such numbers by the update from which on they count, beginning with 0"
-            )
+        _check(
+            "accumulate",
+            self.accumulate,
+            0 in plan and min(plan) >= 0 and min(plan.values()) >= 1 and whole,
+            "must be a whole number of at least 1, or such numbers by the update from which on "
+            "they count, beginning with 0",
+        )
 
     @property
     def accumulation(self) -> dict[int, int]:
@@ -197,7 +204,12 @@ class Optimizer:
 
     def updates_in(self, steps: int) -> int:
         """How many updates that many batches make, which is what schedules count; 1 at least."""
-        return _updates_in(steps, self.accumulation)
+        updates, left, plan = 0, steps, self.accumulation
+        ends = [*list(plan)[1:], math.inf]
+        for (first, every), following in zip(plan.items(), ends, strict=True):
+            here = int(min(left // every, following - first))
+            updates, left = updates + here, left - here * every
+        return max(updates, 1)
 
     def build(self, total_steps: int | None = None) -> optax.GradientTransformation:
         """The Optax transformation. `total_steps` is the number of batches of the whole run.
@@ -218,18 +230,18 @@ class Optimizer:
         """`build` for those who see to `freeze` and `params_ema`, as `TrainState.create` does."""
         import optax
 
-        plan = self.accumulation
         updates = None if total_steps is None else self.updates_in(total_steps)
         transformation = self._one(updates)
         if self.groups:
             transforms = {"": transformation}
             for group in self.groups:
-                transforms.setdefault(_label(group), group.optimizer.build(updates))
+                transforms.setdefault(group.label, group.optimizer.build(updates))
             transformation = optax.multi_transform(transforms, self._labels)
+        plan = self.accumulation
         if plan == {0: 1}:
             return transformation
-        constant = plan[0] if len(plan) == 1 else None
-        every = constant or (lambda update: _from_plan(plan, update))
+        counts = [optax.constant_schedule(every) for every in plan.values()]
+        every = plan[0] if len(plan) == 1 else optax.join_schedules(counts, list(plan)[1:])
         return optax.MultiSteps(transformation, every).gradient_transformation()
 
     def _one(self, updates: int | None) -> optax.GradientTransformation:
@@ -253,36 +265,33 @@ class Optimizer:
         return optax.chain(*links)
 
     def _checked_arguments(self) -> dict[str, Any]:
-        arguments = dict(self.arguments)
-        ours: dict[str, Any] = {}
+        fields: dict[str, Any] = {} if self.decay_vectors else {"mask": _matrices}
         if self.weight_decay is not None:
-            ours["weight_decay"] = self.weight_decay
-        if not self.decay_vectors:
-            ours["mask"] = _matrices
-        for argument in arguments.keys() & ours.keys():
+            fields["weight_decay"] = self.weight_decay
+        for argument in self.arguments.keys() & fields.keys():
             raise ConfigError(f"optimizer.arguments has {argument!r}, which has a field of its own")
-        arguments |= ours
-        known = inspect.signature(_factory(self.name)).parameters
-        for argument in arguments:
-            if argument not in known or argument == "learning_rate":
+        known = list(inspect.signature(_factory(self.name)).parameters)
+        known.remove("learning_rate")
+        for argument in {**self.arguments, **fields}:
+            if argument not in known:
                 hint = "; adamw decays weights" if argument in ("weight_decay", "mask") else ""
                 raise ConfigError(
                     f"optimizer {self.name!r} has no argument {argument!r}; it has "
-                    f"{', '.join(name for name in known if name != 'learning_rate')}{hint}"
+                    f"{', '.join(known)}{hint}"
                 )
-        return arguments
+        return {**self.arguments, **fields}
 
     def _labels(self, params: Any) -> Any:
         from loopax.paths import map_with_path, matches, path_mask
 
         for group in self.groups:
             path_mask(params, group.params, purpose="groups")
-        return map_with_path(
-            lambda path, _: next(
-                (_label(g) for g in self.groups if any(matches(path, p) for p in g.params)), ""
-            ),
-            params,
-        )
+
+        def label(path: str, _: Any) -> str:
+            chosen = (g.label for g in self.groups if any(matches(path, p) for p in g.params))
+            return next(chosen, "")
+
+        return map_with_path(label, params)
 
 
 # The state of an Optax transformation, which is a NamedTuple by custom.
@@ -349,29 +358,7 @@ def _check_patterns(name: str, patterns: Any) -> None:
         )
 
 
-def _label(group: Group) -> str:
-    return ",".join(group.params)
-
-
 def _matrices(params: Any) -> Any:
     import jax
 
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-def _from_plan(plan: Mapping[int, int], update: Any) -> Any:
-    import jax.numpy as jnp
-
-    every = jnp.asarray(plan[0], jnp.int32)
-    for first, many in plan.items():
-        every = jnp.where(update >= first, many, every)
-    return every
-
-
-def _updates_in(steps: int, plan: Mapping[int, int]) -> int:
-    """How many updates that many batches make."""
-    updates, left = 0, steps
-    for (first, every), following in zip(plan.items(), [*list(plan)[1:], math.inf], strict=True):
-        here = min(left // every, following - first)
-        updates, left = updates + int(here), left - int(here) * every
-    return max(updates, 1)
