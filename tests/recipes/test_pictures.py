@@ -19,8 +19,6 @@ GRIDS = (
     "samples.png",
     "reconstructions.png",
     "interpolation.png",
-    "traversal.png",
-    "class-means.png",
     "worst.png",
 )
 
@@ -98,7 +96,7 @@ def test_all_are_drawn_and_said(trained, drawn):
     for caption in drawn.values():
         assert caption.endswith(".")
         assert "\n" not in caption
-    for name in ("samples.png", "reconstructions.png", "class-means.png"):
+    for name in ("samples.png", "reconstructions.png"):
         assert "kind 0, kind 1, kind 2" in drawn[name]
 
 
@@ -143,32 +141,6 @@ def test_ways_lead_from_image_to_image_and_change_class_in_the_middle(trained, d
         mean, _ = trained.encode(images, labels)
         around = np.stack([(5 * mean[0] + 4 * mean[1]) / 9, (4 * mean[0] + 5 * mean[1]) / 9])
         close(row[5:7], trained.decode(around, labels))
-
-
-@pytest.mark.usefixtures("drawn")
-def test_traversals_begin_with_the_most_active_and_share_their_middle(trained):
-    test = trained.data.test.columns
-    mean, _ = trained.encode(test["image"], test["label"])
-    order = np.argsort(-mean.std(axis=0))
-    centre = mean[test["label"] == 0].mean(axis=0)
-    found = cells_of(trained, "traversal.png")
-    assert found.shape[:2] == (3, 13)
-    for row, latent in zip(found, order, strict=True):
-        np.testing.assert_array_equal(row[6], found[0, 6])
-        ends = np.tile(centre, (3, 1))
-        ends[:, latent] += np.array([-3, 0, 3]) * mean.std(axis=0)[latent]
-        close(row[[0, 6, 12]], trained.decode(ends, np.zeros(3, int)))
-
-
-@pytest.mark.usefixtures("drawn")
-def test_class_means_are_above_what_mean_latents_become(trained):
-    train = trained.data.train.columns
-    above, below = cells_of(trained, "class-means.png")
-    for label in range(3):
-        own = train["image"][train["label"] == label]
-        mean, _ = trained.encode(own, np.full(len(own), label))
-        close(above[label], own.mean(axis=0) / 255)
-        close(below[label], trained.decode(mean.mean(axis=0)[None], np.array([label]))[0])
 
 
 def test_the_worst_come_first_however_they_are_searched(trained, drawn, monkeypatch, tmp_path):

@@ -32,12 +32,7 @@ COLUMNS = 10
 FEWEST_ROWS = 5
 INTERPOLATIONS = 5
 """Rows within a class, and as many from one class to the next."""
-DEVIATIONS = 3
-TRAVERSED = 8
-ACTIVE = 0.01
-"""Variance of its posterior mean from which a latent counts as used (Burda et al., 2016)."""
 ENCODED_LIMIT = 3_000
-PER_CLASS_LIMIT = 500
 SEARCHED_LIMIT = 10_000
 
 CURVES = {
@@ -65,8 +60,6 @@ def draw_all(trained: TrainedVAE) -> list[Drawn]:
         "samples-prior.png": lambda trained, path: save_samples(trained.from_prior(), path),
         "reconstructions.png": save_reconstructions,
         "interpolation.png": save_interpolation,
-        "traversal.png": save_traversal,
-        "class-means.png": save_class_means,
         "worst.png": save_worst,
         "latents.png": save_latents,
     }
@@ -129,46 +122,6 @@ def save_interpolation(trained: TrainedVAE, path: Path) -> str:
     return (
         "Between two test images (outermost), along the straight line between their latents"
         f"{': ' if parts else ''}{', then '.join(parts)}."
-    )
-
-
-def save_traversal(trained: TrainedVAE, path: Path) -> str:
-    """Draws what each of the most active latents does, the others staying at their mean."""
-    mean, labels = _encoded(trained)
-    variance = mean.var(axis=0)
-    active = np.argsort(-variance, kind="stable")[:TRAVERSED]
-    label, members = next(iter(_groups(labels).items()))
-    offsets = np.linspace(-DEVIATIONS, DEVIATIONS, 4 * DEVIATIONS + 1, dtype=np.float32)
-    latents = np.tile(mean[members].mean(axis=0), (len(active), len(offsets), 1))
-    rows, columns = np.ogrid[: len(active), : len(offsets)]
-    latents[rows, columns, active[:, None]] += offsets * np.sqrt(variance[active])[:, None]
-    save_grid(_decoded(trained, latents, np.full(latents.shape[:2], label)), path)
-    used = int((variance > ACTIVE).sum())
-    return (
-        f"One latent a row, from {DEVIATIONS} standard deviations below to {DEVIATIONS} above "
-        f"the mean latent of {_name(trained, label)}: the {len(active)} that vary most among "
-        f"images, of {used} that are used and {len(variance)} in all."
-    )
-
-
-def save_class_means(trained: TrainedVAE, path: Path) -> str:
-    """Draws the mean training image of each class above what the decoder makes of the mean latent.
-
-    Both are of the same images of the class, some of them where there are many.
-    """
-    train = trained.data.train.columns
-    groups = {label: found[:PER_CLASS_LIMIT] for label, found in _groups(train["label"]).items()}
-    chosen, labels = np.concatenate(list(groups.values())), np.array(list(groups))
-    latents, _ = trained.encode(train["image"][chosen], train["label"][chosen])
-    ends = np.cumsum([len(found) for found in groups.values()])[:-1]
-    means = np.stack([part.mean(axis=0) for part in np.split(latents, ends)])
-    images = [as_floats(train["image"][found]).mean(axis=0) for found in groups.values()]
-    save_grid(np.stack([np.stack(images), trained.decode(means, labels)]), path)
-    said = _classes_said(trained, groups, "a column", "left to right")
-    most = max(map(len, groups.values()))
-    return (
-        f"Above the mean of up to {most} training images, below what their mean latent is "
-        f"decoded to{said}."
     )
 
 
@@ -312,22 +265,20 @@ def _colours(count: int) -> list[Any]:
     return [matplotlib.colormaps[name](index) for index in range(count)]
 
 
-def _classes_said(
-    trained: TrainedVAE, labels: Iterable[int], each: str, order: str = "from the top"
-) -> str:
+def _classes_said(trained: TrainedVAE, labels: Iterable[int], each: str) -> str:
     """Which classes are shown, where there is more than one."""
     labels = list(labels)
     if len(labels) == 1:
         return ""
     total = len(trained.class_names)
     limited = f"the first {CLASSES_SHOWN} of {total} classes, " if total > CLASSES_SHOWN else ""
-    names = ", ".join(_name(trained, label, "") for label in labels)
-    return f"; {limited}{each} a class, {order}: {names}"
+    names = ", ".join(_name(trained, label) for label in labels)
+    return f"; {limited}{each} a class, from the top: {names}"
 
 
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count} rows"
 
 
-def _name(trained: TrainedVAE, label: int, of: str = "class ") -> str:
-    return f"{of}{legible(trained.class_names[label])}" if label >= 0 else "unknown class"
+def _name(trained: TrainedVAE, label: int) -> str:
+    return legible(trained.class_names[label]) if label >= 0 else "unknown class"

@@ -26,9 +26,9 @@ from loopax.report import (
 )
 
 SECTIONS = {
-    "Samples": ("samples-prior.png", "class-means.png"),
+    "Samples": ("samples-prior.png",),
     "Reconstructions": ("reconstructions.png", "worst.png"),
-    "Latents": ("interpolation.png", "traversal.png", "latents.png"),
+    "Latents": ("interpolation.png", "latents.png"),
     "Training": ("curves.png",),
 }
 """Where each picture goes; `samples.png` comes first of all."""
