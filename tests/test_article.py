@@ -368,7 +368,7 @@ def test_a10_sampling(run, tmp_path):
 
 
 def test_a11_train_state(points, tmp_path):
-    """The state is Flax's, and a subclass carries the latest loss, in checkpoints too."""
+    """A subclass carries the latest loss, in checkpoints too, and Flax's own state trains."""
 
     class StateWithLoss(loopax.TrainState, kw_only=True):
         latest_loss: jax.Array
@@ -382,7 +382,6 @@ def test_a11_train_state(points, tmp_path):
         )
 
     state, model = create(), WithCompact()
-    assert isinstance(state, train_state.TrainState)
     x = points[0]["x"]
     equal(state.apply_fn(state.params, x), model.apply(state.params, x))
     stepped = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, state.params))
@@ -395,6 +394,16 @@ def test_a11_train_state(points, tmp_path):
     assert float(run.state.latest_loss) == run.latest("train")["loss"]
     again = loopax.fit(create(), regression_of(model), points, steps=7, run_dir=tmp_path, **PLAIN)
     assert float(again.state.latest_loss) == float(run.state.latest_loss)
+
+    flax_state = train_state.TrainState.create(
+        apply_fn=model.apply, params=state.params, tx=optax.adam(0.01)
+    )
+    own = loopax.TrainState.create(params=state.params, tx=optax.adam(0.01))
+    runs = [
+        loopax.fit(s, regression_of(model), points, steps=7, **PLAIN) for s in (flax_state, own)
+    ]
+    equal(runs[0].state.params, runs[1].state.params)
+    equal(runs[0].state.opt_state, runs[1].state.opt_state)
 
 
 def test_a12_bind(run):

@@ -329,7 +329,7 @@ def test_orbax_alone_can_read_a_checkpoint(tmp_path, dataset, line_loss, line_st
         line_state(), line_loss, dataset.batches(2), steps=20, run_dir=tmp_path, **PLAIN
     )
     tree = ocp.StandardCheckpointer().restore(tmp_path.absolute() / "checkpoints" / "20" / "state")
-    np.testing.assert_array_equal(tree["params"]["weights"], run.state.params["weights"])
+    np.testing.assert_array_equal(tree["trainable"]["weights"], run.state.params["weights"])
     assert int(tree["step"]) == 20
 
 
@@ -344,7 +344,7 @@ def test_without_a_state_a_checkpoint_is_a_tree_of_dictionaries(tmp_path):
 
 
 OTHERS = {
-    "another shape": (lambda: {"x": jnp.zeros(2)}, optax.adam(1.0), {}, "params/x|opt_state"),
+    "another shape": (lambda: {"x": jnp.zeros(2)}, optax.adam(1.0), {}, "trainable/x|opt_state"),
     "another name": (
         lambda: {"y": jnp.zeros(1)},
         optax.adam(1.0),
@@ -483,7 +483,11 @@ def test_a_checkpoint_of_another_format_is_refused_and_left_where_it_is(tmp_path
 
 @pytest.mark.parametrize(
     ("older", "reason"),
-    [(2, "in which averages of parameters"), (3, "whose meta was in one piece")],
+    [
+        (2, "in which averages of parameters"),
+        (3, "whose meta was in one piece"),
+        (4, "in which parts of the state had other names"),
+    ],
 )
 def test_a_checkpoint_of_a_version_before_is_refused_with_the_reason(
     tmp_path, monkeypatch, older, reason
@@ -575,7 +579,7 @@ def test_what_is_frozen_is_saved_once_and_referred_to_by_each_step(tmp_path):
     assert set(opened(tmp_path).weights()) == {"head", "body"}
     assert set(opened(tmp_path).read(9)[0]["params"]) == {"head", "body"}
     by_orbax = ocp.StandardCheckpointer().restore(checkpoints.absolute() / "frozen" / "state")
-    np.testing.assert_array_equal(by_orbax["params"]["body"], half_frozen().params["body"])
+    np.testing.assert_array_equal(by_orbax["frozen"]["body"], half_frozen().params["body"])
 
 
 def test_a_run_with_frozen_parameters_resumes_exactly(tmp_path, bits):

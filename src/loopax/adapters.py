@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,17 @@ from jaxtyping import Array, Key
 
 from loopax.errors import ConfigError
 from loopax.optimizer import Optimizer
-from loopax.paths import PyTree, leaf_path, merge, partition
+from loopax.paths import (
+    PyTree,
+    differing,
+    form_of,
+    forms,
+    is_number,
+    leaf_path,
+    merge,
+    partition,
+    path_mask,
+)
 from loopax.randomness import Rngs, stream
 
 ELSEWHERE = {
@@ -97,6 +108,31 @@ def as_transformation(tx: Any) -> optax.GradientTransformation:
     else:
         cure = "give it one, such as optax.adamw(1e-3)"
     raise ConfigError(f"TrainState.create: tx is {_name(tx)}, not an Optax transformation; {cure}")
+
+
+def checked_seed(seed: Any) -> int:
+    """`seed` as a number of 32 bits."""
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**32 - 1")
+    return int(seed)
+
+
+def described(
+    optimizer: Optimizer, frozen: tuple[str, ...], ema_decay: float | None, total_steps: int | None
+) -> tuple[optax.GradientTransformation, tuple[str, ...], float | None]:
+    """An `Optimizer` as a transformation, and what it says that a transformation cannot."""
+    for name, here, there in (
+        ("frozen", frozen, optimizer.freeze),
+        ("ema_decay", ema_decay, optimizer.params_ema),
+    ):
+        if here and there and here != there:
+            raise ConfigError(
+                f"{name} is {here!r}, and the Optimizer says {there!r}; say it in one place"
+            )
+    if optimizer.params_ema is not None:
+        ema_decay = optimizer.params_ema
+    return optimizer.transformation(total_steps), frozen or optimizer.freeze, ema_decay
 
 
 def _is_optimiser(value: Any) -> bool:
@@ -204,3 +240,44 @@ def _call_arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], di
             "pass the example as a tuple, in the order of the call"
         )
     return (), {p.name: example[p.name] for p in wanted if p.name in example}
+
+
+def with_collections(made: PyTree, given: PyTree) -> PyTree:
+    """The collections that a module was initialised with, and in their place those given."""
+    wrong = {
+        name: differing(forms(made[name]), forms(given[name]))
+        for name in given or ()
+        if name in made
+    }
+    for name, difference in wrong.items():
+        if difference:
+            raise ConfigError(
+                f"model_state: {name!r} is not of the form that the model has: {difference}"
+            )
+    return {**made, **(given or {})}
+
+
+def split_params(params: PyTree, frozen: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+    """The parameters that train and those that do not; says which do not though nobody froze them.
+
+    Raises:
+        ConfigError: none train, or a pattern matches nothing.
+    """
+    named_so = path_mask(params, frozen, purpose="frozen")
+    trains = jax.tree.map(lambda leaf, picked: is_number(leaf) and not picked, params, named_so)
+    if not any(jax.tree.leaves(trains)):
+        reason = f"frozen={frozen!r} matches every one of them" if frozen else "there are none"
+        raise ConfigError(f"TrainState.create: no parameters are left to train: {reason}")
+    meant = jax.tree.map(lambda leaf, picked: is_number(leaf) or picked, params, named_so)
+    fixed = {
+        leaf_path(path): form_of(jnp.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(partition(params, meant)[1])
+    }
+    if fixed:
+        shown = ", ".join(f"{path} ({form})" for path, form in fixed.items())
+        warnings.warn(
+            f"these parameters are not of a type that can be trained and stay as they are: {shown}"
+            f"; frozen={tuple(fixed)!r} says that this is meant",
+            stacklevel=3,
+        )
+    return partition(params, trains)

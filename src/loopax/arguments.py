@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.training import train_state
 
 from loopax.errors import ConfigError
-from loopax.state import TrainState
+from loopax.state import TrainState, from_flax
 
 
 def whole(name: str, value: Any, advice: str = "") -> int:
@@ -76,15 +77,18 @@ def kind_of(value: Any) -> str:
     return f"{'an' if name[:1].lower() in 'aeio' else 'a'} {name}"
 
 
-def check_state(state: Any, loss_fn: Any, data: Any = None) -> None:
-    """Makes sure that a state and a loss are what they should be, and in their places.
+def as_state(state: Any, loss_fn: Any, data: Any = None) -> TrainState:
+    """A state that was given with a loss, made sure that both are what they should be, in place.
+
+    Flax's own `TrainState` will do.
 
     Raises:
         ConfigError: one of them is something else; it says what would be right.
     """
     given = {"state": state, "loss_fn": loss_fn, "data": data}
-    if not isinstance(state, TrainState):
-        other = next((name for name, value in given.items() if isinstance(value, TrainState)), None)
+    kinds = (TrainState, train_state.TrainState)
+    if not isinstance(state, kinds):
+        other = next((name for name, value in given.items() if isinstance(value, kinds)), None)
         if other is not None:
             raise ConfigError(
                 f"state and {other} are swapped: state is {kind_of(state)}, and {other} is the "
@@ -99,14 +103,13 @@ def check_state(state: Any, loss_fn: Any, data: Any = None) -> None:
             else f"loss_fn is {kind_of(loss_fn)}; it must be a function (params, batch, rngs) -> "
             "loss, or -> (loss, metrics)"
         )
+    return from_flax(state) if isinstance(state, train_state.TrainState) else state
 
 
 def _made_of(state: Any) -> str:
     """How a state is made of what was given in its place."""
     if hasattr(state, "apply") or hasattr(state, "init"):
         return "make one of it: loopax.TrainState.create(model, example, tx)"
-    if hasattr(state, "params") and hasattr(state, "opt_state"):
-        return "make it again with loopax.TrainState.create(params=state.params, tx=state.tx)"
     leaves = jax.tree.leaves(state)
     if leaves and all(hasattr(leaf, "shape") for leaf in leaves):
         return "make one of these parameters: loopax.TrainState.create(params=..., tx=...)"

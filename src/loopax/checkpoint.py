@@ -135,10 +135,10 @@ class CheckpointStore(CheckpointReader):
 
         Where other frozen parameters lie there than those of `state`, the step has its own.
         """
-        step, frozen = str(meta["step"]), {"params": state.frozen_params}
+        step, frozen = str(meta["step"]), {"frozen": state.frozen}
         if serialization.is_empty(frozen):
             return {step: (state, meta)}
-        lean = state.without_frozen(), {**meta, "frozen": fingerprint(frozen)}
+        lean = state.replace(frozen=None), {**meta, "frozen": fingerprint(frozen)}
         if os.path.lexists(self.directory / FROZEN):
             wrong = self._damage(FROZEN)
             if not wrong:

@@ -32,7 +32,7 @@ FORMAT = 5
 OLDER = {
     2: ", in which averages of parameters, identities of batches and rows meant something else",
     3: ", whose meta was in one piece and which may refer to frozen parameters elsewhere",
-    4: ", which may have gone back to a checkpoint with other random keys",
+    4: ", in which parts of the state had other names, and which may have gone back to other keys",
 }
 FROZEN, DAMAGED = "frozen", "damaged"
 
@@ -140,7 +140,10 @@ class CheckpointReader:
         return self._at(which, lambda step: self._restored(state, step))
 
     def read(self, which: str | int = "latest") -> tuple[dict[str, Any], Any]:
-        """A checkpoint as a plain tree of dictionaries, and its meta: no state is needed."""
+        """A checkpoint as a plain tree of dictionaries, and its meta: no state is needed.
+
+        All parameters are in `params`, those that train and those that do not.
+        """
         return self._at(which, self._read)
 
     def weights(self, which: str | int = "latest") -> dict[str, np.ndarray]:
@@ -167,15 +170,17 @@ class CheckpointReader:
         path, frozen = self.directory / str(step), self._frozen_of(step)
         if frozen is None:
             return serialization.restore(path, state), meta_of(path)
-        restored = serialization.restore(path, state.without_frozen())
-        rest = serialization.restore(frozen, {"params": state.frozen_params})
-        return restored.with_frozen(rest["params"]), meta_of(path)
+        restored = serialization.restore(path, state.replace(frozen=None))
+        rest = serialization.restore(frozen, {"frozen": state.frozen})
+        return restored.replace(**rest), meta_of(path)
 
     def _read(self, step: int) -> tuple[dict[str, Any], Any]:
         path, frozen = self.directory / str(step), self._frozen_of(step)
         tree = serialization.read(path)
         if frozen is not None:
-            tree["params"] = merge(tree["params"], serialization.read(frozen)["params"])
+            tree |= serialization.read(frozen)
+        if "trainable" in tree:
+            tree["params"] = merge(tree.pop("trainable"), tree.pop("frozen"))
         return tree, meta_of(path)
 
     def _frozen_of(self, step: int) -> Path | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from loopax import jaxprs
 from loopax.account import Account
-from loopax.arguments import check_state, kind_of, whole
+from loopax.arguments import as_state, kind_of, whole
 from loopax.batches.base import Batches
 from loopax.batches.iterable import IterableBatches, as_batches
 from loopax.batches.loader import on_device
@@ -104,7 +104,7 @@ def evaluate(state: TrainState, loss_fn: LossFn, data: Any) -> Measures:
         ConfigError: the arguments are of other kinds, or how much a batch weighs is not known.
         DataError: there is no batch, or all of them weigh nothing.
     """
-    check_state(state, loss_fn, data)
+    state = as_state(state, loss_fn, data)
     return evaluator(loss_fn, _batches("data", data), Account(), _warn)(state)
 
 

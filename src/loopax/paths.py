@@ -113,6 +113,16 @@ def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
     return picked, rest
 
 
+def like(tree: PyTree, other: PyTree) -> PyTree:
+    """The leaves of `other`, of the same shape, where `tree` has one; None where it has None."""
+    return jax.tree.map(
+        lambda leaf, there: None if leaf is None else there,
+        tree,
+        other,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
 def merge(first: PyTree, second: PyTree) -> PyTree:
     """Puts the halves of `partition` back together."""
     return jax.tree.map(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from loopax.arguments import check_state, directory, kind_of, positive_seconds, whole
+from loopax.arguments import as_state, directory, kind_of, positive_seconds, whole
 from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.configuration import as_mapping
@@ -86,7 +86,7 @@ class Settings:
         """
         began = time.monotonic()
         check_fork()
-        check_state(state, loss_fn, data)
+        state = as_state(state, loss_fn, data)
         batches, evaluation = as_batches(data), as_evaluation(evaluation)
         log_every = whole("log_every", log_every)
         if nonfinite not in NONFINITE:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import warnings
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, dataclass_transform
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from flax.training import train_state
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int32, Key
 
-from loopax.adapters import as_transformation, check_arguments, initialise
+from loopax.adapters import (
+    as_transformation,
+    check_arguments,
+    checked_seed,
+    described,
+    initialise,
+    split_params,
+    with_collections,
+)
 from loopax.errors import ConfigError
 from loopax.optimizer import Optimizer
 from loopax.paths import (
     PyTree,
     differing,
-    form_of,
     forms,
-    is_number,
-    leaf_path,
+    like,
     merge,
-    partition,
-    path_mask,
 )
 from loopax.randomness import Rngs
 from loopax.updates import (
@@ -47,29 +50,51 @@ from loopax.updates import (
 )
 
 
-class TrainState(train_state.TrainState, kw_only=True):
-    """Flax's `TrainState` with what makes a run exact; subclass it to carry more.
+@dataclass_transform(field_specifiers=(dataclasses.field, struct.field))
+class Node:
+    """Makes each subclass a dataclass that cannot be changed, and a PyTree.
+
+    A field of Flax's `struct.field(pytree_node=False)` is a part of its structure.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__()
+        dataclasses.dataclass(frozen=True, eq=False, **options)(cls)
+        names: dict[bool, list[str]] = {True: [], False: []}
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            names[field.metadata.get("pytree_node", True)].append(field.name)
+        jax.tree_util.register_dataclass(cls, names[True], names[False])
+
+
+class TrainState(Node, kw_only=True):
+    """What makes a run: a PyTree with the fields and methods of Flax's; subclass it to carry more.
 
     Attributes:
         step: how many updates have been made, `int32[]`.
-        params: what the loss is given: for a Flax module the tree that `model.apply` takes.
-        tx, opt_state: the Optax transformation and its state, for the trainable parameters only.
+        trainable, frozen: the parameters that train and those that do not, in two trees of the
+            same shape; None stands in the one for a leaf of the other. `params` is both.
+        tx, opt_state: the Optax transformation and its state, for `trainable` only.
         key: the root of all randomness; the keys of a step are folded from it and never stored.
-        model_state: Flax's other collections (such as `batch_stats`), updated by the loss.
-        ema: a moving average of the trainable parameters, or None when `ema_decay` is None. It is
+        model_state: what a model has beside its parameters, such as Linen's `batch_stats`. Where
+            there is any the loss is given it, and gives it back.
+        ema: a moving average of `trainable`, or None when `ema_decay` is None. It is
             kept in float32 at least. After t updates it keeps `min(ema_decay, (1 + t) / (10 + t))`
             of itself, so that it forgets the first parameters.
-        ema_model_state: the same of the collections, such as `batch_stats`; None where `ema` is.
-        frozen: path patterns of the parameters that do not train (see `loopax.paths.matches`).
-            Integers, booleans and random keys never do.
+        ema_model_state: the same of `model_state`; None where `ema` is.
+        apply_fn: that of the module, for whoever wants it there; loopax does not.
     """
 
+    step: Int32[Array, ""]
+    trainable: PyTree
+    frozen: PyTree
+    opt_state: PyTree
     key: Key[Array, ""]
-    model_state: PyTree = struct.field(default_factory=dict)
+    model_state: PyTree = dataclasses.field(default_factory=dict)
     ema: PyTree = None
     ema_model_state: PyTree = None
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
-    frozen: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    apply_fn: Any = struct.field(pytree_node=False, default=None)
 
     @classmethod
     def create(
@@ -98,7 +123,8 @@ class TrainState(train_state.TrainState, kw_only=True):
                 whole number from 0 to 2**32 - 1.
             params: a PyTree to train instead of initialising `model` (pretrained, or no Flax).
             model_state: collections to go with `params`, or in the place of those of `model`.
-            frozen: patterns of parameters that stay as they are and cost no backward pass.
+            frozen: path patterns of parameters that stay as they are and cost no backward pass
+                (see `loopax.paths.matches`). Integers, booleans and random keys never train.
             ema_decay: keep an exponential moving average of the parameters with this decay.
             total_steps: how many batches the run has, for the schedules of an `Optimizer`.
             **fields: the fields that a subclass adds.
@@ -113,7 +139,7 @@ class TrainState(train_state.TrainState, kw_only=True):
                 f"frozen is {frozen!r}; it must be a tuple of patterns: ({frozen!r},)"
             )
         if isinstance(tx, Optimizer):
-            tx, frozen, ema_decay = _described(tx, frozen, ema_decay, total_steps)
+            tx, frozen, ema_decay = described(tx, frozen, ema_decay, total_steps)
         elif total_steps is not None:
             raise ConfigError(
                 f"total_steps is {total_steps}, which only the schedule of an Optimizer asks for; "
@@ -122,16 +148,15 @@ class TrainState(train_state.TrainState, kw_only=True):
         transformation = as_transformation(tx)
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise ConfigError(f"ema_decay is {ema_decay}; it must be at least 0 and below 1")
-        key = jax.random.key(_checked_seed(seed))
+        key = jax.random.key(checked_seed(seed))
         if isinstance(params, optax.LookaheadParams):
             params = params.fast
         if params is None:
             params, made = initialise(model, example, key)
-            model_state = _with_collections(made, model_state)
+            model_state = with_collections(made, model_state)
         if model is not None:
             fields.setdefault("apply_fn", model.apply)
-        trainable, _ = partition(params, _trainable_mask(params, frozen))
-        _check_trainable(params, trainable, frozen)
+        trainable, rest = split_params(params, frozen)
         opt_state = transformation.init(trainable)
         if any(states_of(opt_state, optax.LookaheadState)):
             transformation = with_slow_params(transformation)
@@ -139,7 +164,8 @@ class TrainState(train_state.TrainState, kw_only=True):
         model_state = {} if model_state is None else model_state
         state = cls(
             step=jnp.zeros((), jnp.int32),
-            params=params,
+            trainable=trainable,
+            frozen=rest,
             tx=transformation,
             opt_state=opt_state,
             key=key,
@@ -147,15 +173,33 @@ class TrainState(train_state.TrainState, kw_only=True):
             ema=None if ema_decay is None else averages(trainable),
             ema_model_state=None if ema_decay is None else averages(model_state),
             ema_decay=ema_decay,
-            frozen=tuple(frozen),
-            **{"apply_fn": None, **fields},
+            **fields,
         )
         return jax.tree.map(_strongly_typed, state)
 
     @property
-    def trainable(self) -> PyTree:
-        """The parameters that train; frozen leaves are None."""
-        return partition(self.params, _trainable_mask(self.params, self.frozen))[0]
+    def params(self) -> PyTree:
+        """What the loss is given: for a Flax module the tree that `model.apply` takes."""
+        return merge(self.trainable, self.frozen)
+
+    def replace(self, **fields: Any) -> Self:
+        """This state with other fields; `params` stands for both of its parts.
+
+        Raises:
+            ConfigError: `params` are of another form than those of this state.
+        """
+        if "params" in fields:
+            params = fields.pop("params")
+            try:
+                fields["trainable"], fields["frozen"] = (
+                    like(part, params) for part in (self.trainable, self.frozen)
+                )
+            except ValueError as error:
+                difference = differing(forms(self.params), forms(params))
+                raise ConfigError(
+                    f"params are of another form than those of the state: {difference or error}"
+                ) from error
+        return dataclasses.replace(self, **fields)
 
     @property
     def eval_params(self) -> PyTree:
@@ -176,23 +220,6 @@ class TrainState(train_state.TrainState, kw_only=True):
     def rngs(self) -> Rngs:
         """The random keys of the step that comes next, by stream name."""
         return Rngs(self.key, self.step)
-
-    def with_trainable(self, trainable: PyTree) -> Self:
-        """This state with other trainable parameters and the same frozen ones."""
-        return self.replace(params=merge(trainable, self.frozen_params))
-
-    @property
-    def frozen_params(self) -> PyTree:
-        """The parameters that do not train; the others are None."""
-        return partition(self.params, _trainable_mask(self.params, self.frozen))[1]
-
-    def without_frozen(self) -> Self:
-        """This state with None in place of each frozen parameter."""
-        return self.replace(params=self.trainable)
-
-    def with_frozen(self, frozen: PyTree) -> Self:
-        """What `without_frozen` gave, whole again."""
-        return self.replace(params=merge(self.params, frozen))
 
     def with_params(self, params: PyTree) -> Self:
         """This state with other parameters of the same form, from which all else starts anew.
@@ -217,12 +244,11 @@ class TrainState(train_state.TrainState, kw_only=True):
             extra_args: what some transformations want beside them, such as `value`.
             **fields: replaces other fields.
         """
-        trainable = self.trainable
-        updates, opt_state = update(self.tx, grads, self.opt_state, trainable, extra_args or {})
-        trainable = optax.apply_updates(trainable, updates)
-        state = self.with_trainable(trainable).replace(
-            step=self.step + 1, opt_state=opt_state, **fields
+        updates, opt_state = update(
+            self.tx, grads, self.opt_state, self.trainable, extra_args or {}
         )
+        trainable = optax.apply_updates(self.trainable, updates)
+        state = self.replace(step=self.step + 1, trainable=trainable, opt_state=opt_state, **fields)
         return state if self.ema is None else state._averaged_after(self)
 
     def observe(self, loss: Float[Array, ""], metrics: Mapping[str, Float[Array, ""]]) -> Self:
@@ -247,72 +273,45 @@ class TrainState(train_state.TrainState, kw_only=True):
         )
 
 
-def _trainable_mask(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
-    mask = path_mask(params, frozen, purpose="frozen")
-    return jax.tree.map(lambda leaf, is_frozen: is_number(leaf) and not is_frozen, params, mask)
+def from_flax(state: train_state.TrainState) -> TrainState:
+    """The state of a training with Flax's own class, to go on with.
+
+    Where a subclass adds arrays they are the `model_state`, by the names of their fields; a random
+    key called `key` is the root key.
+
+    Raises:
+        ConfigError: a subclass changes what a step does or what is no array, or the optimiser's
+            state is of another form than loopax keeps it in.
+    """
+    kind, plain = type(state), train_state.TrainState
+    own = {field.name for field in dataclasses.fields(plain)}
+    added = [field for field in dataclasses.fields(kind) if field.name not in own]
+    static = [field.name for field in added if not field.metadata.get("pytree_node", True)]
+    if kind.apply_gradients is not plain.apply_gradients or static:
+        reason = f"holds {static[0]}" if static else "makes its own update"
+        raise ConfigError(
+            f"state is a {kind.__name__} of Flax, which {reason}, and loopax would not heed that; "
+            "derive it from loopax.TrainState"
+        )
+    extra = {field.name: getattr(state, field.name) for field in added}
+    key = extra.get("key")
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        del extra["key"]
+    else:
+        key = jax.random.key(0)
+    made = TrainState.create(
+        params=state.params, tx=state.tx, model_state=extra, apply_fn=state.apply_fn
+    )
+    if difference := differing(forms(state.opt_state), forms(made.opt_state)):
+        raise ConfigError(
+            f"state is a TrainState of Flax, whose opt_state differs from a new one of its "
+            f"optimiser: {difference}; make the state with loopax.TrainState.create"
+        )
+    made = made.replace(step=state.step, opt_state=state.opt_state, key=key)
+    return jax.tree.map(_strongly_typed, made)
 
 
 def _strongly_typed(leaf: Any) -> Array:
     """A leaf whose type a compiled loop can carry: Python numbers promote, arrays do not."""
     leaf = jnp.asarray(leaf)
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.astype(leaf.dtype)
-
-
-def _checked_seed(seed: Any) -> int:
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    if not whole or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**32 - 1")
-    return int(seed)
-
-
-def _described(
-    optimizer: Optimizer, frozen: tuple[str, ...], ema_decay: float | None, total_steps: int | None
-) -> tuple[optax.GradientTransformation, tuple[str, ...], float | None]:
-    """An `Optimizer` as a transformation, and what it says that a transformation cannot."""
-    for name, here, there in (
-        ("frozen", frozen, optimizer.freeze),
-        ("ema_decay", ema_decay, optimizer.params_ema),
-    ):
-        if here and there and here != there:
-            raise ConfigError(
-                f"{name} is {here!r}, and the Optimizer says {there!r}; say it in one place"
-            )
-    if optimizer.params_ema is not None:
-        ema_decay = optimizer.params_ema
-    return optimizer.transformation(total_steps), frozen or optimizer.freeze, ema_decay
-
-
-def _with_collections(made: PyTree, given: PyTree) -> PyTree:
-    """The collections that a module was initialised with, and in their place those given."""
-    wrong = {
-        name: differing(forms(made[name]), forms(given[name]))
-        for name in given or ()
-        if name in made
-    }
-    for name, difference in wrong.items():
-        if difference:
-            raise ConfigError(
-                f"model_state: {name!r} is not of the form that the model has: {difference}"
-            )
-    return {**made, **(given or {})}
-
-
-def _check_trainable(params: PyTree, trainable: PyTree, frozen: tuple[str, ...]) -> None:
-    """Makes sure that something trains, and says what does not though nobody froze it."""
-    if not jax.tree.leaves(trainable):
-        reason = f"frozen={frozen!r} matches every one of them" if frozen else "there are none"
-        raise ConfigError(f"TrainState.create: no parameters are left to train: {reason}")
-    mask = path_mask(params, frozen, purpose="frozen")
-    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(mask), strict=True)
-    fixed = {
-        leaf_path(path): form_of(jnp.asarray(leaf))
-        for (path, leaf), is_frozen in pairs
-        if not is_frozen and not is_number(leaf)
-    }
-    if fixed:
-        shown = ", ".join(f"{path} ({form})" for path, form in fixed.items())
-        warnings.warn(
-            f"these parameters are not of a type that can be trained and stay as they are: {shown}"
-            f"; frozen={tuple(fixed)!r} says that this is meant",
-            stacklevel=3,
-        )

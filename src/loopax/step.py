@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int32, Num
 
 from loopax.errors import ConfigError
-from loopax.paths import PyTree
+from loopax.paths import PyTree, merge
 from loopax.purity import calling_purely
 from loopax.randomness import Rngs, stream
 from loopax.rows import LEARNING_RATE, SKIPPED, WEIGHT, check_names
@@ -164,7 +164,7 @@ def extra_args_of(
 
 def _objective(loss_fn: LossFn, state: TrainState, batch: Batch) -> Callable[..., Any]:
     def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
-        params = state.with_trainable(trainable).params
+        params = merge(trainable, state.frozen)
         metrics, model_state = call_loss(loss_fn, params, batch, state.rngs, state.model_state)
         return metrics["loss"], (metrics, model_state)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from loopax import jaxprs, placement
 from loopax.account import Account
-from loopax.arguments import check_state
+from loopax.arguments import as_state
 from loopax.batches.base import Feed, Items
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import on_device
@@ -103,7 +103,7 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
         DataError: there is no batch.
         DeviceMemoryError: the step does not fit.
     """
-    check_state(state, loss_fn, data)
+    state = as_state(state, loss_fn, data)
     if isinstance(data, Iterator):
         raise ConfigError(
             f"data is a {type(data).__name__}, and the batches that estimate reads would be gone; "

@@ -20,7 +20,7 @@ import numpy as np
 
 from loopax import jaxprs
 from loopax.diagnose.cost import flops
-from loopax.paths import PyTree, leaf_paths
+from loopax.paths import PyTree, leaf_paths, map_with_path, merge, partition
 from loopax.state import TrainState
 from loopax.step import Batch, LossFn, differentiate
 from loopax.updates import stand_ins, update
@@ -88,7 +88,10 @@ def _cost(loss_fn: LossFn, state: TrainState, batch: Batch, paths: tuple[str, ..
         return differentiate(loss_fn, state, batch)[2]
 
     now = flops(gradients, state, batch)
-    free = flops(gradients, state.replace(frozen=(*state.frozen, *paths)), batch)
+    trains = map_with_path(lambda path, _: path not in paths, state.trainable)
+    trainable, frozen = partition(state.trainable, trains)
+    freed = state.replace(trainable=trainable, frozen=merge(frozen, state.frozen))
+    free = flops(gradients, freed, batch)
     numbers = ""
     if now is not None and free is not None:
         numbers = f": {now / 1e9:,.3g} GFLOP a step instead of {free / 1e9:,.3g}"
