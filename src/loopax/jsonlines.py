@@ -96,10 +96,10 @@ def values_of(row: Row) -> Mapping[str, float]:
 
 
 def _line(row: Row) -> str:
-    return json.dumps(_as_json(row)) + "\n"
+    return json.dumps(as_json(row)) + "\n"
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A value with words for NaN and infinities.
 
     They are not JSON; a reader of another language would refuse the whole file.
@@ -107,10 +107,10 @@ def _as_json(value: Any) -> Any:
     match value:
         case float():
             return repr(value) if value - value != 0 else value
-        case list():
-            return [_as_json(item) for item in value]
+        case list() | tuple():
+            return [as_json(item) for item in value]
         case dict():
-            return {name: _as_json(item) for name, item in value.items()}
+            return {name: as_json(item) for name, item in value.items()}
     return value
 
 

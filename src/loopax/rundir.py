@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -227,6 +228,34 @@ class RunDir:
         path = self.path / name
         with storing(path):
             write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run, as its `run.json` tells of it by `RunDir.note_start`."""
+
+    step: int
+    key: list[int]
+    data: dict[str, Any]
+    nonfinite: str
+    log_every: int
+
+
+def starts_of(run: RunDir) -> list[Start]:
+    """Every start of a run, in order.
+
+    Raises:
+        RunDirError: there was none, or `run.json` does not tell.
+    """
+    names = [field.name for field in fields(Start)]
+    try:
+        entries = run.read_json("run.json")["starts"]
+        starts = [Start(**{name: entry[name] for name in names}) for entry in entries]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunDirError(f"{run.path / 'run.json'}: does not tell how the run began") from error
+    if not starts:
+        raise RunDirError(f"{run.path}: has not been trained yet")
+    return starts
 
 
 def set_aside(path: Path) -> Path | None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from loopax.diagnose.origins import NonFiniteOrigin, find_origin
+from loopax.jsonlines import as_json
 from loopax.paths import PyTree, is_number, leaf_path
 from loopax.soundness import Flags, sound_leaves
 from loopax.state import TrainState
@@ -175,12 +176,3 @@ def _first_cause(
         origin = find_origin(updated, *arguments, state.opt_state, state.ema)
         return origin and (origin if origin.layer else dataclasses.replace(origin, pass_="update"))
     return None
-
-
-def as_json(value: Any) -> Any:
-    """A value with words for NaN and infinities, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {name: as_json(inner) for name, inner in value.items()}
-    if isinstance(value, tuple):
-        return [as_json(inner) for inner in value]
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

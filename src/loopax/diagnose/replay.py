@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from loopax import placement
 from loopax.account import Account
 from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
+from loopax.branching import branch_of
 from loopax.checkpoint import CheckpointStore
 from loopax.configuration import as_mapping
-from loopax.diagnose.examine import StepReport, as_json, examine
+from loopax.diagnose.examine import StepReport, examine
 from loopax.environment import numerics
 from loopax.errors import CheckpointError, ConfigError, RunDirError
-from loopax.files import PARTIAL, replacing, storing, write_text
-from loopax.jsonlines import JsonLines
+from loopax.files import replacing, storing, write_text
+from loopax.jsonlines import as_json
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.program import TrainProgram, probe_program
 from loopax.randomness import key_of, key_words
 from loopax.recorder import Tail
-from loopax.retention import Checkpoints
 from loopax.rows import SKIPPED
 from loopax.run import Past
-from loopax.rundir import RunDir
+from loopax.rundir import RunDir, Start, starts_of
 from loopax.soundness import flags_of, unsound
 from loopax.state import TrainState
 from loopax.step import LossFn
@@ -87,29 +86,6 @@ class Replayed:
         return {leaf_path(path) or "batch": np.asarray(leaf) for path, leaf in leaves}
 
 
-@dataclass(frozen=True)
-class _Start:
-    """One start of a run, as `run.json` tells of it."""
-
-    step: int
-    key: list[int]
-    data: dict[str, Any]
-    nonfinite: str
-    log_every: int
-
-
-def _starts(run: RunDir) -> list[_Start]:
-    names = [field.name for field in fields(_Start)]
-    try:
-        entries = run.read_json("run.json")["starts"]
-        starts = [_Start(**{name: entry[name] for name in names}) for entry in entries]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunDirError(f"{run.path / 'run.json'}: does not tell how the run began") from error
-    if not starts:
-        raise RunDirError(f"{run.path}: has not been trained yet")
-    return starts
-
-
 class Replay:
     """The steps of a run, executed again with what it was trained with.
 
@@ -125,7 +101,7 @@ class Replay:
     def __init__(self, run: RunDir, state: TrainState, loss_fn: LossFn, data: Any) -> None:
         self._run, self._initial, self._loss_fn = run, state, loss_fn
         self._batches: Batches = as_batches(data)
-        self._starts = _starts(run)
+        self._starts = starts_of(run)
         self._store = CheckpointStore(run.checkpoints)
         skip = self._starts[-1].nonfinite == "skip"
         self._train = TrainProgram(loss_fn, self._batches, Account(), skip=skip)
@@ -139,7 +115,7 @@ class Replay:
         if at is not None:
             state, _ = self._store.restore(self._initial, at)
         elif self._starts[0].step == 0:
-            state, at = jax.tree.map(jnp.copy, self._initial), 0
+            state, at = placement.put_state(self._initial), 0
         else:
             raise ConfigError(
                 f"{self._run.path}: begins at step {self._starts[0].step} and has no checkpoint up "
@@ -210,21 +186,10 @@ class Replay:
             "data": start.data,
             "numerics": numerics(),
         }
-        # A branch that is cut short must not be taken for a run that has yet to begin.
-        partial = out.with_name(f"{PARTIAL}{out.name}")
-        with storing(out):
-            shutil.rmtree(partial, ignore_errors=True)
-            child = RunDir.create(partial)
-            child.claim(as_mapping(config))
-            parent = {"run": str(self._run.path.absolute()), "step": step}
-            child.write_json("run.json", {"format": 2, "parent": parent, "starts": []})
-            JsonLines(child.metrics_file, kept=rows).close()
-            with CheckpointStore(child.checkpoints, Checkpoints()) as store:
-                store.save(reached, meta, {})
-            partial.rename(out)
-        return RunDir(out)
+        parent = {"run": str(self._run.path.absolute()), "step": step}
+        return branch_of(parent, out, as_mapping(config), rows, reached, meta)
 
-    def _tail(self, step: int, start: _Start) -> Tail:
+    def _tail(self, step: int, start: Start) -> Tail:
         """What the run had read at `step` and not yet logged."""
         first = step - step % start.log_every
         rows: list[dict[str, float]] = []
@@ -257,6 +222,6 @@ class Replay:
     def _key(self, step: int) -> Any:
         return key_of(self._start(step).key, self._initial.key)
 
-    def _start(self, step: int) -> _Start:
+    def _start(self, step: int) -> Start:
         """How the run was going when it made this step: by the last start before it."""
         return [start for start in self._starts if start.step <= step][-1]
