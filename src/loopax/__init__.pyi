@@ -1,9 +1,9 @@
 """The public names, a line each."""
 
+from . import caches as caches
 from . import data as data
 from . import deadline as deadline
 from . import diagnose as diagnose
-from . import environment as environment
 from . import errors as errors
 from . import extras as extras
 from . import files as files

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import loopax
+from loopax.caches import cache_dir
 from loopax.data import Dataset, Splits
 from loopax.deadline import time_limit
-from loopax.environment import cache_dir
 from loopax.errors import CheckpointError, DataError
 from loopax.recipes.images import problem
 from loopax.recipes.vae import judge

@@ -47,8 +47,8 @@ def data(words: list[str]) -> int:
 
 def _list(words: list[str]) -> int:
     parse(List, words, "loopax data list")
+    from loopax.caches import cache_dir
     from loopax.data import catalogue
-    from loopax.environment import cache_dir
 
     for name, entry in catalogue.known().items():
         classes = ", ".join(f"{kind} {count:,}" for kind, count in entry.classes.items())
@@ -63,8 +63,8 @@ def _list(words: list[str]) -> int:
 
 def _get(words: list[str]) -> int:
     command = parse(Get, words, "loopax data get")
+    from loopax.caches import cache_dir
     from loopax.data import catalogue
-    from loopax.environment import cache_dir
 
     if command.name not in catalogue.known():
         raise ConfigError(unknown("data", command.name, catalogue.known()))

@@ -48,7 +48,7 @@ def predict(words: list[str]) -> int:
     if sys.stdout is None:
         raise ConfigError("standard output is closed; there is nowhere to write answers to")
     recipe = recipe_of(command.run, "bert")
-    from loopax.environment import keep_compiled
+    from loopax.caches import keep_compiled
     from loopax.recipes.bert.predicting import answers
 
     keep_compiled()

@@ -101,7 +101,7 @@ def judge(words: list[str]) -> int:
         background=command.background,
     )
     data = images.data_of(config)
-    folder = None if command.out else loopax.environment.cache_folder("judges")
+    folder = None if command.out else loopax.caches.cache_folder("judges")
     if command.out is None and folder is None:
         raise ConfigError("there is no cache to keep a judge in; give --out")
     out = command.out or Path(folder or "") / vae.name_for(data)
@@ -162,7 +162,7 @@ def resume(words: list[str]) -> int:
 
 
 def _trained(recipe: Any, config: Any, run_dir: Path, command: Train[Any] | Resume) -> int:
-    from loopax.environment import keep_compiled
+    from loopax.caches import keep_compiled
 
     budget = seconds("--max-time", command.max_time)
     writers = chosen_writers(command.log, run_dir)

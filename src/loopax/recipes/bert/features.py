@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from loopax.environment import cache_folder
+from loopax.caches import cache_folder
 from loopax.models.bert import BertForSequenceClassification
 from loopax.recipes.bert.tokens import in_batches, model_inputs
 from loopax.weights import read_weights, save_weights

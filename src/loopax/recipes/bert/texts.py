@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from loopax.caches import cache_dir
 from loopax.data import Texts, read_texts, split_texts
-from loopax.environment import cache_dir
 from loopax.errors import ConfigError, DataError
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.tokens import encode

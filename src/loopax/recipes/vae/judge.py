@@ -26,9 +26,9 @@ import jax
 import numpy as np
 
 import loopax
+from loopax.caches import cache_folder
 from loopax.data import Splits
 from loopax.deadline import check_time, seconds_left
-from loopax.environment import cache_folder
 from loopax.errors import LoopaxError, RunInUseError
 from loopax.files import replacing
 from loopax.models.classifier import Classifier
