@@ -24,7 +24,7 @@ def test_the_best_of_a_metric_is_never_cut_off(saved, tmp_path):
     peak = [0.5] * 99 + [0.9]
     rows = history(peak, name="accuracy") + history(peak)
     titles = {"loss": "loss", "accuracy": "accuracy"}
-    save_curves(rows, tmp_path / "c.png", titles, whole=("accuracy",))
+    save_curves(rows, tmp_path / "c.png", titles)
     loss, accuracy = saved[0].axes
     assert accuracy.get_ylim()[1] > 0.9
     assert loss.get_title() == "loss"

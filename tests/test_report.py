@@ -1,15 +1,21 @@
 """A report is one file that says what it was given, runs nothing and asks for nothing."""
 
 import base64
+import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
+import loopax
+from loopax.cli import main
 from loopax.errors import ConfigError, StorageError
 from loopax.report import Figures, Picture, Section, Table, Text, write_report
 
@@ -187,3 +193,72 @@ def test_the_first_column_names_its_rows_also_by_numbers(tmp_path):
         ("row", None),
         ("row", None),
     ]
+
+
+# --- Of any run -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A program's own run, which a hook has ended, and which was started twice."""
+    values = np.float32([1, 2])
+
+    def loss_fn(params, batch, rngs):
+        return ((params["w"] - batch) ** 2).mean(), {"w": params["w"]}
+
+    def end(run):
+        if run.step == 12:
+            run.stop("w is good enough")
+
+    def fit(steps):
+        return loopax.fit(
+            loopax.TrainState.create(params={"w": jnp.zeros(())}, tx=optax.sgd(0.1), seed=5),
+            loss_fn,
+            [values] * 4,
+            steps=steps,
+            run_dir=tmp_path_factory.getbasetemp() / "stopped",
+            evaluation={"validation": [values]},
+            hooks=loopax.Hook(end, 4),
+            config={"net": {"widths": [4, 2]}},
+            log_every=4,
+            progress=False,
+        )
+
+    fit(8)
+    return fit(40).dir.path
+
+
+def test_any_run_has_a_report(stopped, capsys):
+    assert main(["report", str(stopped)]) == 0
+    assert capsys.readouterr().out == f"{stopped / 'report.html'}\n"
+    page = page_of(stopped / "report.html")
+    assert page.texts("h1") == ["Run stopped"]
+    sections = ["Summary", "Metrics", "Checkpoints", "Time", "Configuration", "Provenance"]
+    assert page.texts("h2") == sections
+    story = next(text for text in page.texts("p") if "has come to" in text)
+    assert "step 12 of 40" in story
+    assert story.endswith("It was stopped at step 12: w is good enough.")
+    assert page.texts("dt") == ["validation/loss, best", "validation/loss, latest"]
+    assert len(page.attributes("img")) == 1
+    rows = [row.split("\n") for row in page.texts("tr")]
+    assert ["net.widths", "4, 2"] in rows
+    assert ["random seed", "5"] in rows
+    assert [row[::2] for row in rows if row[0] == "12"] == [["12", "latest, best"]]
+    assert "This run was interrupted and went on" in page.texts("caption")
+
+
+def test_what_went_wrong_is_in_the_report(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "run")
+    origin = {"what": "nan", "primitive": "log", "source": "mine.py:3"}
+    autopsy = {"step": 13, "metrics": {"loss": "nan"}, "non_finite": {}, "origin": origin}
+    (tmp_path / "run" / "autopsy.json").write_text(json.dumps(autopsy))
+    page = page_of(loopax.report.of_run(tmp_path / "run"))
+    assert "What went wrong" in page.texts("h2")
+    assert "origin.source\nmine.py:3" in page.texts("tr")
+
+
+def test_the_report_of_a_recipe_stays(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "run")
+    for name in ("report.html", "results.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    assert loopax.report.of_run(tmp_path / "run").read_text() == "{}"

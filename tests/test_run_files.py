@@ -151,7 +151,9 @@ def test_runs_lists_runs_and_nothing_else(train, tmp_path, capsys):
     assert "damaged/config.json" in shown.err
 
 
-def test_runs_shows_what_ranks_the_checkpoints(tmp_path, dataset, line_loss, line_state, capsys):
+def test_runs_shows_what_ranks_the_checkpoints(
+    train, tmp_path, dataset, line_loss, line_state, capsys
+):
     loopax.fit(
         line_state(),
         line_loss,
@@ -162,11 +164,15 @@ def test_runs_shows_what_ranks_the_checkpoints(tmp_path, dataset, line_loss, lin
         checkpoints=loopax.Checkpoints(best="validation/error"),
         **QUIET,
     )
+    plain = train(name="plain")
     assert main(["runs", str(tmp_path)]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    rows = RunDir(tmp_path / "run").metrics
-    best = min(row["error"] for row in rows if row["source"] == "validation")
-    assert f"validation/error {best:.4g}" in shown
+    shown = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    rows = [row for row in RunDir(tmp_path / "run").metrics if row["source"] == "validation"]
+    best = min(rows, key=lambda row: row["error"])
+    values = f"{rows[-1]['error']:.4g} {best['error']:.4g} {best['step']}"
+    assert f"run - 20 validation/error {values}" in shown
+    loss = f"{plain.latest('train')['loss']:.4g}"
+    assert f"plain - {plain.step} train/loss {loss} - -" in shown, "nothing ranks"
 
 
 # --- Long ---------------------------------------------------------------------

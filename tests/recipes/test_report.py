@@ -78,9 +78,8 @@ def pictures(trained):
 
 def recorded(trained, starts=1):
     for index in range(starts):
-        trained.dir.note_start(
-            10 * index, print, data={"data": "f00d" * 16}, git={"revision": "c0de", "changed": True}
-        )
+        facts = {"key": [0, 3], "git": {"revision": "c0de", "changed": True}}
+        trained.dir.note_start(10 * index, print, data={"data": "f00d" * 16}, **facts)
     trained.dir.write_json(
         "account.json",
         {

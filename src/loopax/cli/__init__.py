@@ -30,6 +30,7 @@ usage: loopax COMMAND ...
   predict RUN          classify texts with a fine-tuned run
   judge DATA           train the classifier that samples of some data are judged by
   export RUN           write what a run has trained for use elsewhere
+  report RUN           write report.html for any run: its metrics, settings, checkpoints, time
   runs DIR             list the runs below a directory
   data list|get NAME   public texts and weights, fetched by name
   verify WHAT          prove that a recipe, a run or a program resumes bit for bit
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": predicting.predict,
     "judge": training.judge,
     "export": results.export,
+    "report": results.report,
     "runs": results.runs,
     "data": data.data,
     "verify": past.verify,

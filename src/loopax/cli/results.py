@@ -90,8 +90,16 @@ class Export(OfRun):
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write `report.html` into the directory of any run: what it came to, and how."""
+
+    run: Positional[Path]
+    """The run directory."""
+
+
+@dataclass(frozen=True)
 class Runs:
-    """List the runs below a directory."""
+    """List the runs below a directory, each with the metric that ranks its checkpoints."""
 
     directory: Positional[Path] = Path("runs")
     """Where to look."""
@@ -191,12 +199,28 @@ def runs(words: list[str]) -> int:
     command = parse(Runs, words, "loopax runs")
     if not command.directory.is_dir():
         raise ConfigError(f"{command.directory}: is not a directory")
-    from loopax.cli.listing import listing
+    from loopax.report import Standing, runs_below
 
-    listed = table("run", "recipe", "step", "latest", "best")
-    for row in listing(command.directory):
-        listed.add_row(*row)
+    listed = table("run", "recipe", "step", "metric", "latest", "best", "at step")
+    for run in runs_below(command.directory):
+        try:
+            recipe, at = str(run.config.get("recipe", "-")), Standing.of(run)
+        except (LoopaxError, OSError) as error:  # one that is damaged hides no other
+            print(f"loopax: {error}", file=sys.stderr)
+            continue
+        values = ("-" if value is None else f"{value:.4g}" for value in (at.latest, at.best_value))
+        best = "-" if at.best is None else f"{at.best:,}"
+        listed.add_row(str(run.path), recipe, f"{at.step:,}", at.metric or "-", *values, best)
     show(listed)
+    return 0
+
+
+def report(words: list[str]) -> int:
+    """`loopax report RUN`."""
+    command = parse(Report, words, "loopax report")
+    from loopax.report import of_run
+
+    print(of_run(command.run))
     return 0
 
 

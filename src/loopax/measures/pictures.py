@@ -96,5 +96,5 @@ def save_calibration(results: Mapping[str, Any], path: Path, noun: str) -> str:
 
 def save_training(history: Sequence[Mapping[str, Any]], path: Path, noun: str) -> str:
     """Draws loss, accuracy and learning rate over the steps; `history` is `RunDir.metrics`."""
-    save_curves(history, path, CURVES, whole=("accuracy", "learning_rate"))
+    save_curves(history, path, CURVES)
     return f"Means over the {noun} that were trained on, and over the validation {noun}, by step."

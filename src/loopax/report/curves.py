@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from loopax.extras import require
 from loopax.files import replacing
 
 PANELS = 4
+DOTS = 50
+"""Values of a curve up to which each has a dot."""
+TOWERING = 3
+"""Times the range of the others."""
 
 
 def save_curves(
@@ -18,36 +23,40 @@ def save_curves(
     path: Path,
     titles: Mapping[str, str],
     *,
-    whole: Collection[str] = (),
+    most: int = PANELS,
 ) -> None:
     """Draws metrics over the steps, a panel each: means in training, and evaluations.
+
+    The values of the first steps are cut off where they tower over all that come later.
 
     Args:
         history: the logged rows, as `RunDir.metrics` has them.
         path: the picture.
-        titles: the metrics to draw, the first four that there are, with their titles.
-        whole: those of them whose highest values matter; of others the first few values, which
-            tower over the rest, are cut off.
+        titles: the metrics to draw, the first `most` that there are, with their titles.
+        most: panels.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+        OSError: the picture cannot be written.
     """
     require("report", "drawing", "matplotlib")
     from matplotlib.figure import Figure
 
-    known = [name for name in titles if _finite(history, name)]
-    names = known[:PANELS] or list(titles)[:1]
+    known = [name for name in titles if _values(history, name)]
+    names = known[:most] or list(titles)[:1]
     down = math.ceil(len(names) / 3)
     across = math.ceil(len(names) / down)
     figure = Figure(figsize=(4.5 * across, 3.2 * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flat
-    for axes, name in zip(panels, names, strict=True):
+    for axes, name in itertools.zip_longest(panels, names):
+        if name is None:
+            axes.remove()
+            continue
         _draw(axes, history, name)
-        seen = _finite(history, name)
-        high = seen[int(0.97 * (len(seen) - 1))] if seen else 0.0
-        if name not in whole and seen and high > seen[0]:
-            axes.set_ylim(top=high + 0.1 * (high - seen[0]))
+        if (top := _top(_values(history, name))) is not None:
+            axes.set_ylim(top=top)
         axes.set(title=titles[name], xlabel="step")
         axes.grid(alpha=0.3)
-    if history:
-        axes.legend()
     save_figure(figure, path)
 
 
@@ -70,19 +79,31 @@ def legible(name: str, length: int = 24) -> str:
 
 
 def _draw(axes: Any, history: Sequence[Mapping[str, Any]], name: str) -> None:
+    rows = [row for row in history if isinstance(row.get(name), int | float)]
     # Training first, whatever was logged first, so that it has the same colour in every picture.
-    for source in sorted(
-        {row["source"] for row in history if row["source"] != "probe" or name in row},
-        key=lambda each: (each != "train", each),
-    ):
-        rows = [row for row in history if row["source"] == source]
-        values = [row.get(name, math.nan) for row in rows]
-        if source == "train":
-            axes.plot([row["step"] for row in rows], values, label=source, lw=1, alpha=0.7)
-        else:
-            axes.plot([row["step"] for row in rows], values, label=source, marker="o", ms=4)
+    sources = sorted({row["source"] for row in rows}, key=lambda each: (each != "train", each))
+    for source in sources:
+        its = [(row["step"], row[name]) for row in rows if row["source"] == source]
+        dense = source == "train" or len(its) > DOTS
+        look = {"lw": 1, "alpha": 0.7} if dense else {"marker": "o", "ms": 4}
+        axes.plot(*zip(*its, strict=True), label=source, **look)
+    if sources:
+        axes.legend()
 
 
-def _finite(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """The finite values of a metric, from the lowest."""
-    return sorted(row[name] for row in history if math.isfinite(row.get(name, math.nan)))
+def _top(values: Sequence[float]) -> float | None:
+    """Where to cut off the values of the first steps; None where they do not tower over others."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[int(0.97 * (len(ordered) - 1))]
+    above = [at for at, value in enumerate(values) if value > high]
+    towers = high > low and ordered[-1] - low > TOWERING * (high - low)
+    return high + 0.1 * (high - low) if towers and above[-1] < len(values) / 10 else None
+
+
+def _values(history: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """The finite values of a metric in the order of their steps; none of what is an array."""
+    rows = sorted((row for row in history if name in row), key=lambda row: row["step"])
+    values = [row[name] for row in rows]
+    return [each for each in values if isinstance(each, int | float) and math.isfinite(each)]

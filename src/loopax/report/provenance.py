@@ -18,7 +18,7 @@ ACCOUNT = {
     "data": "waiting for data",
     "evaluation": "evaluating",
     "checkpoint": "saving checkpoints",
-    "hooks": "drawing on the way",
+    "hooks": "calling hooks",
     "host": "other work, the device idle",
 }
 UNKNOWN = "not recorded"
@@ -48,6 +48,11 @@ class Provenance:
         return f"in {_duration(seconds)}" + f" since the last of {starts} starts" * (starts > 1)
 
     @property
+    def total(self) -> int | None:
+        """How many steps the run was to have, as it was last started; None if not known."""
+        return self._starts[-1].get("total") if self._starts else None
+
+    @property
     def account(self) -> list[Table]:
         """Where the time went, unless it is not known."""
         account = self._kept("account.json")
@@ -61,7 +66,8 @@ class Provenance:
         last = " of the last start" if len(self._starts) > 1 else ""
         return [Table(("", "seconds", "share"), rows, f"Where the time{last} went")]
 
-    def tables(self, seed: int) -> list[Table]:
+    @property
+    def tables(self) -> list[Table]:
         """When, by which command, with what data, code and packages, on what the run was made."""
         starts = self._starts
         if not starts:
@@ -71,7 +77,7 @@ class Provenance:
         rows = {
             "first started": _moment(starts[0]),
             "command": shlex.join(map(str, last.get("command") or [])),
-            "random seed": seed,
+            "random seed": _seed(last.get("key")),
             "data, SHA-256": data.get("data") if isinstance(data, Mapping) else None,
             "code, git revision": _revision(last.get("git") or {}),
             "devices": f"{len(devices)} x {', '.join(sorted(set(devices)))}" if devices else None,
@@ -122,7 +128,20 @@ def settings_table(config: Configured, usual: Configured) -> Table:
     ]
     if changed:
         return Table(("setting", "value", f"in preset {config.preset}"), rows)
-    return Table(("setting", "value"), [row[:2] for row in rows])
+    return values_table(config.to_json())
+
+
+def values_table(values: Mapping[str, Any]) -> Table:
+    """Values by name, those of inner mappings by the names on the way to them."""
+    return Table(("setting", "value"), [(name, _shown(value)) for name, value in _flat(values)])
+
+
+def _seed(key: Any) -> int | None:
+    """The seed of a state's random key, as `run.json` has it."""
+    match key:
+        case [int(high), int(low)]:
+            return (high << 32) + low
+    return None
 
 
 def _revision(git: Mapping[str, Any]) -> str | None:

@@ -47,7 +47,7 @@ def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
             Section("Mistakes", [*_mistakes(results)]),
             Section("Training", [Picture(curves, said), *provenance.account]),
             Section("Configuration", [_settings(config)]),
-            Section("Provenance", [*provenance.tables(config.seed), _commands(trained)]),
+            Section("Provenance", [*provenance.tables, _commands(trained)]),
         ]
     about = [f"preset {config.preset}", provenance.began, f"loopax {loopax.__version__}"]
     path = run.path / "report.html"

@@ -54,7 +54,7 @@ def write(trained: TrainedClassifier, results: Mapping[str, Any]) -> Path:
             Section("Mistakes", _mistakes(trained, results)),
             Section("Training", [Picture(curves, said), *provenance.account]),
             Section("Configuration", [_settings(trained)]),
-            Section("Provenance", [*provenance.tables(config.seed), _commands(run)]),
+            Section("Provenance", [*provenance.tables, _commands(run)]),
         ]
     path, name = run.path / "report.html", trained.problem.data.train.name.removesuffix(" train")
     about = [f"preset {config.preset}", provenance.began, f"loopax {loopax.__version__}"]

@@ -63,7 +63,7 @@ def write(trained: TrainedVAE, results: Results, pictures: Iterable[tuple[str, s
         Section("Measures", [Text(_how_to_read(results)), *tables(results)]),
         Section("Training", [*placed["Training"], *provenance.account]),
         Section("Configuration", [_settings(trained)]),
-        Section("Provenance", provenance.tables(config.seed)),
+        Section("Provenance", provenance.tables),
     ]
     name = trained.data.train.name.removesuffix(" train")
     path = trained.dir.path / "report.html"
