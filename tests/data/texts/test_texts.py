@@ -192,7 +192,9 @@ def test_columns_that_nobody_uses_do_no_harm(tmp_path):
 def test_a_cell_of_ten_megabytes_is_read(tmp_path):
     long = "word and\n" * (10 * MIB // 9)
     path = written(tmp_path / "t.csv", delimited([(long, "no"), ("short", "yes")]))
+    limit = csv.field_size_limit()
     assert read_texts(path).rows[0] == (long,)
+    assert csv.field_size_limit() == limit, "it is everybody's"
 
 
 def test_blank_lines_are_no_rows_and_quoted_line_breaks_no_ends(tmp_path, refuses):

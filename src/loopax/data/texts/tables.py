@@ -206,8 +206,6 @@ def _delimiter(lines: Lines) -> str:
 
 
 def _delimited_table(path: File, lines: Lines, delimiter: str) -> Table:
-    # A limit of the process, which is only ever raised.
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
     read = functools.partial(_records, path, lines, delimiter)
     is_plain = delimiter == "\t" and _is_plain(read, lines)
     records = read(csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
@@ -270,6 +268,7 @@ def _records(path: File, lines: Lines, delimiter: str, quoting: Literal[0, 3]) -
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)
     while True:
         before = reader.line_num
+        limit = csv.field_size_limit(MAX_LINE)  # of the whole process
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -278,6 +277,8 @@ def _records(path: File, lines: Lines, delimiter: str, quoting: Literal[0, 3]) -
                 f"its quotes cannot be understood ({error}); a cell that begins with a quote must "
                 "end with one, and those inside must be doubled",
             ) from error
+        finally:
+            csv.field_size_limit(limit)
         if cells is None:
             return
         if cells:
