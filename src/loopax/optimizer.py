@@ -55,14 +55,12 @@ class Schedule:
     then: Schedule | None = None
 
     def __post_init__(self) -> None:
-        whole = self.steps is None or self.steps == int(self.steps) >= 1
-        rising = 0 <= self.start < math.inf and 0 <= self.end < math.inf
-        _check("schedule.kind", self.kind, self.kind in KINDS, f"must be one of {KINDS}")
-        _check("schedule.steps", self.steps, whole, "must be a whole number of at least 1")
-        _check(
-            "schedule.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "must not be < 0"
-        )
-        if not rising:
+        kind, steps, warmup = self.kind, self.steps, self.warmup_steps
+        whole = steps is None or steps == int(steps) >= 1
+        _check("schedule.kind", kind, kind in KINDS, f"must be one of {', '.join(KINDS)}")
+        _check("schedule.steps", steps, whole, "must be a whole number of at least 1")
+        _check("schedule.warmup_steps", warmup, warmup >= 0, "must be at least 0")
+        if not (0 <= self.start < math.inf and 0 <= self.end < math.inf):
             raise ConfigError(
                 f"schedule goes from {self.start} to {self.end}; factors are at least 0"
             )
