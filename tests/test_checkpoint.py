@@ -317,7 +317,10 @@ def test_a_state_comes_back_bit_for_bit_and_in_its_own_class(
             seen=jnp.int32(0),
         )
 
-    run = loopax.fit(fresh(5), line_loss, dataset.batches(2), steps=20, run_dir=tmp_path, **PLAIN)
+    def loss(params, batch, rngs, model_state):
+        return (*line_loss(params, batch, rngs), model_state)
+
+    run = loopax.fit(fresh(5), loss, dataset.batches(2), steps=20, run_dir=tmp_path, **PLAIN)
     state, _ = opened(tmp_path).restore(fresh(0))
     assert isinstance(state, Counting)
     assert bits(state) == bits(run.state)
@@ -803,7 +806,7 @@ def test_leaves_of_every_kind_come_back_bit_for_bit(tmp_path, bits, params):
 def test_names_that_would_be_stored_as_one_are_refused_before_training(tmp_path, name):
     """Orbax would write the one over the other."""
     params = {name: jnp.ones(1), "a": {"b": jnp.zeros(1)}}
-    with pytest.raises(ConfigError, match=f"would both be stored as 'params.{name}'; rename"):
+    with pytest.raises(ConfigError, match=f"would both be stored as 'trainable.{name}'; rename"):
         loopax.fit(
             loopax.TrainState.create(params=params, tx=optax.sgd(1.0)),
             lambda params, batch, rngs: params[name].sum() + params["a"]["b"].sum(),

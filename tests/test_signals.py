@@ -76,9 +76,13 @@ def test_one_signal_lets_the_loop_end(number):
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGHUP)]
+    ("first", "second", "announce"),
+    [
+        (signal.SIGINT, signal.SIGINT, "tell"),
+        (signal.SIGTERM, signal.SIGHUP, "lambda _: 1 / 0"),
+        (signal.SIGTERM, signal.SIGTERM, "lambda _: long_call()"),
+    ],
 )
-@pytest.mark.parametrize("announce", ["tell", "lambda _: 1 / 0", "lambda _: long_call()"])
 def test_a_second_signal_ends_a_call_that_never_returns(first, second, announce):
     """Also where announcing the first one fails or hangs."""
     code = f"""

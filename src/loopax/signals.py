@@ -83,10 +83,11 @@ class PoliteStop:
             signal.signal(number, self._handlers[number])
             signal.raise_signal(number)
             return
-        self.received = signal.Signals(number)
+        is_first, self.received = self.received is None, signal.Signals(number)
         for each, handler in self._handlers.items():
             signal.signal(each, handler if is_interactive() else signal.SIG_DFL)
-        self._teller.start()
+        if is_first:
+            self._teller.start()
 
     def _tell(self) -> None:
         assert self.received is not None
