@@ -29,7 +29,10 @@ def resident(columns: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
 
 
 def put_state(state: T) -> T:
-    """A copy of a state for chunks to use up: each reuses the memory of the state it is given."""
+    """A copy of a state for chunks to use up, so that the caller's stays whole.
+
+    Each chunk reuses the memory of the state that it is given.
+    """
     return jax.tree.map(jnp.copy, state)
 
 

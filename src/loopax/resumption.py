@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from loopax import placement
 from loopax.batches.base import Batches
 from loopax.checkpoint import CheckpointStore
 from loopax.chunks import Chunk
@@ -35,8 +33,7 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
         CheckpointError: there were checkpoints and none is whole, or it was made with other data,
             batches or seed.
     """
-    # Each chunk reuses the memory of the state it is given; the caller's state must stay whole.
-    run.state, run.step = jax.tree.map(jnp.copy, settings.state), 0
+    run.state, run.step = placement.put_state(settings.state), 0
     tail, past = Tail(settings.log_every), Past()
     if store is not None and (store.steps or store.damaged):
         run.state, meta = store.restore(run.state)
