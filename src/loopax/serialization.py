@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,34 @@ _ORBAX = threading.RLock()
 _ASYNC = ocp.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
 
 
+_writers = 0
+_silence = ExitStack()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps others from printing what we say ourselves, in a line, of a save that failed.
 
-    Orbax logs a traceback, asyncio complains of the parts that Orbax did not wait for, and
+    Several runs may be inside at once, and leave in any order.
+    """
+    global _writers
+    with _ORBAX:
+        if not _writers:
+            _silence.enter_context(_silenced())
+        _writers += 1
+    try:
+        yield
+    finally:
+        with _ORBAX:
+            _writers -= 1
+            if not _writers:
+                _silence.close()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Orbax logs a traceback, and asyncio complains of parts that Orbax did not wait for.
+
     TensorStore tells of the rest when Orbax's event loop is closed already.
     """
     previous = sys.unraisablehook
