@@ -11,6 +11,7 @@ from loopax.accumulation import check_accumulation
 from loopax.checkpoint import CheckpointStore
 from loopax.chunks import Chunk
 from loopax.lock import RunLock
+from loopax.placement import is_writer
 from loopax.progress import Display, Silent, display, tell
 from loopax.randomness import key_words
 from loopax.recorder import Recorder
@@ -137,10 +138,10 @@ class Attempt:
                 writers=[name_of(writer) for writer in settings.writers],
             )
             writers = [RunFiles(self.shown.say), Guarded(TensorBoard(), warn), *writers]
-        for writer in writers:
+        for writer in writers if is_writer() else ():
             writer.open(run, run.step)
             self._opened.callback(writer.close)
-        self.recorder.writers = writers
+            self.recorder.writers.append(writer)
 
     def finish(self) -> None:
         """Reads, saves and tells what was reached when the loop came to its end, or was stopped.

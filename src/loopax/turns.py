@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from loopax.checkpoint import CheckpointStore
 from loopax.lock import RunLock
+from loopax.placement import agree
 from loopax.signals import PoliteStop
 
 CHUNK_SECONDS = 1.0
@@ -103,7 +104,8 @@ class Clock:
         is_over = self._turns > 0 and self.seconds_left() <= self._slowest
         self._turn_at, self._turns = now, self._turns + 1
         is_asked = self._stop.received is not None
-        return Turn(self.limit(), *self._saves(now), stop=is_asked or is_over)
+        # Clocks and signals differ between processes, and what follows from them must not.
+        return agree(Turn(self.limit(), *self._saves(now), stop=is_asked or is_over))
 
     def _saves(self, now: float) -> tuple[bool, bool, bool]:
         """Saves come after 2, 4, 8 seconds and so on, up to as far apart as they may be."""

@@ -7,6 +7,7 @@ files.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -53,7 +54,7 @@ def _watched(plan: Plan, opened: fitting.Opening, settings: Settings) -> Iterato
     interrupting = [Hook(it.send, every=it.step)] if (it := plan.interruption) else []
     planned = dataclasses.replace(
         settings,
-        batches=_RecordedBatches(settings.batches, record),
+        batches=_recorded_batches(settings.batches, record),
         total=total,
         run_dir=plan.run.path,
         checkpoints=dataclasses.replace(saving, every=-(-total // SAVES), seconds=None),
@@ -83,33 +84,16 @@ def _recorded(chunks: Iterator[Chunk], record: JsonLines) -> Iterator[Chunk]:
         yield chunk
 
 
-class _RecordedBatches(Batches):
+def _recorded_batches(batches: Batches, record: JsonLines) -> Batches:
     """The same batches, which note a digest of what each step is given."""
 
-    def __init__(self, batches: Batches, record: JsonLines) -> None:
-        self._batches, self._record = batches, record
-        self.steps_per_epoch, self.resident = batches.steps_per_epoch, batches.resident
-        self.advice = batches.advice
+    def feed(seed: Sequence[int], start: int, capacity: int) -> Feed:
+        feed = batches.feed(seed, start, capacity)
+        return _RecordedFeed(feed, start, batches.identity, record)
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return self._batches.identity
-
-    def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
-        feed = self._batches.feed(seed, start, capacity)
-        return _RecordedFeed(feed, start, self.identity, self._record)
-
-    def once(self, capacity: int) -> Iterator[Items]:
-        return self._batches.once(capacity)
-
-    def gather(self, resident: Any, item: Any) -> Any:
-        return self._batches.gather(resident, item)
-
-    def prepare(self, examples: Any, rngs: Any) -> Any:
-        return self._batches.prepare(examples, rngs)
-
-    def assemble(self, resident: Any, item: Any, rngs: Any) -> Any:
-        return self._batches.assemble(resident, item, rngs)
+    recorded = copy.copy(batches)
+    recorded.feed = feed  # type: ignore[method-assign]
+    return recorded
 
 
 class _RecordedFeed:
@@ -142,7 +126,8 @@ def _keep_final(plan: Plan) -> None:
 
     with CheckpointStore(plan.run.checkpoints) as store:
         tree, _ = store.read()
-    parts = (tree.pop("params"), tree.pop("opt_state"), tree.pop("key"), tree)
+    named = (tree.pop("params", {}), tree.pop("opt_state", {}), tree.pop("key"))
+    parts = (*named, tree)  # what a state of somebody's own calls otherwise is in the last
     save_weights(plan.final, jax.tree.map(words, dict(zip(GROUPS, parts, strict=True))))
 
 
