@@ -3,10 +3,12 @@
     python -m benchmarks.sizes
 
 Lines are all lines of Python files, with docstrings, comments and blank ones. What one must read to
-trust a run is all that `loopax.fitting` imports, directly or not, apart from `ASIDE`.
+trust a run is all that `loopax.fitting` imports, directly or not, apart from `ASIDE`. Of the names
+of `loopax` itself, public sub-packages do not count.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -69,7 +71,7 @@ def sizes() -> list[Size]:
     """Each size that has a goal."""
     lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     core = [name for name in MODULES if room(name) not in AROUND]
-    names = (ROOT / "__init__.pyi").read_text().count(" as ")
+    names = re.findall(r"^from \.\w", (ROOT / "__init__.pyi").read_text(), re.MULTILINE)
     return [
         Size("read to trust a run", sum(lines[name] for name in closure("loopax.fitting")), 3400),
         Size("the core", sum(lines[name] for name in core), 5300),
@@ -78,7 +80,7 @@ def sizes() -> list[Size]:
             Size(f"{part}/", sum(lines[name] for name in MODULES if room(name) == part), goal)
             for part, goal in (("data", 2900), ("recipes", 3600))
         ),
-        Size("top-level names", names, 16),
+        Size("top-level names", len(names), 16),
         *(
             Size(str(MODULES[name].relative_to(ROOT)), lines[name], 400)
             for name in sorted(lines, key=lines.__getitem__, reverse=True)[:5]

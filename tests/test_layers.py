@@ -71,7 +71,6 @@ STILL_TOO_LARGE = {
     "loop.py",
     "data/",
     "recipes/",
-    "top-level names",
     "recipes/vae/explorer.py",
 }
 """Goals of `benchmarks/sizes.py` that are not reached yet; what is reached, stays."""
@@ -232,11 +231,9 @@ def test_neither_the_command_line_nor_a_configuration_waits_for_jax(statement):
     assert result.stdout.strip() == "[]"
 
 
-def test_every_public_name_is_there_and_they_are_few():
+def test_every_public_name_is_there():
     for name in loopax.__all__:
         assert getattr(loopax, name) is not None
-    names = [name for name in loopax.__all__ if f"loopax.{name}" not in MODULES]
-    assert len(names) <= 16, names
     assert set(loopax.__all__) == set(dir(loopax))
     with pytest.raises(AttributeError, match="trainer"):
         loopax.trainer  # noqa: B018
