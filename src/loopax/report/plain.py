@@ -84,8 +84,8 @@ def _curves(run: RunDir, rows: Sequence[Row]) -> Iterator[Picture]:
     titles = {name: name for name in sorted(names, key=lambda name: name != "loss")}
     if not titles:
         return
-    picture = run.pictures / CURVES
-    with storing(picture):
+    with storing(run.path):
+        picture = run.pictures / CURVES
         save_curves(rows, picture, titles, most=PANELS)
     more = f" (the first {PANELS} of {len(titles)} metrics)" if len(titles) > PANELS else ""
     yield Picture(picture, f"Means over the steps between two rows, and evaluations, by step{more}")
