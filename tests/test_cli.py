@@ -13,8 +13,8 @@ import pytest
 import loopax
 from loopax.cli import main, training
 from loopax.cli.parsing import seconds
-from loopax.cli.printing import output_optional
 from loopax.rundir import RunDir
+from loopax.terminal import output_optional
 from loopax.weights import read_weights
 
 

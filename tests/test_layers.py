@@ -12,7 +12,7 @@ from benchmarks.sizes import MODULES, imports, room, sizes
 import loopax
 
 LAYERS = [
-    {"errors", "jaxprs", "placement"},
+    {"errors", "jaxprs", "placement", "terminal"},
     {"extras"},
     {
         "paths",
@@ -65,6 +65,7 @@ NARROWER = {
 """What may be imported where being lower is not enough."""
 PUBLIC_WITH_UNDERSCORE = {"_asdict", "_replace", "_fields", "__name__", "__file__", "__version__"}
 """Of named tuples and modules."""
+PUBLIC_MODULES = {"loopax.errors", "loopax.terminal"}
 STILL_TOO_LARGE = {
     "read to trust a run",
     "the core",
@@ -162,6 +163,16 @@ def test_a_recipe_imports_what_a_user_may():
                 if home != own and not home.startswith(f"{own}."):
                     where = f"{module}:{node.lineno} imports {sorted(names)} from {home}"
                     assert names <= (public_names(home) or set()), where
+
+
+def test_the_command_line_knows_no_recipe():
+    """What it says of recipes, and which there are, it asks them."""
+    for module in CORE:
+        if room(module) == "cli":
+            tree, imported = parsed(module)
+            assert not any(room(name) == "recipes" for name, _ in imported), module
+            words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+            assert not words & {*loopax.recipe.SHIPPED}, module
 
 
 def test_a_recipe_touches_no_private_attribute():

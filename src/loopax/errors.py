@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -97,3 +99,11 @@ def _made_again(kind: type[LoopaxError], args: tuple[Any, ...], fields: dict[str
     error.args = args
     error.__dict__.update(fields)
     return error
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> str:
+    """A line about a word that is not one of those known."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"there is no {kind} {word!r}; {hint}"

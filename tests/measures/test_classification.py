@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from loopax.cli.printing import show_tables
 from loopax.measures import (
     calibration,
     guessing,
@@ -18,6 +17,7 @@ from loopax.measures import (
     tables,
     wilson_interval,
 )
+from loopax.terminal import show_tables
 
 NAMES = ("bad", "fair", "good")
 LABELS = [0, 0, 0, 1, 1, 2]

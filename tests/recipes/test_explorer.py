@@ -24,8 +24,7 @@ from loopax.recipes.vae import explorer
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.explorer import Explorer, Request, RequestError, Site, listen
 from loopax.recipes.vae.problem import Problem
-from loopax.recipes.vae.trained import TrainedVAE
-from loopax.recipes.vae.training import train
+from loopax.recipes.vae.trained import TrainedVAE, train
 from loopax.rundir import RunDir
 
 PATIENCE_S = 60.0

@@ -22,7 +22,7 @@ _fork.set_forkserver_preload(
         "pytest",
         "loopax.cli",
         "loopax.fitting",
-        "loopax.recipes.vae.training",
+        "loopax.recipes.vae.report",
         "matplotlib.figure",
         "PIL.PngImagePlugin",
         "tensorboardX.event_file_writer",

@@ -13,22 +13,17 @@ from contextlib import suppress
 from types import FrameType
 
 from loopax import __version__
-from loopax.cli import data, exploring, past, predicting, results, training
-from loopax.cli.parsing import unknown
-from loopax.errors import ConfigError, LoopaxError, StorageError
+from loopax.cli import brought, data, past, results, training
+from loopax.errors import ConfigError, LoopaxError, StorageError, unknown
+from loopax.recipe import SHIPPED
 from loopax.signals import POLITE
 
 USAGE = """\
 usage: loopax COMMAND ...
 
-  train RECIPE         train a VAE on images (vae) or classify texts (bert), or continue a run
+  train RECIPE         train a recipe ({recipes} or your own), or continue a run
   resume RUN           continue a run with the settings it was made with
-  sample RUN           draw samples from a trained run
-  reconstruct RUN      draw test images beside their reconstructions
-  explore RUN          move through the latents of a trained run in the browser
-  evaluate RUN         measure a trained run, and its samples beside real images
-  predict RUN          classify texts with a fine-tuned run
-  judge DATA           train the classifier that samples of some data are judged by
+  evaluate RUN         measure a trained run again
   export RUN           write what a run has trained for use elsewhere
   report RUN           write report.html for any run: its metrics, settings, checkpoints, time
   runs DIR             list the runs below a directory
@@ -37,18 +32,14 @@ usage: loopax COMMAND ...
   replay RUN           execute any step of a run again and look at it closely
   rewind RUN           branch a new run from the past of another
 
+{brought}
+
 loopax COMMAND --help says what each takes; loopax --version says which version this is.
 """
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": training.train,
     "resume": training.resume,
-    "sample": results.sample,
-    "reconstruct": results.reconstruct,
-    "explore": exploring.explore,
-    "evaluate": results.evaluate,
-    "predict": predicting.predict,
-    "judge": training.judge,
     "export": results.export,
     "report": results.report,
     "runs": results.runs,
@@ -57,6 +48,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "replay": past.replay,
     "rewind": past.rewind,
 }
+"""Those that are the same for every recipe; the others are in `brought`."""
+
+ENDED_BY_CTRL_C = {"data", "verify"}
+"""Commands that people end by it as a matter of course, or that have something to clear away."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,18 +79,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return StorageError.exit_code
 
 
-ENDED_BY_CTRL_C = ("data", "explore", "predict", "verify")
-"""Commands that people end by it as a matter of course, or that have something to clear away."""
-
-
 def script() -> None:
     """The program `loopax`: a signal ends it at once, unless a training answers it."""
     for number in POLITE:
-        if number == signal.SIGINT and sys.argv[1:2] and sys.argv[1] in ENDED_BY_CTRL_C:
+        if number == signal.SIGINT and _is_ended_by_ctrl_c(sys.argv[1:2]):
             continue
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
             signal.signal(number, _end)
     sys.exit(main())
+
+
+def _is_ended_by_ctrl_c(words: Sequence[str]) -> bool:
+    if not words or words[0] in COMMANDS:
+        return bool(ENDED_BY_CTRL_C & {*words})
+    commands = brought.shipped_commands()
+    return any(name == words[0] and kind.is_ended_by_ctrl_c for _, name, kind in commands)
 
 
 def _end(number: int, _: FrameType | None) -> None:
@@ -114,11 +112,15 @@ def _end(number: int, _: FrameType | None) -> None:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print(USAGE.format(recipes=", ".join(SHIPPED), brought=brought.usage()), end="")
         return 0 if words else 2
     if words[0] == "--version":
         print(f"loopax {__version__}")
         return 0
-    if words[0] not in COMMANDS:
-        raise ConfigError(unknown("command", words[0], COMMANDS))
-    return COMMANDS[words[0]](words[1:])
+    if words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
+    status = brought.run(words[0], words[1:])
+    if status is None:
+        names = dict.fromkeys([*COMMANDS, *(name for _, name, _ in brought.shipped_commands())])
+        raise ConfigError(unknown("command", words[0], names))
+    return status

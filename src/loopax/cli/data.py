@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from loopax.cli.parsing import parse, unknown
-from loopax.errors import ConfigError
+from loopax.cli.parsing import parse
+from loopax.errors import ConfigError, unknown
 
 USAGE = """\
 usage: loopax data COMMAND ...

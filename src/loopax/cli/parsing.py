@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import importlib
 import io
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import tyro
 
@@ -17,10 +14,8 @@ from loopax.errors import ConfigError
 
 T = TypeVar("T")
 
-RECIPES = {
-    "vae": "train a class-conditional VAE on images",
-    "bert": "fine-tune a pretrained BERT to classify texts",
-}
+HELP = {"-h", "--help"}
+
 _STYLE = (tyro.conf.AvoidSubcommands,)
 
 
@@ -41,13 +36,6 @@ def parse(kind: type[T], words: list[str], program: str, default: T | None = Non
         raise ConfigError(f"{_one_line(complaint.getvalue())} ({program} --help)") from None
 
 
-def unknown(kind: str, word: str, known: Any) -> str:
-    """A line about a word that is not one of those known."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    return f"there is no {kind} {word!r}; {hint}"
-
-
 def value_of(option: str, words: Sequence[str]) -> str | None:
     """The value of an option that must be known before the others can be read."""
     for index, word in enumerate(words):
@@ -58,11 +46,14 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
     return None
 
 
-def is_target(words: list[str], index: int) -> bool:
-    """Whether the word at `index` is no option, nor the value of one."""
-    option = words[index].startswith("-") and words[index] != "-m"
-    value = index > 0 and words[index - 1].startswith("--") and "=" not in words[index - 1]
-    return not option and not value
+def target_of(words: Sequence[str]) -> str | None:
+    """The first word that is no option, nor the value of one."""
+    for index, word in enumerate(words):
+        before = words[index - 1] if index else ""
+        is_value = before.startswith("--") and "=" not in before
+        if not is_value and (word == "-m" or not word.startswith("-")):
+            return word
+    return None
 
 
 def seconds(option: str, duration: str | None) -> float | None:
@@ -79,19 +70,6 @@ def seconds(option: str, duration: str | None) -> float | None:
         parts = [int(part) for part in duration.split(":")]
         return float(sum(part * 60**power for power, part in enumerate(reversed(parts))))
     raise ConfigError(f"{option} is {duration!r}; give seconds, or 90s, 30m, 2h or 1:30:00")
-
-
-def recipe_of(run: Path, *able: str) -> Any:
-    """The recipe that made a run, as a module; one of those that a command is able to work on."""
-    from loopax.rundir import RunDir
-
-    recipe = RunDir.open(run).config.get("recipe")
-    if recipe not in (able or RECIPES):
-        raise ConfigError(
-            f"{run}: holds a run of {recipe or 'a program of its own'}; this command works on "
-            f"runs of {', '.join(able or RECIPES)}"
-        )
-    return importlib.import_module(f"loopax.recipes.{recipe}")
 
 
 def _one_line(complaint: str) -> str:

@@ -12,8 +12,9 @@ import tyro
 from tyro.conf import Positional
 
 import loopax
-from loopax.cli.parsing import RECIPES, is_target, parse, recipe_of
+from loopax.cli.parsing import parse, target_of
 from loopax.errors import ConfigError
+from loopax.recipe import find, is_recipe, recipe_of
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,16 @@ class Verify:
 
 def verify(words: list[str]) -> int:
     """`loopax verify [OPTIONS] WHAT ...`."""
-    given = next((i for i, word in enumerate(words) if is_target(words, i)), len(words))
+    first = target_of(words)
+    given = len(words) if first is None else words.index(first)
     command = parse(Verify, words[:given], "loopax verify")
     if given == len(words):
         raise ConfigError("say what to verify: a recipe, the directory of a run, or a program")
     import loopax
 
     target = words[given:]
-    if target[0] in RECIPES:
+    if is_recipe(target[0]):
+        find(target[0])
         target = ["-m", "loopax", "train", *target]
     elif Path(target[0]).is_dir():
         recipe_of(Path(target[0]))
@@ -85,7 +88,7 @@ def replay(words: list[str]) -> int:
     command = parse(Replay, words, "loopax replay")
     recipe = recipe_of(command.run)
     run = loopax.rundir.RunDir.open(command.run)
-    problem = recipe.Problem.of(recipe.stored_config(command.run))
+    problem = recipe.problem(recipe.config_of(command.run))
     past = loopax.diagnose.Replay(run, problem.state(), problem.loss_fn, problem.batches)
     replayed = past.step(command.step)
     print("\n".join(replayed.lines()))
@@ -99,13 +102,13 @@ def rewind(words: list[str]) -> int:
     """`loopax rewind RUN --step N --set name=value`."""
     command = parse(Rewind, words, "loopax rewind")
     recipe = recipe_of(command.run)
-    run, old = loopax.rundir.RunDir.open(command.run), recipe.stored_config(command.run)
+    run, old = loopax.rundir.RunDir.open(command.run), recipe.config_of(command.run)
     new = parse(type(old), _as_options(command.set), "loopax rewind --set", old)
-    before, after = recipe.Problem.of(old), recipe.Problem.of(new)
+    before, after = recipe.problem(old), recipe.problem(new)
     here = Path(os.path.abspath(run.path))  # `.` has no name that another could be made of.
     out = command.out or here.with_name(f"{here.name}-at-{command.step}")
     loopax.diagnose.Replay(run, before.state(), before.loss_fn, before.batches).branch(
-        command.step, out, state=after.state(), data=after.batches, config=new.to_json()
+        command.step, out, state=after.state(), data=after.batches, config=recipe.as_json(new)
     )
     print(f"{out}: begins at step {command.step:,} of {run.path}; loopax resume {out} goes on")
     return 0

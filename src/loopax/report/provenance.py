@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from loopax.report.page import Table
 from loopax.rundir import RunDir
@@ -109,18 +109,9 @@ class Provenance:
         return dict(self.run.read_json(name)) if (self.run.path / name).exists() else {}
 
 
-class Configured(Protocol):
-    """A recipe's configuration."""
-
-    @property
-    def preset(self) -> str: ...
-
-    def to_json(self) -> dict[str, Any]: ...
-
-
-def settings_table(config: Configured, usual: Configured) -> Table:
+def settings_table(config: Any, usual: Any) -> Table:
     """Every setting of a configuration, beside that of its preset where they differ."""
-    ours, theirs = dict(_flat(config.to_json())), dict(_flat(usual.to_json()))
+    ours, theirs = dict(_flat(asdict(config))), dict(_flat(asdict(usual)))
     changed = {name for name, value in ours.items() if value != theirs.get(name)}
     rows = [
         (name, _shown(value), _shown(theirs.get(name)) if name in changed else "")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
-import loopax
 from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
 
@@ -110,19 +108,6 @@ class FineTuneConfig:
             )
         if self.layer_decay < 1 and self.optimizer.groups:
             raise ConfigError("layer_decay makes groups of its own; leave out optimizer.groups")
-
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as the run directory keeps it."""
-        return {"recipe": "bert", **asdict(self)}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> FineTuneConfig:
-        """The configuration of a run directory.
-
-        Raises:
-            ConfigError: it is not one of a fine-tuning run.
-        """
-        return loopax.rundir.read_config(cls, stored)
 
 
 _FULL = FineTuneConfig()

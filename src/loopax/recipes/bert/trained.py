@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,11 @@ from loopax.extras import require
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.problem import Problem, longest_of
+from loopax.recipes.bert.recipe import BERTRecipe
 from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import BATCH, encode, in_batches, model_inputs
 from loopax.rundir import RunDir
+from loopax.terminal import to_stderr
 from loopax.weights import with_weights
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ NOTED = {
     "text": (str,),
 }
 """What a run must know of its model and its classes to be used without its data."""
+
+RECIPE = BERTRecipe()
+train = functools.partial(loopax.recipe.train, RECIPE)
 
 Probabilities = Float[np.ndarray, "texts classes"]
 
@@ -89,11 +93,6 @@ class TrainedClassifier:
         """Tokens that a text is cut to."""
         return longest_of(self.config, self.model.config)
 
-    @property
-    def results_file(self) -> Path:
-        """Where training leaves what it has measured at its end."""
-        return self.dir.path / "results.json"
-
 
 @functools.partial(jax.jit, static_argnums=0)
 def _probabilities(model: BertForSequenceClassification, params: Any, batch: Any) -> Any:
@@ -101,16 +100,12 @@ def _probabilities(model: BertForSequenceClassification, params: Any, batch: Any
     return jax.nn.softmax(logits)
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def load(
     run: str | Path,
     checkpoint: str | int = "best",
     *,
     problem: Problem | None = None,
-    say: Callable[[str], None] = _to_stderr,
+    say: Callable[[str], None] = to_stderr,
 ) -> TrainedClassifier:
     """The classifier of a run, at its `best` or `latest` checkpoint or at that of a step.
 
@@ -123,7 +118,7 @@ def load(
         CheckpointError: there is no such checkpoint.
     """
     del problem
-    config, directory = stored_config(run), RunDir.open(run)
+    config, directory = RECIPE.config_of(run), RunDir.open(run)
     noted = loopax.recipe.noted(directory, NOTED)
     class_names = tuple(noted["class_names"])
     model, tokenizer = _model_of(directory, noted, config)
@@ -194,12 +189,3 @@ def export(
         max_length=trained.longest,
     )
     return [out]
-
-
-def stored_config(run: str | Path) -> FineTuneConfig:
-    """What the run in this directory was configured with.
-
-    Raises:
-        RunDirError: `run` is not the directory of a fine-tuning run.
-    """
-    return loopax.recipe.stored_config("bert", FineTuneConfig, run)

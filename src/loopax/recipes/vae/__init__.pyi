@@ -2,6 +2,7 @@
 
 from .config import PRESETS as PRESETS
 from .config import VAEConfig as VAEConfig
+from .evaluation import Results as Results
 from .evaluation import evaluate as evaluate
 from .evaluation import tables as tables
 from .exporting import export as export
@@ -13,10 +14,7 @@ from .objective import Objective as Objective
 from .pictures import save_grid as save_grid
 from .pictures import save_reconstructions as save_reconstructions
 from .problem import Problem as Problem
-from .problem import costs as costs
+from .recipe import VAERecipe as VAERecipe
 from .trained import TrainedVAE as TrainedVAE
 from .trained import load as load
-from .trained import stored_config as stored_config
-from .training import finish as finish
-from .training import hooks_of as hooks_of
-from .training import train as train
+from .trained import train as train

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
-import loopax
 from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
 
@@ -126,19 +124,6 @@ class VAEConfig:
             raise ConfigError("likelihood bernoulli needs output sigmoid, and it is relu")
         if self.network == "conv" and self.conditioning == "sum":
             raise ConfigError("network conv has conditioning every_layer or none, not sum")
-
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as the run directory keeps it."""
-        return {"recipe": "vae", **asdict(self)}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> VAEConfig:
-        """The configuration of a run directory.
-
-        Raises:
-            ConfigError: it is not one of a VAE.
-        """
-        return loopax.rundir.read_config(cls, stored)
 
 
 # Presets beside published figures, or the article's, train on every image and choose nothing.

@@ -56,7 +56,7 @@ def export_sampler(trained: TrainedVAE, path: Path) -> None:
         "image_shape": trained.model.image_shape,
         "classes": trained.class_names,
         "step": trained.step,
-        "config": trained.config.to_json(),
+        "config": trained.dir.config,
     }
     with storing(path):
         with replacing(path) as partial:

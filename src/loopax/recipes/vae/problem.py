@@ -49,13 +49,12 @@ class Problem:
     batches: Any
 
     @classmethod
-    def of(cls, config: VAEConfig, say: Callable[[str], None] = print) -> Problem:
-        """The problem that `config` states; to read images takes so little that nothing is said.
+    def of(cls, config: VAEConfig) -> Problem:
+        """The problem that `config` states.
 
         Raises:
             LoopaxError: the data cannot be used.
         """
-        del say
         require("vae", "the VAE recipe", "sklearn", "PIL", "matplotlib", "jinja2", "flatbuffers")
         weights = config.weights and loopax.data.absolute(config.weights)
         config = replace(config, weights=weights)
@@ -175,13 +174,6 @@ class Problem:
         if config.weights is None or resumed:
             return state
         return state.with_params(weights_of(config.weights, state.params))
-
-
-def costs(config: VAEConfig) -> list[str]:
-    """What a step of this training costs, in lines."""
-    problem = Problem.of(config)
-    estimate = loopax.diagnose.estimate(problem.state(), problem.loss_fn, problem.batches)
-    return [problem.description, *estimate.lines()]
 
 
 def kl_weight_for(config: VAEConfig, images: int) -> float:

@@ -23,8 +23,10 @@ from loopax.models.vae import VAE
 from loopax.recipes.images import as_floats
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.problem import Problem, model_of
+from loopax.recipes.vae.recipe import VAERecipe
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
 from loopax.rundir import RunDir
+from loopax.terminal import to_stderr
 from loopax.weights import read_weights, save_weights, with_weights
 
 SAMPLE_SEED = 1
@@ -33,6 +35,9 @@ PORTION = 1000
 SAMPLER_FILE = "sampler.safetensors"
 NOTED = {"data": str, "image_shape": (int,), "class_names": (str,)}
 """What a run must know to be sampled without its images."""
+
+RECIPE = VAERecipe()
+train = functools.partial(loopax.recipe.train, RECIPE)
 
 Images = Float[np.ndarray, "n height width channels"]
 Latents = Float[np.ndarray, "n latent"]
@@ -209,11 +214,6 @@ class TrainedVAE:
             return None
         return Mixtures(*map(jnp.asarray, (weights, means, factors)))
 
-    @property
-    def results_file(self) -> Path:
-        """Where training leaves what it has measured at its end."""
-        return self.dir.path / "results.json"
-
 
 def _in_portions(
     function: Callable[..., tuple[Any, ...]], *arrays: np.ndarray
@@ -250,8 +250,6 @@ def _draw_from_mixtures(model: VAE, arrays: Any, key: Any, labels: Any) -> Any:
     return Mixtures(**arrays).sample(key, labels)
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def load(
@@ -260,7 +258,7 @@ def load(
     *,
     data: str | None = None,
     problem: Problem | None = None,
-    say: Callable[[str], None] = _to_stderr,
+    say: Callable[[str], None] = to_stderr,
 ) -> TrainedVAE:
     """The VAE of a run, at its `best` or `latest` checkpoint or at that of a step.
 
@@ -279,7 +277,7 @@ def load(
         CheckpointError: there is no such checkpoint.
         DataError: images are needed, and are not what the run was trained on.
     """
-    config, directory = stored_config(run), RunDir.open(run)
+    config, directory = RECIPE.config_of(run), RunDir.open(run)
     noted = loopax.recipe.noted(directory, NOTED)
     height, width, channels = noted["image_shape"]
     shape, names = (height, width, channels), tuple(noted["class_names"])
@@ -309,16 +307,6 @@ def load(
 
     find = find_problem if problem is None else lambda: problem
     return TrainedVAE(config, model, params, names, directory, step, find).with_sampler()
-
-
-def stored_config(run: str | Path) -> VAEConfig:
-    """What the run in this directory was configured with.
-
-    Raises:
-        RunDirError: `run` is not the directory of a VAE run.
-    """
-    config: VAEConfig = loopax.recipe.stored_config("vae", VAEConfig, run)
-    return config
 
 
 def _is_number(name: str) -> bool:

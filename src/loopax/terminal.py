@@ -1,10 +1,10 @@
-"""Tables for the terminal."""
+"""What commands print: tables, paths and lines, to readers who may have left."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
@@ -52,8 +52,8 @@ class _Optional:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
-def tell(lines: Iterable[str]) -> None:
-    """Says on stderr what is no result, such as which checkpoint one is of."""
+def to_stderr(*lines: str) -> None:
+    """Says what is no result, such as which checkpoint one is of."""
     for line in lines:
         print(line, file=sys.stderr)
 

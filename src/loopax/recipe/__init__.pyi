@@ -1,0 +1,20 @@
+"""The public names, a line each."""
+
+from .base import Problem as Problem
+from .base import Recipe as Recipe
+from .commands import Command as Command
+from .commands import Evaluate as Evaluate
+from .commands import OfRun as OfRun
+from .finding import SHIPPED as SHIPPED
+from .finding import find as find
+from .finding import is_recipe as is_recipe
+from .finding import known as known
+from .finding import recipe_of as recipe_of
+from .model_file import MODEL_FILE as MODEL_FILE
+from .model_file import check_data as check_data
+from .model_file import noted as noted
+from .simple import SimpleProblem as SimpleProblem
+from .simple import Trained as Trained
+from .simple import export_weights as export_weights
+from .training import RESULTS_FILE as RESULTS_FILE
+from .training import train as train

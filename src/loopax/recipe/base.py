@@ -1,0 +1,200 @@
+"""What a recipe must have, and what it has by default.
+
+Importing this does not import JAX: the command line reads presets before anything is trained.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from loopax.errors import ConfigError, RunDirError, unknown
+from loopax.terminal import to_stderr
+
+if TYPE_CHECKING:
+    from loopax.evaluation import Evaluation
+    from loopax.hooks import Hook
+    from loopax.report import Rows
+    from loopax.run import Run
+    from loopax.state import TrainState
+
+Say = Callable[[str], None]
+"""Hears a line for the person who waits."""
+
+
+class Problem(Protocol):
+    """What a configuration says is to be trained, in the terms of `loopax.fit`.
+
+    Attributes:
+        config: the configuration, with what was chosen because of the data.
+        batches, loss_fn, evaluation: as `fit` takes them.
+        steps: how many the whole training has, if nothing ends it early.
+        ranking: the metric that the best checkpoint is best in, None where none is chosen, and
+            whether that is best at its lowest or its highest.
+        description: what the data is, and what was chosen because of it, in lines.
+        noted: what `model.json` of the run keeps; `data_sha256` tells other data from the same.
+    """
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def batches(self) -> Any: ...
+    @property
+    def loss_fn(self) -> Callable[..., Any]: ...
+    @property
+    def evaluation(self) -> Evaluation | None: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def ranking(self) -> tuple[str | None, Literal["min", "max"]]: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def noted(self) -> Mapping[str, Any]: ...
+
+    def state(self, *, resumed: bool = False) -> TrainState:
+        """The state that training begins with; of a run that is `resumed` its form is enough."""
+
+
+class Recipe:
+    """A training that the command line can run: `loopax train my_package.mine:Digits`.
+
+    A subclass has `presets` and `problem`; whatever else is here may be replaced. The first line
+    of its docstring is its line in `loopax train`.
+
+    Attributes:
+        presets: configurations by name, dataclasses of one type; the first is the default. Their
+            fields are the options of the command line. `nonfinite` and `log_every` are handed to
+            `fit`, `preset` says which one it is, and a class attribute `PLACES` names the fields
+            that say where data is.
+        commands: dataclasses by the name of the command that each is, beside those that work on
+            every recipe; `Evaluate` and `OfRun` show how.
+        name: what `config.json` calls the recipe, so that it is found again: `module:Class`, or
+            the name of its entry point in the group `loopax.recipes`.
+    """
+
+    presets: ClassVar[Mapping[Any, Any]] = {}
+    commands: ClassVar[Mapping[str, type[Any]]] = {}
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = f"{_module_of(cls)}:{cls.__qualname__}"
+
+    @property
+    def about(self) -> str:
+        """What it trains, in a line."""
+        return (inspect.getdoc(type(self)) or "").partition("\n")[0].rstrip(".")
+
+    def problem(self, config: Any, say: Say = print) -> Problem:
+        """What `config` says is to be trained; `say` hears what takes long.
+
+        Raises:
+            LoopaxError: the data or the configuration cannot be used.
+        """
+        raise NotImplementedError(f"{self.name} has no problem(config, say)")
+
+    def hooks(self, problem: Any) -> Sequence[Hook | Callable[[Run], Any]]:
+        """What is called along the way, as `fit` takes it."""
+        return ()
+
+    def load(
+        self,
+        run: str | Path,
+        checkpoint: str | int = "best",
+        *,
+        problem: Any = None,
+        say: Say = to_stderr,
+    ) -> Any:
+        """What a run has come to: at least `dir`, its `RunDir`, and `step`.
+
+        Args:
+            run: its directory.
+            checkpoint: `best` (the latest where none is chosen), `latest`, or a step.
+            problem: what was trained, where it is at hand.
+            say: hears which checkpoint it is.
+
+        Raises:
+            RunDirError: `run` is not the directory of a run of this recipe.
+            CheckpointError: there is no such checkpoint.
+        """
+        from loopax.recipe.simple import load
+
+        return load(self, run, checkpoint, problem, say)
+
+    def evaluate(self, trained: Any) -> Mapping[str, Any]:
+        """The results of what `load` gave, as plain values for JSON: what `tables` shows."""
+        from loopax.recipe.simple import evaluate
+
+        return evaluate(trained)
+
+    def finish(self, trained: Any, problem: Any, say: Say, progress: bool) -> Mapping[str, Any]:
+        """Measures, draws and reports at the end of a training; the results are kept last."""
+        return self.evaluate(trained)
+
+    def tables(self, results: Any) -> Sequence[Rows]:
+        """Results for people."""
+        from loopax.recipe.simple import tables
+
+        return tables(results)
+
+    def costs(self, config: Any) -> list[str]:
+        """What a step of this training costs, in lines."""
+        from loopax.diagnose.cost import estimate
+
+        problem = self.problem(config)
+        costs = estimate(problem.state(resumed=True), problem.loss_fn, problem.batches)
+        return [*problem.description.splitlines(), *costs.lines()]
+
+    def export(
+        self, run: str | Path, checkpoint: str | int, out: Path | None, say: Say = print
+    ) -> list[Path]:
+        """Writes what a run has trained for use elsewhere; returns the files."""
+        from loopax.recipe.simple import export_weights
+
+        return export_weights(run, checkpoint, out, say)
+
+    def as_json(self, config: Any) -> dict[str, Any]:
+        """A configuration as `config.json` keeps it."""
+        return {"recipe": self.name, **asdict(config)}
+
+    def config_of(self, run: str | Path) -> Any:
+        """The configuration of the run in this directory.
+
+        Raises:
+            RunDirError: it is of another recipe, or of none.
+            ConfigError: it is damaged, or of another version.
+        """
+        from loopax.rundir import RunDir, read_config
+
+        directory = RunDir.open(run)
+        if (other := directory.config.get("recipe")) != self.name:
+            raise RunDirError(
+                f"{run}: holds a run of {other or 'a program'}, not of the recipe {self.name}"
+            )
+        config = read_config(type(self.preset()), directory.config)
+        directory.check(self.as_json(config))
+        return config
+
+    def preset(self, name: str | None = None) -> Any:
+        """The configuration of a preset, of the default where none is named."""
+        name = name or next(iter(self.presets))
+        if name not in self.presets:
+            raise ConfigError(unknown("preset", name, self.presets))
+        return self.presets[name]
+
+
+def _module_of(kind: type[Any]) -> str:
+    """The module that others import a class from, also while it runs as a program."""
+    module = kind.__module__
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file).stem if module == "__main__" and file else module
+
+
+def places(config: Any) -> tuple[str, ...]:
+    """The fields of a configuration that say where data is."""
+    return getattr(type(config), "PLACES", ())

@@ -1,0 +1,82 @@
+"""The VAE as a recipe: what is called along the way, and what is left in the run directory.
+
+Importing this does not import JAX; the names of `vae` are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import loopax
+from loopax.recipe import Recipe
+from loopax.recipes import vae
+from loopax.recipes.vae.commands import COMMANDS
+from loopax.recipes.vae.config import PRESETS, VAEConfig
+
+
+class VAERecipe(Recipe):
+    """Train a class-conditional VAE on images."""
+
+    name = "vae"
+    presets = PRESETS
+    commands = COMMANDS
+
+    def problem(self, config: VAEConfig, say: Callable[[str], None] = print) -> vae.Problem:
+        return vae.Problem.of(config)
+
+    def hooks(self, problem: vae.Problem) -> Sequence[loopax.Hook | loopax.EarlyStopping]:
+        """A grid of samples with each evaluation, and early stopping where there are few images."""
+        every = problem.evaluate_every
+
+        def draw(run: loopax.Run) -> None:
+            if run.dir is not None:
+                trained = vae.TrainedVAE.of(problem, run.state.eval_params, run.dir, run.step)
+                name = f"samples-epoch-{run.step // problem.batches.steps_per_epoch:03d}.png"
+                vae.save_grid(trained.samples_by_class(10), run.dir.pictures / name)
+
+        if problem.patience is None:
+            return [loopax.Hook(draw, every)]
+        stopping = loopax.EarlyStopping("validation/loss", problem.patience, every=every)
+        return [loopax.Hook(draw, every), stopping]
+
+    def load(self, *arguments: Any, **options: Any) -> vae.TrainedVAE:
+        return vae.load(*arguments, **options)
+
+    def evaluate(self, trained: vae.TrainedVAE, **options: Any) -> vae.Results:
+        return vae.evaluate(trained, **options)
+
+    def finish(
+        self,
+        trained: vae.TrainedVAE,
+        problem: vae.Problem,
+        say: Callable[[str], None],
+        progress: bool,
+    ) -> vae.Results:
+        """Files are replaced whole, and where it is ended a next call goes on."""
+        from loopax.recipes.vae import pictures, report
+
+        path = trained.dir.path
+        if problem.config.sampler == "mixture":
+            say(f"{path}: fitting the sampler to step {trained.step:,}")
+        trained.save_sampler()
+        loopax.check_time()
+        say(f"{path}: drawing and measuring samples")
+        drawn = pictures.draw_all(trained)
+        results = vae.evaluate(trained, say=say, progress=progress)
+        report.write(trained, results, drawn)
+        return results
+
+    def tables(self, results: vae.Results) -> list[Table]:
+        return vae.tables(results)
+
+    def export(
+        self,
+        run: str | Path,
+        checkpoint: str | int,
+        out: Path | None,
+        say: Callable[[str], None] = print,
+    ) -> list[Path]:
+        """The weights, and beside them the sampler, as `sampler.stablehlo`."""
+        return vae.export(run, checkpoint, out, say)
