@@ -160,6 +160,8 @@ def test_a_recipe_imports_what_a_user_may():
                     )
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "loopax":
                 home, names = node.module, {alias.name for alias in node.names}
+                if home == "loopax.recipes":
+                    continue  # Another recipe is loaded when a name of it is used.
                 if home != own and not home.startswith(f"{own}."):
                     where = f"{module}:{node.lineno} imports {sorted(names)} from {home}"
                     assert names <= (public_names(home) or set()), where

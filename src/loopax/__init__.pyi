@@ -14,6 +14,7 @@ from . import recipe as recipe
 from . import recipes as recipes
 from . import report as report
 from . import rundir as rundir
+from . import terminal as terminal
 from . import verify as verify
 from . import weights as weights
 from . import writers as writers

@@ -154,7 +154,7 @@ def chosen_writers(names: Sequence[str] | None, run_dir: Path) -> list[Writer]:
 
 
 def _tables(recipe: Recipe, file: Path) -> Any:
-    from loopax import RunDir
+    from loopax.rundir import RunDir
 
     try:
         return recipe.tables(RunDir(file.parent).read_json(file.name))

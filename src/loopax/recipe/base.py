@@ -18,7 +18,7 @@ from loopax.terminal import to_stderr
 if TYPE_CHECKING:
     from loopax.evaluation import Evaluation
     from loopax.hooks import Hook
-    from loopax.report import Rows
+    from loopax.report import Table
     from loopax.run import Run
     from loopax.state import TrainState
 
@@ -136,7 +136,7 @@ class Recipe:
         """Measures, draws and reports at the end of a training; the results are kept last."""
         return self.evaluate(trained)
 
-    def tables(self, results: Any) -> Sequence[Rows]:
+    def tables(self, results: Any) -> Sequence[Table]:
         """Results for people."""
         from loopax.recipe.simple import tables
 

@@ -17,6 +17,7 @@ from loopax.recipe.base import Recipe
 SHIPPED = {
     "vae": "loopax.recipes.vae:VAERecipe",
     "bert": "loopax.recipes.bert:BERTRecipe",
+    "images": "loopax.recipes.images:ImagesRecipe",
 }
 GROUP = "loopax.recipes"
 """The group of entry points by which an installed package makes a recipe known by a name."""

@@ -14,7 +14,7 @@ from loopax.deadline import check_time
 from loopax.evaluation import Evaluation
 from loopax.evaluation import evaluate as evaluate_state
 from loopax.recipe.base import Problem, Recipe, Say
-from loopax.report import Rows
+from loopax.report import Table
 from loopax.rundir import RunDir
 from loopax.state import TrainState
 from loopax.weights import save_weights
@@ -86,12 +86,12 @@ def evaluate(trained: Trained) -> dict[str, Any]:
     return {"step": trained.step, "measures": measures}
 
 
-def tables(results: Mapping[str, Any]) -> list[Rows]:
+def tables(results: Mapping[str, Any]) -> list[Table]:
     """The measures of each part, a column each."""
     parts = results["measures"]
     names = dict.fromkeys(name for values in parts.values() for name in values)
     rows = [(name, *(_shown(values.get(name)) for values in parts.values())) for name in names]
-    return [Rows(("", *parts), rows, f"Step {results['step']:,}")]
+    return [Table(("", *parts), rows, f"Step {results['step']:,}")]
 
 
 def _shown(value: Any) -> str:

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import loopax
 from loopax.recipe import Recipe
 from loopax.recipes import bert
 from loopax.recipes.bert.commands import COMMANDS
 from loopax.recipes.bert.config import PRESETS, FineTuneConfig
+
+if TYPE_CHECKING:
+    from loopax.report import Table
 
 
 class BERTRecipe(Recipe):

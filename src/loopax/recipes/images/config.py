@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
@@ -83,10 +83,6 @@ class ImagesConfig:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
                 )
-
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as the run directory keeps it."""
-        return {"recipe": "images", **asdict(self)}
 
 
 _STANDARD = ImagesConfig()

@@ -49,7 +49,7 @@ class Problem:
     batches: DatasetBatches
 
     @classmethod
-    def of(cls, config: ImagesConfig, say: Callable[[str], None] = print) -> Problem:
+    def of(cls, config: ImagesConfig) -> Problem:
         """The problem that `config` states, with its images.
 
         Raises:

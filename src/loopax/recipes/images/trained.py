@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +19,13 @@ from loopax.errors import DataError
 from loopax.models.classifier import Classifier
 from loopax.recipes.images.config import ImagesConfig
 from loopax.recipes.images.problem import Problem, model_of
+from loopax.recipes.images.recipe import ImagesRecipe
 from loopax.rundir import RunDir
+from loopax.terminal import to_stderr
 from loopax.weights import with_weights
+
+RECIPE = ImagesRecipe()
+train = functools.partial(loopax.recipe.train, RECIPE)
 
 NOTED = {"data": str, "image_shape": (int,), "class_names": (str,)}
 """What a run must know to be used without its images."""
@@ -90,15 +94,6 @@ class TrainedClassifier:
         """The most likely class of each image."""
         return [self.class_names[index] for index in self.probabilities(images).argmax(-1)]
 
-    @property
-    def results_file(self) -> Path:
-        """Where training leaves what it has measured at its end."""
-        return self.dir.path / "results.json"
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
 
 def load(
     run: str | Path,
@@ -106,7 +101,7 @@ def load(
     *,
     data: str | None = None,
     problem: Problem | None = None,
-    say: Callable[[str], None] = _to_stderr,
+    say: Callable[[str], None] = to_stderr,
 ) -> TrainedClassifier:
     """The classifier of a run; its images are read only when something needs them.
 
@@ -122,7 +117,7 @@ def load(
         CheckpointError: there is no such checkpoint.
         DataError: images are needed, and are not what the run was trained on.
     """
-    config, directory = stored_config(run), RunDir.open(run)
+    config, directory = RECIPE.config_of(run), RunDir.open(run)
     noted = loopax.recipe.noted(directory, NOTED)
     names = tuple(noted["class_names"])
     model = model_of(config, len(names))
@@ -147,13 +142,3 @@ def load(
 
     find = find_problem if problem is None else lambda: problem
     return TrainedClassifier(config, model, params, names, directory, step, find)
-
-
-def stored_config(run: str | Path) -> ImagesConfig:
-    """What the run in this directory was configured with.
-
-    Raises:
-        RunDirError: `run` is not the directory of a run of this recipe.
-    """
-    config: ImagesConfig = loopax.recipe.stored_config("images", ImagesConfig, run)
-    return config

@@ -12,10 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
-import loopax
 from loopax.errors import ConfigError, LoopaxError
 from loopax.recipe import Command, Evaluate, OfRun, Recipe
-from loopax.recipes import vae
+from loopax.recipes import images, vae
 from loopax.terminal import output_optional, to_stderr
 
 
@@ -162,18 +161,21 @@ class Judge(Command):
     """A .safetensors file; where `loopax evaluate` looks for it when left out."""
 
     def __call__(self, recipe: Recipe) -> None:
+        from loopax.environment import cache_folder
+        from loopax.files import storing
+
         config = vae.VAEConfig(
             data=self.data,
             image_size=self.image_size,
             channels=self.channels,
             background=self.background,
         )
-        data = vae.data_of(config)
-        folder = None if self.out else loopax.cache_folder("judges")
+        data = images.data_of(config)
+        folder = None if self.out else cache_folder("judges")
         if self.out is None and folder is None:
             raise ConfigError("there is no cache to keep a judge in; give --out")
         out = self.out or Path(folder or "") / vae.name_for(data)
-        with loopax.storing(out):
+        with storing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
         with output_optional():
             vae.train_judge(data, out, epochs=self.epochs, shift=self.shift, progress=True)

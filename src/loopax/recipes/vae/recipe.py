@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import loopax
+from loopax.deadline import check_time
 from loopax.recipe import Recipe
 from loopax.recipes import vae
 from loopax.recipes.vae.commands import COMMANDS
 from loopax.recipes.vae.config import PRESETS, VAEConfig
+
+if TYPE_CHECKING:
+    from loopax.report import Table
 
 
 class VAERecipe(Recipe):
@@ -61,7 +65,7 @@ class VAERecipe(Recipe):
         if problem.config.sampler == "mixture":
             say(f"{path}: fitting the sampler to step {trained.step:,}")
         trained.save_sampler()
-        loopax.check_time()
+        check_time()
         say(f"{path}: drawing and measuring samples")
         drawn = pictures.draw_all(trained)
         results = vae.evaluate(trained, say=say, progress=progress)

@@ -250,8 +250,6 @@ def _draw_from_mixtures(model: VAE, arrays: Any, key: Any, labels: Any) -> Any:
     return Mixtures(**arrays).sample(key, labels)
 
 
-
-
 def load(
     run: str | Path,
     checkpoint: str | int = "best",
