@@ -280,7 +280,7 @@ def test_a_closed_output_is_one_line(run, monkeypatch, capfd):
 def test_a_run_of_another_recipe_is_told_apart(tmp_path, capfd):
     (tmp_path / "config.json").write_text('{"recipe": "vae"}')
     assert cli.main(["predict", str(tmp_path), "x"]) == ConfigError.exit_code
-    assert "holds a run of vae; this command works on runs of bert" in capfd.readouterr().err
+    assert "holds a run of vae; predict works on runs of bert" in capfd.readouterr().err
 
 
 @pytest.fixture
