@@ -515,7 +515,7 @@ def test_numbers_that_are_none_are_listed(run, tmp_path, capsys):
     """A run whose last evaluation went bad is there to be seen."""
     shutil.copytree(run, tmp_path / "bad")
     with (tmp_path / "bad" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 18, "source": "test", "loss": "nan"}\n')
+        file.write('{"step": 18, "source": "validation", "loss": "nan"}\n')
     assert main(["runs", str(tmp_path)]) == 0
     assert "nan" in capsys.readouterr().out
 

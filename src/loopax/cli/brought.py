@@ -57,7 +57,7 @@ def run(name: str, words: list[str]) -> int | None:
     else:
         return None
     command = parse(commands_of(recipe)[name], words, f"loopax {name}")
-    from loopax.environment import keep_compiled
+    from loopax.caches import keep_compiled
 
     keep_compiled()
     return command(recipe) or 0

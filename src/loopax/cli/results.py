@@ -8,7 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from loopax.cli.parsing import parse
-from loopax.errors import ConfigError
+from loopax.errors import ConfigError, LoopaxError
 from loopax.recipe import OfRun, find
 from loopax.terminal import show, table, to_stderr
 
@@ -67,7 +67,7 @@ def runs(words: list[str]) -> int:
         try:
             recipe, at = str(run.config.get("recipe", "-")), Standing.of(run)
         except (LoopaxError, OSError) as error:  # one that is damaged hides no other
-            print(f"loopax: {error}", file=sys.stderr)
+            to_stderr(f"loopax: {error}")
             continue
         values = ("-" if value is None else f"{value:.4g}" for value in (at.latest, at.best_value))
         best = "-" if at.best is None else f"{at.best:,}"

@@ -161,7 +161,7 @@ class Judge(Command):
     """A .safetensors file; where `loopax evaluate` looks for it when left out."""
 
     def __call__(self, recipe: Recipe) -> None:
-        from loopax.environment import cache_folder
+        from loopax.caches import cache_folder
         from loopax.files import storing
 
         config = vae.VAEConfig(
