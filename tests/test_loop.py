@@ -697,7 +697,7 @@ def test_hooks_are_called_when_due_and_at_the_end_and_what_they_return_is_logged
     seen = []
 
     def look(run):
-        seen.append((run.step, int(run.state.step)))
+        seen.append((run.step, int(run.state.step), [*run.measured]))
         return {"twice_the_step": 2 * run.step}
 
     run = loopax.fit(
@@ -706,10 +706,11 @@ def test_hooks_are_called_when_due_and_at_the_end_and_what_they_return_is_logged
         dataset.batches(2),
         steps=25,
         hooks=[loopax.Hook(look, 10)],
+        evaluation=loopax.Evaluation(dataset.batches(120), every=20),
         run_dir=tmp_path,
         **PLAIN,
     )
-    assert seen == [(10, 10), (20, 20), (25, 25)]
+    assert seen == [(10, 10, []), (20, 20, ["test"]), (25, 25, ["test"])]
     logged = [row for row in run.dir.metrics if row["source"] == "hook"]
     assert [(row["step"], row["twice_the_step"]) for row in logged] == [
         (10, 20),

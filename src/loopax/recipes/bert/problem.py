@@ -206,8 +206,8 @@ class Problem:
             return []
 
         def macro_f1(run: loopax.Run) -> dict[str, float]:
-            counts = run.latest("validation")
-            return {"macro_f1": mean_f1(*(np.asarray(counts[name]) for name in COUNTS))}
+            counts = run.measured["validation"]
+            return {"macro_f1": mean_f1(*(counts[name] for name in COUNTS))}
 
         return [loopax.Hook(macro_f1, every=self.evaluate_every)]
 
