@@ -255,10 +255,3 @@ def test_what_went_wrong_is_in_the_report(stopped, tmp_path):
     page = page_of(loopax.report.of_run(tmp_path / "run"))
     assert "What went wrong" in page.texts("h2")
     assert "origin.source\nmine.py:3" in page.texts("tr")
-
-
-def test_the_report_of_a_recipe_stays(stopped, tmp_path):
-    shutil.copytree(stopped, tmp_path / "run")
-    for name in ("report.html", "results.json"):
-        (tmp_path / "run" / name).write_text("{}")
-    assert loopax.report.of_run(tmp_path / "run").read_text() == "{}"

@@ -79,7 +79,14 @@ def runs(words: list[str]) -> int:
 def report(words: list[str]) -> int:
     """`loopax report RUN`."""
     command = parse(Report, words, "loopax report")
+    from loopax.recipe import RESULTS_FILE
     from loopax.report import of_run
+    from loopax.rundir import RunDir
 
-    print(of_run(command.run))
+    run = RunDir.open(command.run)
+    if "recipe" in run.config and (run.path / RESULTS_FILE).exists():
+        recipe = find(run.config["recipe"])
+        print(recipe.report(recipe.load(run.path), run.read_json(RESULTS_FILE)))
+    else:
+        print(of_run(run.path))
     return 0

@@ -136,6 +136,15 @@ class Recipe:
         """Measures, draws and reports at the end of a training; the results are kept last."""
         return self.evaluate(trained)
 
+    def report(self, trained: Any, results: Mapping[str, Any]) -> Path:
+        """Leaves `report.html` in the run's directory; returns its path.
+
+        By default it says what can be said of any run, and shows `tables`.
+        """
+        from loopax.report import of_run
+
+        return of_run(trained.dir.path, measures=self.tables(results))
+
     def tables(self, results: Any) -> Sequence[Table]:
         """Results for people."""
         from loopax.recipe.simple import tables

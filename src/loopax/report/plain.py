@@ -15,18 +15,21 @@ from loopax.report.standing import Standing
 from loopax.run import STOPPED
 from loopax.rundir import RunDir
 
-REPORT = "report.html"
 CURVES = "metrics.png"
 """The picture of it, beside those that a recipe or a hook draws."""
 PANELS = 12
 
 
-def of_run(path: str | Path) -> Path:
+def of_run(path: str | Path, *, measures: Sequence[Table] = ()) -> Path:
     """Leaves `report.html` in the directory of a run, and returns its path.
 
     It says how far the run has come and why it ended, shows every metric by step, and lists the
     checkpoints, the settings, where the time went, and how the run was started. A run may go on
-    meanwhile. The report of a recipe, which measures its model, is left as it is.
+    meanwhile. A recipe has more to say of its runs (`Recipe.report`).
+
+    Args:
+        path: the directory.
+        measures: tables of what the model was measured by.
 
     Raises:
         ConfigError: the extra `report` is not installed.
@@ -34,13 +37,11 @@ def of_run(path: str | Path) -> Path:
         StorageError: the report cannot be written.
     """
     run = RunDir.open(path)
-    report = run.path / REPORT
-    if report.exists() and (run.path / "results.json").exists():
-        return report
     standing, provenance = Standing.of(run), Provenance(run)
     rows = [*run.metrics, *read_json_lines(run.timing_file)]
     sections = [
         Section("Summary", [Text(_story(run, standing, provenance)), *_figures(standing)]),
+        Section("Measures", measures),
         Section("What went wrong", [*_autopsy(run)]),
         Section("Metrics", [*_curves(run, rows), *_newest(rows)]),
         Section("Checkpoints", [*_checkpoints(standing)]),
@@ -48,6 +49,7 @@ def of_run(path: str | Path) -> Path:
         Section("Configuration", [values_table(run.config)] if run.config else []),
         Section("Provenance", provenance.tables),
     ]
+    report = run.path / "report.html"
     write_report(report, f"Run {run.path.resolve().name}", sections, subtitle=provenance.began)
     return report
 

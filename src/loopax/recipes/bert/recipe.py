@@ -5,7 +5,7 @@ Importing this does not import JAX; the names of `bert` are loaded when they are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,14 +51,17 @@ class BERTRecipe(Recipe):
         progress: bool,
     ) -> bert.Results:
         """Measures a run that has come to its end, and leaves its report."""
-        from loopax.recipes.bert import report
-
         tested = len(problem.texts.test)
         say(f"{trained.dir.path}: measuring step {trained.step:,} on {tested:,} texts")
         results = bert.evaluate(trained, parts=problem.texts, say=say)
         config = replace(trained.config, epochs=problem.epochs, batch_size=problem.batch_size)
-        report.write(replace(trained, config=config), results)
+        self.report(replace(trained, config=config), results)
         return results
+
+    def report(self, trained: bert.TrainedClassifier, results: Mapping[str, Any]) -> Path:
+        from loopax.recipes.bert import report
+
+        return report.write(trained, results)
 
     def tables(self, results: bert.Results) -> list[Table]:
         return bert.tables(results)

@@ -5,7 +5,8 @@ Importing this does not import JAX; the names of `images` are loaded when they a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loopax.recipe import Recipe
@@ -41,13 +42,16 @@ class ImagesRecipe(Recipe):
         progress: bool,
     ) -> images.Results:
         """Measures a run that has come to its end, and leaves its report."""
-        from loopax.recipes.images import report
-
         count = len(problem.data.test)
         say(f"{trained.dir.path}: measuring step {trained.step:,} on {count:,} images")
         results = images.evaluate(trained)
-        report.write(trained, results)
+        self.report(trained, results)
         return results
+
+    def report(self, trained: images.TrainedClassifier, results: Mapping[str, Any]) -> Path:
+        from loopax.recipes.images import report
+
+        return report.write(trained, results)
 
     def tables(self, results: images.Results) -> list[Table]:
         return images.tables(results)

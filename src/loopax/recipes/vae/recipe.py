@@ -5,7 +5,7 @@ Importing this does not import JAX; the names of `vae` are loaded when they are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +59,20 @@ class VAERecipe(Recipe):
         progress: bool,
     ) -> vae.Results:
         """Files are replaced whole, and where it is ended a next call goes on."""
-        from loopax.recipes.vae import pictures, report
-
         path = trained.dir.path
         if problem.config.sampler == "mixture":
             say(f"{path}: fitting the sampler to step {trained.step:,}")
         trained.save_sampler()
         check_time()
         say(f"{path}: drawing and measuring samples")
-        drawn = pictures.draw_all(trained)
         results = vae.evaluate(trained, say=say, progress=progress)
-        report.write(trained, results, drawn)
+        self.report(trained, results)
         return results
+
+    def report(self, trained: vae.TrainedVAE, results: Mapping[str, Any]) -> Path:
+        from loopax.recipes.vae import pictures, report
+
+        return report.write(trained, dict(results), pictures.draw_all(trained))
 
     def tables(self, results: vae.Results) -> list[Table]:
         return vae.tables(results)
