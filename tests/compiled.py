@@ -7,9 +7,10 @@ equal to the letter share a compilation, so nothing that is compared is made equ
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import jax
-import pytest
+from jax._src import compiler
 from jax._src.lru_cache import LRUCache
 
 
@@ -33,17 +34,24 @@ def _put_whole(cache: LRUCache, key: str, value: bytes) -> None:
         part.replace(file)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """For a folder whose tests mostly compile: a third sooner, where they may run slower.
+def hasten(in_haste: bool) -> None:
+    """Compiles in a third of the time, or as users' programs are compiled.
 
-    Not where a step is compared bit for bit with the same step elsewhere, which is to hold for the
-    programs that users get.
+    Without the optimisations of LLVM, and each operation by itself. For all but tests that are
+    marked `optimized`, where the bits are to be those that users get.
     """
-    jax.config.update("jax_disable_most_optimizations", True)
+    global _in_haste
+    _in_haste = in_haste
+    jax.config.update("jax_disable_most_optimizations", in_haste)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown() -> None:
-    """As all other folders want it."""
-    jax.config.update("jax_disable_most_optimizations", False)
+def _options(*args: Any, **kwargs: Any) -> Any:
+    options = _users_options(*args, **kwargs)
+    if _in_haste:
+        kept = options.env_option_overrides
+        options.env_option_overrides = [*kept, ("xla_cpu_use_fusion_emitters", False)]
+    return options
+
+
+_in_haste, _users_options = False, compiler.get_compile_options
+compiler.get_compile_options = _options

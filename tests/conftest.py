@@ -62,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the fixtures of a test are made."""
+    compiled.hasten(item.get_closest_marker("optimized") is None)
+
+
 class Classifier(nn.Module):
     """A small network with dropout and a noise stream of its own.
 

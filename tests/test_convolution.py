@@ -11,6 +11,8 @@ import loopax
 from loopax.convolution import with_ordered_convolutions
 from loopax.data import Dataset
 
+pytestmark = pytest.mark.optimized
+
 NHWC = "lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2)"
 
 

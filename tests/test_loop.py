@@ -24,6 +24,8 @@ from loopax.errors import ConfigError, DataError, NonFiniteError
 from loopax.rundir import RunDir
 from tests.kills import kill, killed
 
+pytestmark = pytest.mark.optimized
+
 QUIET = {"progress": False}
 PLAIN = {"progress": False, "probe_every": None}
 

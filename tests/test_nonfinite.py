@@ -234,6 +234,7 @@ def test_a_bad_step_is_as_if_it_had_not_been_but_is_counted(problems, bits, what
     assert math.isfinite(run.latest("train")["loss"])
 
 
+@pytest.mark.optimized
 def test_where_nothing_goes_bad_a_run_that_would_skip_trains_the_same_bits(problems, bits):
     state, loss, data = problems("gradient")
     stop, skip = (

@@ -18,6 +18,8 @@ from loopax.diagnose.replay import CAPACITY
 from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.rundir import RunDir
 
+pytestmark = pytest.mark.optimized
+
 QUIET = {"progress": False}
 EACH_TWENTY = loopax.Checkpoints(every=20, seconds=None, best=None, keep=9)
 TRAP, SEED = 0.025, 509

@@ -1,13 +1,22 @@
 """One small run that tests of the VAE look at: to train and to judge another takes seconds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from tests.compiled import pytest_runtest_setup, pytest_runtest_teardown
 
 from loopax import Optimizer
 from loopax.recipes import vae
+from loopax.recipes.vae import judge
 
-__all__ = ["pytest_runtest_setup", "pytest_runtest_teardown"]
+
+@pytest.fixture(scope="module")
+def hasty_judges():
+    """Asks of a judge that there is one, not that it is good."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(judge.PRESETS, "judge", replace(judge.PRESETS["judge"], epochs=1.0))
+        patch.setattr(judge, "accuracy_of_baseline", lambda train, test: 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

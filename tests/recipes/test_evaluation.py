@@ -10,9 +10,11 @@ import pytest
 
 from loopax.errors import ConfigError
 from loopax.recipes import vae
-from loopax.recipes.vae import comparison, evaluation, judge, report
+from loopax.recipes.vae import comparison, evaluation, report
 from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE
 from loopax.rundir import RunDir
+
+pytestmark = pytest.mark.usefixtures("hasty_judges")
 
 CLASSES = 3
 JUDGED = {
@@ -28,15 +30,6 @@ JUDGED = {
 }
 BY_CONSTRUCTION = {"dead_pixels", "out_of_range"}
 """What a sigmoid cannot have."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hasty_judges():
-    """What is tested here asks of a judge that there is one, not that it is good."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "STEPS_AT_MOST", 20)
-        patch.setattr(judge, "plain_accuracy", lambda data: 0.0)
-        yield
 
 
 def made(home, train=None, test=None, **settings):

@@ -11,23 +11,15 @@ from PIL import Image, ImageDraw
 
 from loopax.cli import main, training
 from loopax.recipes import vae
-from loopax.recipes.vae import judge
 from loopax.rundir import RunDir
+
+pytestmark = pytest.mark.usefixtures("hasty_judges")
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 """Classes, in the order of their names, and so of their labels."""
 EACH = 40
 CHANNEL = {"red": 0, "green": 1, "blue": 2}
 TINY = ["--latent", "4", "--batch-size", "12", "--log-every", "10"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _hasty_judges():
-    """What is tested here asks of a judge that there is one, not that it is good."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "STEPS_AT_MOST", 10)
-        patch.setattr(judge, "plain_accuracy", lambda data: 0.0)
-        yield
 
 
 def picture(rng, size, colour, ground):
