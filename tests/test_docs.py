@@ -63,7 +63,7 @@ def test_reliability(names, tmp_path):
     run = loopax.fit(names["state"], names["loss_fn"], names["train"], steps=4, run_dir=tmp_path)
     [program] = programs("reliability.md")
     exec(program.replace("/path/to/run", str(tmp_path)), names)
-    restored = names["restored"]["state"]["params"]
+    restored = names["restored"]["state"]["trainable"]
     assert restored["weights"].tolist() == run.state.params["weights"].tolist()
 
 
