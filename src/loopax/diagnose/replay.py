@@ -17,7 +17,7 @@ from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
 from loopax.branching import branch_of
-from loopax.checkpoint import CheckpointStore
+from loopax.checkpoint_reader import CheckpointReader
 from loopax.configuration import as_mapping
 from loopax.diagnose.examine import StepReport, examine
 from loopax.environment import numerics
@@ -102,7 +102,7 @@ class Replay:
         self._run, self._initial, self._loss_fn = run, state, loss_fn
         self._batches: Batches = as_batches(data)
         self._starts = starts_of(run)
-        self._store = CheckpointStore(run.checkpoints)
+        self._store = CheckpointReader(run.checkpoints)
         skip = self._starts[-1].nonfinite == "skip"
         self._train = TrainProgram(loss_fn, self._batches, Account(), skip=skip)
         self._probe = probe_program(loss_fn, self._batches, Account())
