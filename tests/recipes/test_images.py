@@ -1,15 +1,19 @@
 """A classifier of images: trained, measured beside its baseline, and used without its images."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tests.system.processes import Process, command_line
 from tests.test_report import page_of
 
+from loopax.cli import main
 from loopax.errors import ConfigError, DataError
 from loopax.randomness import Rngs
 from loopax.recipes import images, vae
@@ -42,15 +46,28 @@ def folder(tmp_path_factory):
     return root
 
 
+OPTIONS = "--epochs 8 --batch-size 16 --widths 8 --features 8"
+
+
 @pytest.fixture(scope="session")
 def config(folder):
     return images.ImagesConfig(data=str(folder), epochs=8, batch_size=16, widths=(8,), features=8)
 
 
 @pytest.fixture(scope="session")
-def trained(config, tmp_path_factory):
+def program(folder, tmp_path_factory):
+    """The whole program, ended: what it was told, what it printed, and its run."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    words = ["train", "images", "--data", folder, *OPTIONS.split(), "--run-dir", run]
+    with Process(command_line, words, log=run.with_suffix(".log")) as process:
+        assert process.wait() == 0, process.said
+    return words, process.printed, run
+
+
+@pytest.fixture(scope="session")
+def trained(program):
     """The finished run of `config`; nobody changes it."""
-    return images.train(config, tmp_path_factory.mktemp("runs") / "run", progress=False)
+    return images.load(program[2])
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +87,33 @@ def unlabelled(tmp_path):
         return str(tmp_path / "images.npz")
 
     return write
+
+
+def test_the_program_shows_what_it_measures_and_is_done_once(program, results, folder, capsys):
+    words, printed, run = program
+    assert f"{results['accuracy']:.2%}" in printed
+    assert "logistic regression on pixels" in printed
+    before = (run / "results.json").stat().st_mtime_ns
+    assert main([*map(str, words)]) == 0
+    assert (run / "results.json").stat().st_mtime_ns == before
+    assert main(["evaluate", str(run)]) == 0
+    assert json.loads((run / "evaluation.json").read_text()) == results
+    assert main(["export", str(run)]) == 0
+    capsys.readouterr()
+    files = [str(path) for name in NAMES for path in sorted((folder / name).iterdir())[:20]]
+    assert main(["predict", str(run), *files]) == 0
+    answers = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [each[2] for each in answers] == files
+    right = [name == Path(file).parent.name for name, _, file in answers]
+    assert sum(right) > 40
+    assert all(1 / 3 <= float(probability) <= 1 for _, probability, _ in answers)
+
+
+def test_files_that_are_no_images_are_one_line(program, tmp_path, capsys):
+    (tmp_path / "words.png").write_text("words")
+    assert main(["predict", str(program[2]), str(tmp_path / "words.png")]) == DataError.exit_code
+    assert "words.png" in capsys.readouterr().err
+    assert main(["predict", str(program[2])]) == ConfigError.exit_code
 
 
 def test_it_learns_and_is_measured_beside_a_baseline_and_guessing(trained, results):
@@ -169,7 +213,9 @@ def test_images_are_moved_in_training_alone(config):
 
 def test_the_judge_of_a_vae_is_a_preset(unlabelled, tmp_path, monkeypatch):
     monkeypatch.setitem(problems.LENGTHS, "judge", (1, 10, 10))
-    config = replace(images.PRESETS["judge"], data=unlabelled(6, 0))
+    small = replace(images.PRESETS["judge"], widths=(8,), features=8)
+    monkeypatch.setitem(images.PRESETS, "judge", small)
+    config = replace(small, data=unlabelled(6, 0))
     run = images.train(config, tmp_path / "run", progress=False)
     vae.train_judge(images.data_of(config), tmp_path / "judge.safetensors")
     save_weights(tmp_path / "run.safetensors", run.params)
@@ -177,3 +223,13 @@ def test_the_judge_of_a_vae_is_a_preset(unlabelled, tmp_path, monkeypatch):
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name])
+
+
+def test_the_program_on_its_page_asks_a_run(trained, capsys, monkeypatch, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "images.md").read_text()
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.dir.path, "runs/images-standard")
+    batch = trained.problem.data.test.columns["image"]
+    exec(program, {"batch": batch})
+    assert str(trained.classify(batch)) in capsys.readouterr().out

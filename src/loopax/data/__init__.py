@@ -7,7 +7,7 @@ from loopax.batches.iterable import IterableBatches, as_batches
 from loopax.data import catalogue
 from loopax.data.columns import Columns
 from loopax.data.files import absolute, as_path
-from loopax.data.images.folder import read_folder
+from loopax.data.images.folder import read_folder, read_images
 from loopax.data.images.idx import read_idx
 from loopax.data.images.layouts import load
 from loopax.data.images.mnist import mnist
@@ -35,6 +35,7 @@ __all__ = [
     "mnist",
     "read_folder",
     "read_idx",
+    "read_images",
     "read_npz",
     "read_texts",
     "split_texts",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from loopax.batches.dataset import Dataset
 from loopax.data.classes import class_order
@@ -17,6 +19,7 @@ from loopax.data.files import PART_NAMES, as_path, fault, is_foreign, open_file,
 from loopax.data.images.decode import (
     EncodedImage,
     Form,
+    WhiteLevel,
     at_one_white_level,
     decode_images,
     is_image,
@@ -67,6 +70,24 @@ def read_folder(
     """
     form, path = Form(size, channels, background).checked(), as_path(path)
     return at_one_white_level(lambda form: {"": _dataset(path, form)}, form)[""]
+
+
+def read_images(
+    files: Sequence[str | os.PathLike[str]],
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    background: str | None = None,
+) -> UInt8[np.ndarray, "images height width channels"]:
+    """Image files as pixels, in the order given; the arguments are those of `read_folder`.
+
+    Raises:
+        ConfigError: an argument has a value that cannot work.
+        DataError: a file is missing, or is no image that can be used.
+    """
+    form, paths = Form(size, channels, background).checked(), [*map(as_path, files)]
+    opened = (EncodedImage(path, open_file(path)) for path in paths)
+    return decode_images(opened, len(paths), form._replace(white=WhiteLevel()))
 
 
 def folder_parts(folder: Path, form: Form) -> dict[str, Dataset]:

@@ -62,6 +62,7 @@ class TrainedClassifier:
     Attributes:
         config: how it was trained.
         model, params: the Flax module, and what its `apply` takes.
+        image_shape: height, width and channels.
         class_names: the classes, in the order of the probabilities.
         dir: the run directory.
         step: how many updates the parameters have seen.
@@ -71,6 +72,7 @@ class TrainedClassifier:
     config: ImagesConfig
     model: Classifier
     params: Any
+    image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     dir: RunDir
     step: int
@@ -121,7 +123,8 @@ def load(
     noted = loopax.recipe.noted(directory, NOTED)
     names = tuple(noted["class_names"])
     model = model_of(config, len(names))
-    image = jax.ShapeDtypeStruct((1, *noted["image_shape"]), jnp.float32)
+    height, width, channels = noted["image_shape"]
+    image = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
     form = jax.eval_shape(model.init, jax.random.key(0), image)
     with loopax.CheckpointStore(directory.checkpoints, say=say) as store:
         step = store.chosen(checkpoint)
@@ -141,4 +144,5 @@ def load(
         return found
 
     find = find_problem if problem is None else lambda: problem
-    return TrainedClassifier(config, model, params, names, directory, step, find)
+    shape = (height, width, channels)
+    return TrainedClassifier(config, model, params, shape, names, directory, step, find)
