@@ -16,6 +16,7 @@ import tyro
 
 import loopax
 from loopax.cli import COMMANDS, main
+from loopax.cli.brought import shipped_commands
 from loopax.rundir import RunDir
 from tests.trackers import FakeRuns
 
@@ -126,6 +127,16 @@ def test_writers(names, tmp_path, monkeypatch):
     )
 
 
+def test_recipes(names, capsys):
+    """The line is found, and the command of the second recipe runs on it."""
+    execute("recipes.md", names)
+    trained = names["trained"]
+    assert float(trained.state.params["slope"]) == pytest.approx(3, abs=0.1)
+    names["Shout"](trained.dir.path, times=2)(names["Line"]())
+    said = f"STEP {trained.step}! "
+    assert capsys.readouterr().out == f"{said * 2}\n"
+
+
 # --- Commands -------------------------------------------------------------------------------------
 
 
@@ -139,9 +150,12 @@ def commands():
     Of the README also of those in the middle of a line.
     """
     blocks = [line for page in PAGES.values() for line in re.findall(r"^(?:    )?\S.*", page, re.M)]
+    brought = {name for _, name, _ in shipped_commands()}
     inline = re.findall(r"`([^`\n]+)`", PAGES["README.md"])
     for line in [*blocks, *inline]:
-        for found in re.findall(rf"(?:^ *|/)loopax ((?:{'|'.join(COMMANDS)})\b[^`]*)", line):
+        for found in re.findall(
+            rf"(?:^ *|/)loopax ((?:{'|'.join([*COMMANDS, *brought])})\b[^`]*)", line
+        ):
             words = re.split(r"#|&&|\.\.\.| \| | {3,}", found.replace("  [", " ["))[0]
             words = re.sub(r"\|[\w|]+", "", words)
             yield tuple(shlex.split(words.replace("[", "").replace("]", "")))
@@ -157,8 +171,12 @@ def test_a_command_is_understood(words, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tyro, "cli", only_parse)
     monkeypatch.chdir(tmp_path)
-    if words[0] == "evaluate":
-        run = RunDir.create(tmp_path / words[1])
-        run.write_json("config.json", {"recipe": "bert" if "bert" in words[1] else "vae"})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_package").mkdir()
+    shutil.copy(ROOT / "examples" / "own_recipe.py", tmp_path / "my_package" / "mine.py")
+    bringing = [recipe.name for recipe, name, _ in shipped_commands() if name == words[0]]
+    if bringing and words[0] != "judge":
+        recipe = next((name for name in bringing if name in words[1]), bringing[0])
+        RunDir.create(tmp_path / words[1]).write_json("config.json", {"recipe": recipe})
     with pytest.raises(Understood):
         main(words)

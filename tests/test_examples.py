@@ -176,6 +176,20 @@ def test_own_state(run_example, capsys, tmp_path):
     assert f"lowest {min(losses(run)):.4f}" in capsys.readouterr().out
 
 
+def test_own_recipe(run_example, capsys, tmp_path):
+    """Other commands on it are tested in test_recipe.py."""
+    run_example(
+        "own_recipe.py",
+        (".mnist().with_validation(0.1)", ".mnist()"),
+        ("data.validation", "data.test"),
+        ("batches(100)", "batches(1000)"),
+        ('"small": Config()', '"small": Config(epochs=1)'),
+    )
+    measures = json.loads((tmp_path / "runs" / "digits" / "results.json").read_text())["measures"]
+    assert measures["validation"]["accuracy"] > 0.5
+    assert str(measures["validation"]["accuracy"]) in capsys.readouterr().out
+
+
 def test_optimizer(run_example, capsys):
     run_example("optimizer.py", ("STEPS = 600", "STEPS = 100"))
     described, by_hand = capsys.readouterr().out.splitlines()

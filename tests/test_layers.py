@@ -72,7 +72,6 @@ STILL_TOO_LARGE = {
     "loop.py",
     "data/",
     "recipes/",
-    "recipes/vae/explorer.py",
 }
 """Goals of `benchmarks/sizes.py` that are not reached yet; what is reached, stays."""
 CORE = [name for name in MODULES if name != "loopax"]

@@ -22,8 +22,9 @@ import loopax
 from loopax.cli import main
 from loopax.recipes.vae import explorer
 from loopax.recipes.vae.config import VAEConfig
-from loopax.recipes.vae.explorer import Explorer, Request, RequestError, Site, listen
+from loopax.recipes.vae.explorer import Explorer, RequestError
 from loopax.recipes.vae.problem import Problem
+from loopax.recipes.vae.server import Request, Site, listen
 from loopax.recipes.vae.trained import TrainedVAE, train
 from loopax.rundir import RunDir
 

@@ -102,7 +102,7 @@ class Explore(OfVAE):
     """Whether to open the page, or only to say where it is."""
 
     def __call__(self, recipe: Recipe) -> None:
-        from loopax.recipes.vae.explorer import listen
+        from loopax.recipes.vae.server import listen
 
         with listen(self.port) as server:
             server.explore(vae.load(self.run, self.checkpoint, data=self.data))
