@@ -32,7 +32,7 @@ LAYERS = [
     {"data"},
     {"adapters"},
     {"state"},
-    {"soundness"},
+    {"soundness", "losses"},
     {"step"},
     {"arguments"},
     {"configuration"},

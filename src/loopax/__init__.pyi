@@ -31,6 +31,8 @@ from .optimizer import Schedule as Schedule
 from .retention import Checkpoints as Checkpoints
 from .run import Run as Run
 from .state import TrainState as TrainState
+from .step import eval_step as eval_step
+from .step import train_step as train_step
 from .stopping import EarlyStopping as EarlyStopping
 
 __version__: str

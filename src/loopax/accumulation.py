@@ -21,7 +21,7 @@ from loopax.state import TrainState
 from loopax.updates import stand_ins, states_of, update
 
 
-def check_accumulation(state: TrainState, steps_left: int) -> str | None:
+def check_accumulation(state: Any, steps_left: int) -> str | None:
     """What to say about batches at the end of a run that make no update; None if there are none.
 
     Args:
@@ -31,6 +31,8 @@ def check_accumulation(state: TrainState, steps_left: int) -> str | None:
     Raises:
         ConfigError: some parameters would end without a single update.
     """
+    if not isinstance(state, TrainState):
+        return None
     windows = list(states_of(state.opt_state, optax.MultiStepsState))
     if not windows or steps_left < 1:
         return None

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.training import train_state
 
 from loopax.errors import ConfigError
-from loopax.state import TrainState, from_flax
+from loopax.losses import LossFn
+from loopax.state import TrainState, from_flax, strongly_typed
+from loopax.step import OwnStep
 
 
 def whole(name: str, value: Any, advice: str = "") -> int:
@@ -77,16 +81,36 @@ def kind_of(value: Any) -> str:
     return f"{'an' if name[:1].lower() in 'aeio' else 'a'} {name}"
 
 
-def as_state(state: Any, loss_fn: Any, data: Any = None) -> TrainState:
+def trained_by(loss_fn: LossFn | None, step: Callable[..., Any] | None) -> LossFn | OwnStep:
+    """What a run is trained by: a loss, or a whole step of one's own.
+
+    Raises:
+        ConfigError: both or none are given, or the step cannot be called.
+    """
+    if step is None:
+        return loss_fn  # type: ignore[return-value]  # `as_state` says what is wrong with None
+    if loss_fn is not None:
+        raise ConfigError("give either loss_fn or step, and not both")
+    if not callable(step):
+        raise ConfigError(
+            f"step is {kind_of(step)}; it must be a function (state, batch, rngs) -> "
+            "(state, metrics)"
+        )
+    return OwnStep(step)
+
+
+def as_state(state: Any, loss_fn: Any, data: Any = None, *, own: bool = False) -> Any:
     """A state that was given with a loss, made sure that both are what they should be, in place.
 
-    Flax's own `TrainState` will do.
+    Flax's own `TrainState` will do; where `own` is true, any PyTree with a step and a key.
 
     Raises:
         ConfigError: one of them is something else; it says what would be right.
     """
     given = {"state": state, "loss_fn": loss_fn, "data": data}
     kinds = (TrainState, train_state.TrainState)
+    if own and hasattr(state, "step") and hasattr(state, "key") and not isinstance(state, kinds):
+        return _own_state(state)
     if not isinstance(state, kinds):
         other = next((name for name, value in given.items() if isinstance(value, kinds)), None)
         if other is not None:
@@ -104,6 +128,32 @@ def as_state(state: Any, loss_fn: Any, data: Any = None) -> TrainState:
             "loss, or -> (loss, metrics)"
         )
     return from_flax(state) if isinstance(state, train_state.TrainState) else state
+
+
+def _own_state(state: Any) -> Any:
+    """A state of a user's own class, whose types a compiled loop can carry.
+
+    Raises:
+        ConfigError: JAX does not see its step and its key, or these are of another type.
+    """
+    state = jax.tree.map(strongly_typed, state)
+    leaves = dict(jax.tree_util.tree_leaves_with_path(state))
+    step, key = (leaves.get((jax.tree_util.GetAttrKey(name),)) for name in ("step", "key"))
+    right = {
+        "step": ("jnp.int32(0)", step is not None and step.shape == () and step.dtype == jnp.int32),
+        "key": (
+            "jax.random.key(seed)",
+            key is not None and jnp.issubdtype(key.dtype, jax.dtypes.prng_key),
+        ),
+    }
+    for name, (example, is_right) in right.items():
+        if not is_right:
+            raise ConfigError(
+                f"state.{name} of {kind_of(state)} is {kind_of(getattr(state, name))}; it must be "
+                f"a field like {example} of a class that JAX knows by jax.tree_util."
+                "register_dataclass"
+            )
+    return state
 
 
 def _made_of(state: Any) -> str:

@@ -135,7 +135,9 @@ class CheckpointStore(CheckpointReader):
 
         Where other frozen parameters lie there than those of `state`, the step has its own.
         """
-        step, frozen = str(meta["step"]), {"frozen": state.frozen}
+        step, frozen = str(meta["step"]), {}
+        if isinstance(state, TrainState):
+            frozen = {"frozen": state.frozen}
         if serialization.is_empty(frozen):
             return {step: (state, meta)}
         lean = state.replace(frozen=None), {**meta, "frozen": fingerprint(frozen)}

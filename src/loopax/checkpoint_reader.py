@@ -149,6 +149,8 @@ class CheckpointReader:
     def weights(self, which: str | int = "latest") -> dict[str, np.ndarray]:
         """The parameters to use a step with, by their paths: those it is evaluated with."""
         tree, _ = self.read(which)
+        if "params" not in tree:
+            raise ConfigError(f"{self.directory}: is of a state of one's own, which has no params")
         params = eval_params(tree["params"], tree.get("ema"), typed(tree["opt_state"]))
         named = {leaf_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
         for name, leaf in named.items():
@@ -179,7 +181,7 @@ class CheckpointReader:
         tree = serialization.read(path)
         if frozen is not None:
             tree |= serialization.read(frozen)
-        if "trainable" in tree:
+        if tree.keys() >= {"trainable", "frozen", "opt_state"}:
             tree["params"] = merge(tree.pop("trainable"), tree.pop("frozen"))
         return tree, meta_of(path)
 

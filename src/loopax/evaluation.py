@@ -18,11 +18,12 @@ from loopax.batches.iterable import IterableBatches, as_batches
 from loopax.batches.loader import on_device
 from loopax.errors import ConfigError, DataError
 from loopax.jsonlines import OWN_SOURCES
+from loopax.losses import Batch, LossFn, call_loss
 from loopax.paths import PyTree, leaf_path
 from loopax.program import EvalProgram
 from loopax.rows import WEIGHT, Sums, means, totals
 from loopax.state import TrainState
-from loopax.step import Batch, LossFn, call_loss, evaluation_rngs
+from loopax.step import evaluated, evaluation_rngs
 
 EVAL_CAPACITY = 64
 
@@ -37,7 +38,8 @@ class Evaluation:
     Attributes:
         data: batches to measure, by name (`{"test": data.test.batches(500)}`), or one alone,
             which is then called `test`. Their order and `drop_last` play no part.
-        loss_fn: what to measure them with; by default the loss that is trained.
+        loss_fn: what to measure them with; by default the loss that is trained. Of a state
+            of one's own it is `(state, batch, rngs) -> metrics`.
         every: steps between evaluations; by default once an epoch. The last step always counts.
 
     Raises:
@@ -94,7 +96,7 @@ def evaluate(state: TrainState, loss_fn: LossFn, data: Any) -> Measures:
 
     Args:
         state: what to measure.
-        loss_fn: as for `fit`.
+        loss_fn: as for `fit`; of a state of one's own `(state, batch, rngs) -> metrics`.
         data: `dataset.batches(n)` or an iterable of batches.
 
     Returns:
@@ -104,7 +106,7 @@ def evaluate(state: TrainState, loss_fn: LossFn, data: Any) -> Measures:
         ConfigError: the arguments are of other kinds, or how much a batch weighs is not known.
         DataError: there is no batch, or all of them weigh nothing.
     """
-    state = as_state(state, loss_fn, data)
+    state = as_state(state, loss_fn, data, own=True)
     return evaluator(loss_fn, _batches("data", data), Account(), _warn)(state)
 
 
@@ -179,7 +181,8 @@ def draws_dropout(loss_fn: LossFn, state: TrainState, batch: Batch) -> bool:
     def measured(key: Any, state: TrainState, batch: Batch) -> Any:
         rngs = evaluation_rngs(state, 0)
         rngs["dropout"] = key
-        return call_loss(loss_fn, state.eval_params, batch, rngs, state.model_state)[0]
+        params, model_state = evaluated(state)
+        return call_loss(loss_fn, params, batch, rngs, model_state)[0]
 
     program = jax.make_jaxpr(measured)(state.key, state, batch)
     _, used = jaxprs.needed(program, [True] * len(program.out_avals))

@@ -20,21 +20,22 @@ from loopax.diagnose.replay import Replay
 from loopax.errors import LoopaxError, NonFiniteError, Stopped
 from loopax.hooks import Hook
 from loopax.loop import trained
+from loopax.losses import LossFn
 from loopax.progress import tell
 from loopax.retention import Checkpoints
 from loopax.run import Run
 from loopax.settings import Settings
 from loopax.signals import is_interactive
-from loopax.state import TrainState
-from loopax.step import LossFn
+from loopax.step import OwnStep
 from loopax.writers.base import Writer
 
 
 def fit(
-    state: TrainState,
-    loss_fn: LossFn,
-    data: Any,
+    state: Any,
+    loss_fn: LossFn | None = None,
+    data: Any = None,
     *,
+    step: Callable[..., Any] | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     run_dir: str | os.PathLike[str] | None = None,
@@ -54,13 +55,17 @@ def fit(
     """Trains `state` on `data` until `steps` or `epochs` are done, and returns the run.
 
     Args:
-        state: where to begin; it is copied and stays usable.
+        state: where to begin; it is copied and stays usable. A `TrainState`, or with `step` any
+            registered PyTree that has the fields `step` (`jnp.int32(0)`) and `key`.
         loss_fn: `(params, batch, rngs) -> loss` or `-> (loss, metrics)`, a pure function. Of a
             state with a `model_state` it is `(params, batch, rngs, model_state) -> (loss,
             metrics, model_state)`. `rngs` holds the keys of this step by stream name, and
             `rngs.training` is False in an evaluation. A metric `weight` says how many things the
             loss and the metrics of a batch are means over, and weighs them in what is logged.
         data: `dataset.batches(n)`, or any iterable of batches.
+        step: instead of `loss_fn` a whole step of one's own, a pure function
+            `(state, batch, rngs) -> (state, metrics)`; it must give `step + 1`. A metric called
+            `loss` is looked at for bad numbers. An evaluation then needs its own `loss_fn`.
         steps: train until this many steps have been made in all, those of a resumed run
             included.
         epochs: the same as a whole number of passes over the data.
@@ -73,7 +78,8 @@ def fit(
         checkpoints: when to save and what to keep, in `run_dir`.
         log_every: steps between logged rows; a row holds the means over these steps.
         probe_every: steps between measurements of `grad_norm` and `update_norm`, in rows of
-            source `probe`, each of which costs about two more steps. None leaves them out.
+            source `probe`, each of which costs about two more steps. None leaves them out; a `step`
+            of one's own returns its norms among its metrics.
         nonfinite: what to do when the loss, or the state after an update, is not finite:
             `stop` with the step and an account of where the first such value came from, or
             `skip` the update, count it, and go on with the next batch (the loop then checks
@@ -106,6 +112,7 @@ def fit(
         state,
         loss_fn,
         data,
+        step=step,
         steps=steps,
         epochs=epochs,
         run_dir=run_dir,
@@ -128,10 +135,11 @@ def fit(
 
 
 def training(
-    state: TrainState,
-    loss_fn: LossFn,
-    data: Any,
+    state: Any,
+    loss_fn: LossFn | None = None,
+    data: Any = None,
     *,
+    step: Callable[..., Any] | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     run_dir: str | os.PathLike[str] | None = None,
@@ -169,6 +177,7 @@ def training(
         state,
         loss_fn,
         data,
+        step=step,
         steps=steps,
         epochs=epochs,
         run_dir=run_dir,
@@ -193,7 +202,12 @@ def opened(settings: Settings) -> Iterator[Run]:
     """The run that these settings make or continue; iterating over it trains."""
     attempt = Attempt(settings)
     run, stop = attempt.run, attempt.stop
-    look = functools.partial(warn_of_frozen_gradients, settings.loss_fn)
+    trained_by = settings.loss_fn
+    look = (
+        trained_by.check
+        if isinstance(trained_by, OwnStep)
+        else functools.partial(warn_of_frozen_gradients, trained_by)
+    )
     try:
         with attempt:
             try:

@@ -17,10 +17,10 @@ from loopax.batches.base import Batches
 from loopax.errors import ConfigError
 from loopax.evaluation import as_evaluation, evaluator
 from loopax.hooks import Hook, evaluate_every
+from loopax.losses import LossFn
 from loopax.recorder import Recorder
 from loopax.rows import check_names
 from loopax.run import Run
-from loopax.step import LossFn
 from loopax.turns import Turn
 
 

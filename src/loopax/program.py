@@ -24,17 +24,18 @@ from loopax.account import Account
 from loopax.batches.base import Batches, Items
 from loopax.convolution import with_ordered_convolutions
 from loopax.errors import ConfigError, NonFiniteError
+from loopax.losses import LossFn, Metrics
 from loopax.paths import PyTree, leaf_path
+from loopax.randomness import Rngs
 from loopax.rows import Rows, Sums, no_sums, with_arrays
 from loopax.state import TrainState
 from loopax.step import (
-    LossFn,
-    Metrics,
+    OwnStep,
     eval_step,
     evaluation_rngs,
     probe_step,
-    skipping_step,
-    train_step,
+    skipping,
+    step_of,
 )
 
 
@@ -90,13 +91,18 @@ class TrainProgram:
     """Runs chunks of training steps."""
 
     def __init__(
-        self, loss_fn: LossFn, batches: Batches, account: Account, *, skip: bool = False
+        self,
+        loss_fn: LossFn | OwnStep,
+        batches: Batches,
+        account: Account,
+        *,
+        skip: bool = False,
     ) -> None:
         """`skip` passes over steps whose numbers are bad, instead of ending the chunk there."""
         self._batches = batches
         self._skip = skip
         self._step = with_ordered_convolutions(
-            skipping_step(loss_fn) if skip else train_step(loss_fn)
+            skipping(step_of(loss_fn)) if skip else step_of(loss_fn)
         )
         self._program = Program("train", self._chunk, account, donate=(0,))
 
@@ -137,7 +143,7 @@ class TrainProgram:
         """The shapes and types of one batch of these items, as the loss sees it."""
         return jax.eval_shape(
             lambda state, resident, stacked: self._batches.assemble(
-                resident, _item(stacked, jnp.int32(0)), state.rngs
+                resident, _item(stacked, jnp.int32(0)), Rngs(state.key, state.step)
             ),
             state,
             self._batches.resident,
@@ -151,7 +157,7 @@ class TrainProgram:
             return self._batches.gather(resident, _item(stacked, index))
 
         def step(state: TrainState, examples: PyTree) -> tuple[TrainState, Metrics]:
-            return self._step(state, self._batches.prepare(examples, state.rngs))
+            return self._step(state, self._batches.prepare(examples, Rngs(state.key, state.step)))
 
         first = gathered(jnp.int32(0))
         after, metrics = jax.eval_shape(step, state, first)
@@ -160,7 +166,7 @@ class TrainProgram:
         def body(carry: Any) -> Any:
             index, _, state, examples, rows = carry
             state, metrics = step(state, examples)
-            good = self._skip | jnp.isfinite(metrics["loss"])
+            good = self._skip | jnp.isfinite(metrics.get("loss", 0.0))
             return index + 1, good, state, gathered(index + 1), rows.with_row(index, metrics)
 
         start = (jnp.int32(0), True, state, first, Rows.empty(metrics, _capacity(stacked)))
@@ -217,7 +223,7 @@ def probe_program(loss_fn: LossFn, batches: Batches, account: Account) -> Callab
 
     def probe(state: TrainState, resident: PyTree, stacked: PyTree) -> Metrics:
         item = _item(stacked, jnp.int32(0))
-        return step(state, batches.assemble(resident, item, state.rngs))
+        return step(state, batches.assemble(resident, item, Rngs(state.key, state.step)))
 
     program = Program("probe", probe, account, donate=())
     return lambda state, items: program(state, batches.resident, items.stacked)

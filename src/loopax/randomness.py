@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Int32, Key
 
@@ -74,10 +72,3 @@ def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
 def key_words(key: Key[Array, ""]) -> list[int]:
     """The words of a root key: the seed of the data's order, and a seed one can compare."""
     return [int(word) for word in jax.device_get(jax.random.key_data(key)).ravel()]
-
-
-def key_of(words: Sequence[int], like: Key[Array, ""]) -> Key[Array, ""]:
-    """The key of these words, of the same kind as another one."""
-    shape = jax.eval_shape(jax.random.key_data, like).shape
-    data = jnp.asarray(words, jnp.uint32).reshape(shape)
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))

@@ -226,7 +226,7 @@ class Recorder:
 def _check_finite(
     chunk: Pending, rows: Sequence[dict[str, float]], before: Sequence[dict[str, float]]
 ) -> None:
-    first = next((i for i, row in enumerate(rows) if not math.isfinite(row["loss"])), None)
+    first = next((i for i, row in enumerate(rows) if not math.isfinite(row.get("loss", 0.0))), None)
     if first is None:
         return
     step, values = chunk.start + first, rows[first]

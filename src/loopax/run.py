@@ -16,6 +16,7 @@ from loopax.history import History
 from loopax.jsonlines import OWN_SOURCES, Row, values_of
 from loopax.rundir import RunDir
 from loopax.state import TrainState
+from loopax.updates import named
 
 STOPPED = "stopped.json"
 """Of the run directory: the step at which a run was stopped, and why."""
@@ -72,7 +73,7 @@ class Run:
             each chunk that is trained, elsewhere nothing.
     """
 
-    state: TrainState
+    state: Any
     step: int = 0
     history: History = field(default_factory=History)
     dir: RunDir | None = None
@@ -111,8 +112,9 @@ class Run:
         return self.history.latest(source)
 
     def __repr__(self) -> str:
-        params = jax.tree.leaves(self.state.params)
-        count = sum(leaf.size for leaf in params if hasattr(leaf, "size"))
+        held = "parameters" if isinstance(self.state, TrainState) else "state"
+        arrays = jax.tree.leaves(getattr(self.state, "params", self.state))
+        count = sum(leaf.size for leaf in arrays if hasattr(leaf, "size"))
         train, measured = self.latest("train"), ""
         others = (row["source"] for row in reversed(self.history[-SHOWN_ROWS:]))
         for source in dict.fromkeys(others):
@@ -122,7 +124,7 @@ class Run:
         lines = (
             f"Run after {self.step:,} steps",
             f"  directory   {self.dir.path if self.dir is not None else 'none, only in memory'}",
-            f"  parameters  {count:,} in {len(params)} arrays",
+            f"  {held:<12}{count:,} in {len(arrays)} arrays",
             f"  trained     {_line(train) if train else 'no row yet'}",
             f"  measured    {measured or 'nothing'}",
         )
@@ -143,16 +145,18 @@ def _line(row: Row) -> str:
     return f"{row['source']} at step {row['step']:,}: {values}"
 
 
-def _without_functions(state: TrainState) -> Any:
-    """A state in numpy's arrays that pickle can carry."""
+def _without_functions(state: Any) -> Any:
+    """A state in numpy's arrays that pickle can carry; by path where it cannot carry its class."""
 
     def as_numpy(leaf: Any) -> Any:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
-    bare = jax.tree.map(as_numpy, state.replace(tx=None, apply_fn=None))
+    if isinstance(state, TrainState):
+        state = state.replace(tx=None, apply_fn=None)
+    bare = jax.tree.map(as_numpy, state)
     try:
         pickle.dumps(bare)
     except Exception:  # The optimiser's state may be of a class that has no place in a module.
-        return bare.replace(opt_state=None)
+        return bare.replace(opt_state=None) if isinstance(bare, TrainState) else named(bare)
     return bare

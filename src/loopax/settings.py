@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from loopax.arguments import as_state, directory, kind_of, positive_seconds, whole
+from loopax.arguments import (
+    as_state,
+    directory,
+    kind_of,
+    positive_seconds,
+    trained_by,
+    whole,
+)
 from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.configuration import as_mapping
@@ -18,9 +25,9 @@ from loopax.environment import check_fork
 from loopax.errors import ConfigError, DataError
 from loopax.evaluation import Evaluation, as_evaluation
 from loopax.hooks import Hook, as_hooks, evaluate_every
+from loopax.losses import LossFn
 from loopax.retention import Checkpoints, ranking
-from loopax.state import TrainState
-from loopax.step import LossFn
+from loopax.step import OwnStep
 from loopax.writers.base import Writer, as_writers
 
 NONFINITE = ("stop", "skip")
@@ -36,8 +43,8 @@ class Settings:
         checkpoints: whose `best` names a metric of this run, or is None.
     """
 
-    state: TrainState
-    loss_fn: LossFn
+    state: Any
+    loss_fn: LossFn | OwnStep
     batches: Batches
     total: int
     run_dir: Path | None
@@ -58,10 +65,11 @@ class Settings:
     @classmethod
     def of(
         cls,
-        state: TrainState,
-        loss_fn: LossFn,
+        state: Any,
+        loss_fn: LossFn | None,
         data: Any,
         *,
+        step: Callable[..., Any] | None,
         steps: int | None,
         epochs: int | None,
         run_dir: str | os.PathLike[str] | None,
@@ -86,8 +94,14 @@ class Settings:
         """
         began = time.monotonic()
         check_fork()
-        state = as_state(state, loss_fn, data)
+        trained = trained_by(loss_fn, step)
+        state = as_state(state, trained, data, own=step is not None)
         batches, evaluation = as_batches(data), as_evaluation(evaluation)
+        if step is not None and evaluation is not None and evaluation.loss_fn is None:
+            raise ConfigError(
+                "evaluation: a step says nothing of how to measure; give "
+                "loopax.Evaluation(data, loss_fn=...)"
+            )
         log_every = whole("log_every", log_every)
         if nonfinite not in NONFINITE:
             raise ConfigError(f"nonfinite is {nonfinite!r}; it must be {' or '.join(NONFINITE)}")
@@ -102,7 +116,7 @@ class Settings:
             saving = ranking(saving, [] if evaluation is None else [*evaluation.parts], bool(hooks))
         return cls(
             state=state,
-            loss_fn=loss_fn,
+            loss_fn=trained,
             batches=batches,
             total=_total_steps(steps, epochs, batches),
             run_dir=place,
@@ -115,7 +129,9 @@ class Settings:
             began=began,
             max_seconds=_seconds(max_seconds),
             log_every=log_every,
-            probe_every=None if probe_every is None else whole("probe_every", probe_every),
+            probe_every=None
+            if probe_every is None or step is not None
+            else whole("probe_every", probe_every),
             chunk_steps=None if chunk_steps is None else whole("chunk_steps", chunk_steps),
             signals=signals,
             progress=bool(progress),

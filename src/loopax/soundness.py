@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -9,21 +11,26 @@ from jaxtyping import Array, Bool
 from loopax.errors import NonFiniteError
 from loopax.paths import PyTree, leaf_path
 from loopax.state import TrainState
+from loopax.updates import named
 
-COLLECTIONS = ("model_state", "ema_model_state")
+LENIENT = ("model_state", "ema_model_state", "state")
+"""Parts in which a number may be infinite by right, such as a mask or the best so far."""
 Flags = dict[str, Bool[Array, ""]]
 
 
-def sound_leaves(state: TrainState) -> Flags:
+def sound_leaves(state: Any) -> Flags:
     """For each leaf that training writes, whether it is sound; traceable.
 
-    It must be finite. Only a scalar of the optimiser, such as the best value so far, and what is
-    in a collection, such as a mask, may be infinite, and must not be NaN.
+    It must be finite. Only a scalar of the optimiser, such as the best value so far, what is in
+    the model state, such as a mask, and what a state of one's own holds may be infinite, and must
+    not be NaN.
     """
     return _flags(_parts(state))
 
 
-def _parts(state: TrainState) -> dict[str, PyTree]:
+def _parts(state: Any) -> dict[str, PyTree]:
+    if not isinstance(state, TrainState):
+        return {"state": named(state)}
     return {
         "params": state.trainable,
         "opt_state": state.opt_state,
@@ -38,18 +45,18 @@ def _flags(parts: dict[str, PyTree]) -> Flags:
     for part, tree in parts.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jnp.issubdtype(leaf.dtype, jnp.inexact):
-                lenient = part in COLLECTIONS or (part == "opt_state" and not leaf.ndim)
+                lenient = part in LENIENT or (part == "opt_state" and not leaf.ndim)
                 sound = ~jnp.isnan(leaf) if lenient else jnp.isfinite(leaf)
                 flags[f"{part}/{leaf_path(path)}"] = sound.all()
     return flags
 
 
-def is_sound(state: TrainState) -> Bool[Array, ""]:
+def is_sound(state: Any) -> Bool[Array, ""]:
     """Whether every leaf is sound; traceable."""
     return jnp.stack([jnp.bool_(True), *sound_leaves(state).values()]).all()
 
 
-def flags_of(state: TrainState) -> Flags:
+def flags_of(state: Any) -> Flags:
     """`sound_leaves`, begun on the device; reading them waits for it."""
     return _compiled_flags(_parts(state))
 

@@ -66,6 +66,10 @@ class Node:
         jax.tree_util.register_dataclass(cls, names[True], names[False])
 
 
+STEP = (jax.tree_util.GetAttrKey("step"),)
+"""The path of the counter in a state, also in one of a user's own."""
+
+
 class TrainState(Node, kw_only=True):
     """What makes a run: a PyTree with the fields and methods of Flax's; subclass it to carry more.
 
@@ -175,7 +179,7 @@ class TrainState(Node, kw_only=True):
             ema_decay=ema_decay,
             **fields,
         )
-        return jax.tree.map(_strongly_typed, state)
+        return jax.tree.map(strongly_typed, state)
 
     @property
     def params(self) -> PyTree:
@@ -308,10 +312,10 @@ def from_flax(state: train_state.TrainState) -> TrainState:
             f"optimiser: {difference}; make the state with loopax.TrainState.create"
         )
     made = made.replace(step=state.step, opt_state=state.opt_state, key=key)
-    return jax.tree.map(_strongly_typed, made)
+    return jax.tree.map(strongly_typed, made)
 
 
-def _strongly_typed(leaf: Any) -> Array:
+def strongly_typed(leaf: Any) -> Array:
     """A leaf whose type a compiled loop can carry: Python numbers promote, arrays do not."""
     leaf = jnp.asarray(leaf)
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.astype(leaf.dtype)

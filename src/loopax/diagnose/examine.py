@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 
 from loopax.diagnose.origins import NonFiniteOrigin, find_origin
 from loopax.jsonlines import as_json
+from loopax.losses import Batch, LossFn, call_loss
 from loopax.paths import PyTree, is_number, leaf_path
 from loopax.soundness import Flags, sound_leaves
 from loopax.state import TrainState
-from loopax.step import Batch, LossFn, call_loss, differentiate, extra_args_of, train_step
+from loopax.step import OwnStep, differentiate, extra_args_of, train_step
 from loopax.updates import update
 
 PARTS = ("batch", "state", "loss", "gradients", "updated_state")
@@ -32,7 +33,8 @@ class StepReport:
     Attributes:
         step: how many updates had been made before it.
         metrics: the loss and the metrics of this batch.
-        grad_norms, update_norms, param_norms: the global norm of each leaf by its path.
+        grad_norms, update_norms, param_norms: the global norm of each leaf by its path; of a step
+            of one's own, whose gradients nobody else sees, there are none.
         non_finite: the leaves that are not finite, by what they belong to: `batch`, `state`,
             `loss`, `gradients`, `updated_state`; none of them where all is well.
         origin: what was bad first, when the loss, the gradients or the updated state are.
@@ -53,8 +55,8 @@ class StepReport:
 
     def lines(self, limit: int = 10) -> list[str]:
         """The report for people; of the norms those that are not finite, then the largest."""
-        metrics = {"loss": self.metrics["loss"], **self.metrics}
-        values = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+        metrics = sorted(self.metrics.items(), key=lambda pair: pair[0] != "loss")
+        values = ", ".join(f"{name} {value:.6g}" for name, value in metrics)
         lines = [f"step {self.step}: {values}"]
         if self.origin is not None:
             lines.append(str(self.origin))
@@ -65,7 +67,8 @@ class StepReport:
                 more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
                 first = ", ".join(paths[:3])
                 lines.append(f"not finite: {part.replace('_', ' ')}: {first}{more}")
-        lines.append(f"{'gradient':>12} {'update':>12} {'parameter':>12}")
+        if self.grad_norms:
+            lines.append(f"{'gradient':>12} {'update':>12} {'parameter':>12}")
         for path in sorted(self.grad_norms, key=self._rank)[:limit]:
             norms = (self.grad_norms[path], self.update_norms[path], self.param_norms[path])
             lines.append(" ".join(f"{norm:12.4g}" for norm in norms) + f"  {path}")
@@ -79,7 +82,7 @@ class StepReport:
         return (False, 0.0) if bad else (True, -norm)
 
 
-def examine(loss_fn: LossFn, state: TrainState, batch: Batch) -> StepReport:
+def examine(loss_fn: LossFn | OwnStep, state: Any, batch: Batch) -> StepReport:
     """What the step that `state` is about to make with `batch` does, and what goes wrong in it.
 
     Nothing is trained: the state stays as it is.
@@ -90,14 +93,14 @@ def examine(loss_fn: LossFn, state: TrainState, batch: Batch) -> StepReport:
         batch: what the loss sees.
     """
     with jax.debug_nans(False), jax.debug_infs(False):
-        measured, sound = jax.device_get(
-            jax.jit(functools.partial(_measure, loss_fn))(state, batch)
-        )
+        measure = _measure_own if isinstance(loss_fn, OwnStep) else _measure
+        measured, sound = jax.device_get(jax.jit(functools.partial(measure, loss_fn))(state, batch))
         non_finite = {
             part: tuple(sorted(path for path, good in sound[part].items() if not good))
             for part in PARTS
         }
-        origin = _first_cause(loss_fn, state, batch, non_finite)
+        cause = _first_cause_own if isinstance(loss_fn, OwnStep) else _first_cause
+        origin = cause(loss_fn, state, batch, non_finite)
     numbers = {
         kind: {path: float(value) for path, value in values.items()}
         for kind, values in measured.items()
@@ -128,6 +131,21 @@ def _measure(
     return measured, sound
 
 
+def _measure_own(
+    step: Any, state: Any, batch: Batch
+) -> tuple[dict[str, dict[str, Array]], dict[str, Flags]]:
+    after, metrics = step(state, batch)
+    measured = {"metrics": metrics, "grad_norms": {}, "update_norms": {}, "param_norms": {}}
+    sound = {
+        "batch": _finite(batch),
+        "state": sound_leaves(state),
+        "loss": _finite({name: metrics[name] for name in metrics if name == "loss"}),
+        "gradients": {},
+        "updated_state": sound_leaves(after),
+    }
+    return measured, sound
+
+
 def _norms(tree: PyTree) -> dict[str, Float[Array, ""]]:
     return {
         leaf_path(path): jnp.linalg.norm(jnp.abs(leaf).astype(jnp.float32).ravel())
@@ -142,6 +160,20 @@ def _finite(tree: PyTree) -> Flags:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
+
+
+def _first_cause_own(
+    step: Any, state: Any, batch: Batch, non_finite: Mapping[str, Sequence[str]]
+) -> NonFiniteOrigin | None:
+    """The same of a step of one's own: first of its loss, then of the state that it gives."""
+
+    def made(state: Any, batch: Batch) -> Any:
+        after, metrics = step(state, batch)
+        return [metrics.get("loss", 0.0), *filter(is_number, jax.tree.leaves(after))]
+
+    if non_finite["loss"] or non_finite["updated_state"]:
+        return find_origin(made, state, batch)
+    return None
 
 
 def _first_cause(

@@ -20,9 +20,10 @@ import numpy as np
 
 from loopax import jaxprs
 from loopax.diagnose.cost import flops
+from loopax.losses import Batch, LossFn
 from loopax.paths import PyTree, leaf_paths, map_with_path, merge, partition
 from loopax.state import TrainState
-from loopax.step import Batch, LossFn, differentiate
+from loopax.step import differentiate
 from loopax.updates import stand_ins, update
 
 ZERO = "zero"

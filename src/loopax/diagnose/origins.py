@@ -51,6 +51,7 @@ LIBRARIES = (
 ARGUMENTS = {
     "batch": "the batch's",
     "params": "the parameter",
+    "state": "the state's",
     "model_state": "the model state's",
     "opt_state": "the optimiser state",
     "ema": "the average of",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from loopax import placement
 from loopax.account import Account
+from loopax.arguments import as_state, trained_by
 from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
@@ -24,16 +26,16 @@ from loopax.environment import numerics
 from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.files import replacing, storing, write_text
 from loopax.jsonlines import as_json
+from loopax.losses import LossFn
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
 from loopax.program import TrainProgram, probe_program
-from loopax.randomness import key_of, key_words
+from loopax.randomness import Rngs, key_words
 from loopax.recorder import Tail
 from loopax.rows import SKIPPED
 from loopax.run import Past
 from loopax.rundir import RunDir, Start, starts_of
 from loopax.soundness import flags_of, unsound
-from loopax.state import TrainState
-from loopax.step import LossFn
+from loopax.step import OwnStep
 
 CAPACITY = 100
 
@@ -47,7 +49,7 @@ class Replayed:
         batch: what the loss was given.
         metrics: its loss and metrics, by the compiled loop: the very bits of the run.
         norms: `grad_norm`, `update_norm` and the learning rate that the optimiser shows, by the
-            program that measures them in a run.
+            program that measures them in a run; empty for a step of one's own.
         report: the step looked at closely, outside of the loop.
     """
 
@@ -91,23 +93,35 @@ class Replay:
 
     Args:
         run: the run's directory; nothing is written there.
-        state, loss_fn, data: as they were given to `fit`.
+        state, loss_fn, data, step: as they were given to `fit`.
 
     Raises:
         CheckpointError: a checkpoint does not fit the state.
         ConfigError: the run does not reach that far back.
     """
 
-    def __init__(self, run: RunDir, state: TrainState, loss_fn: LossFn, data: Any) -> None:
-        self._run, self._initial, self._loss_fn = run, state, loss_fn
+    def __init__(
+        self,
+        run: RunDir,
+        state: Any,
+        loss_fn: LossFn | None,
+        data: Any,
+        *,
+        step: Callable[..., Any] | None = None,
+    ) -> None:
+        self._loss_fn = trained_by(loss_fn, step)
+        self._run, self._initial = (
+            run,
+            as_state(state, self._loss_fn, data, own=isinstance(self._loss_fn, OwnStep)),
+        )
         self._batches: Batches = as_batches(data)
         self._starts = starts_of(run)
         self._store = CheckpointReader(run.checkpoints)
         skip = self._starts[-1].nonfinite == "skip"
-        self._train = TrainProgram(loss_fn, self._batches, Account(), skip=skip)
-        self._probe = probe_program(loss_fn, self._batches, Account())
+        self._train = TrainProgram(self._loss_fn, self._batches, Account(), skip=skip)
+        self._probe = probe_program(self._loss_fn, self._batches, Account())
 
-    def state_at(self, step: int) -> TrainState:
+    def state_at(self, step: int) -> Any:
         """The state as it was when `step` updates had been made."""
         if step < 0:
             raise ConfigError(f"step is {step}; the first step of a run is 0")
@@ -121,7 +135,7 @@ class Replay:
                 f"{self._run.path}: begins at step {self._starts[0].step} and has no checkpoint up "
                 f"to step {step}; name a later step, or replay the run that it was branched from"
             )
-        return self._advanced(state, at, step)[0].replace(key=self._key(step))
+        return self._advanced(state, at, step)[0]
 
     def step(self, step: int) -> Replayed:
         """Executes the update that was made when `step` had been made before."""
@@ -129,11 +143,11 @@ class Replay:
         with Loader(self._feed(state, step)) as loader:
             loader.request(1)
             items, _ = loader.take()
-        norms = {name: float(norm) for name, norm in self._probe(state, items).items()}
+        own = isinstance(self._loss_fn, OwnStep)
+        norms = {} if own else jax.tree.map(float, self._probe(state, items))
         first = jax.tree.map(lambda leaf: leaf[0], items.stacked)
-        batch = jax.jit(
-            lambda state, resident, item: self._batches.assemble(resident, item, state.rngs)
-        )(state, self._batches.resident, first)
+        rngs = Rngs(state.key, state.step)
+        batch = jax.jit(self._batches.assemble)(self._batches.resident, first, rngs)
         report = examine(self._loss_fn, state, batch)
         _, rows = self._train(state, items)
         return Replayed(step, batch, rows.steps(1)[0], norms, report)
@@ -149,9 +163,7 @@ class Replay:
                 return at
         return step
 
-    def branch(
-        self, step: int, out: str | Path, *, state: TrainState, data: Any, config: Any
-    ) -> RunDir:
+    def branch(self, step: int, out: str | Path, *, state: Any, data: Any, config: Any) -> RunDir:
         """Makes a new run in `out` that begins with the first `step` updates of this one.
 
         `fit` with this `state`, `data` and `config` continues it. They may differ in what the past
@@ -198,29 +210,20 @@ class Replay:
         skipped = [row.get(SKIPPED, 0) for row in reversed(rows)]
         return Tail(start.log_every, rows, len(list(itertools.takewhile(bool, skipped))))
 
-    def _advanced(
-        self, state: TrainState, at: int, to: int
-    ) -> tuple[TrainState, list[dict[str, float]]]:
+    def _advanced(self, state: Any, at: int, to: int) -> tuple[Any, list[dict[str, float]]]:
         """The state after the steps from `at` up to `to`, and their rows of metrics."""
         rows: list[dict[str, float]] = []
-        while at < to:
-            # The run changes its key where it goes back to a checkpoint because of bad numbers.
-            until = min([to, *(start.step for start in self._starts if start.step > at)])
-            state = state.replace(key=self._key(at))
-            with Loader(self._feed(state, at)) as loader:
-                while at < until:
-                    loader.request(until - at)
-                    items, count = loader.take()
-                    state, chunk = self._train(state, items)
-                    rows.extend(chunk.steps(count))
-                    at += count
+        with Loader(self._feed(state, at)) as loader:
+            while at < to:
+                loader.request(to - at)
+                items, count = loader.take()
+                state, chunk = self._train(state, items)
+                rows.extend(chunk.steps(count))
+                at += count
         return state, rows
 
-    def _feed(self, state: TrainState, step: int) -> Any:
+    def _feed(self, state: Any, step: int) -> Any:
         return self._batches.feed(key_words(state.key), step, CAPACITY)
-
-    def _key(self, step: int) -> Any:
-        return key_of(self._start(step).key, self._initial.key)
 
     def _start(self, step: int) -> Start:
         """How the run was going when it made this step: by the last start before it."""
