@@ -11,6 +11,7 @@ from typing import Any
 from loopax.checkpoint import CheckpointStore
 from loopax.data import absolute
 from loopax.deadline import check_time, seconds_left, time_limit
+from loopax.extras import require
 from loopax.fitting import fit
 from loopax.recipe.base import Problem, Recipe, places
 from loopax.recipe.model_file import MODEL_FILE, check_data, write_noted
@@ -57,6 +58,7 @@ def train(
 
     with time_limit(max_seconds, over):
         problem = recipe.problem(located(config), say)
+        require("recipe", f"the recipe {recipe.name}", "pydantic")  # which reads its config
         if problem.description:
             say(problem.description)
         check_data(run_dir, problem.config, problem.noted.get("data_sha256"))
