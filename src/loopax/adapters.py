@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,6 @@ import optax
 from jaxtyping import Array, Key
 
 from loopax.errors import ConfigError
-from loopax.optimizer import Optimizer
 from loopax.paths import (
     PyTree,
     differing,
@@ -38,6 +37,22 @@ ELSEWHERE = {
     "torch": "loopax trains JAX models",
 }
 """How a model of another library is trained."""
+
+
+@runtime_checkable
+class Description(Protocol):
+    """An optimiser that is built when the length of the run is known, as `loopax.Optimizer` is."""
+
+    @property
+    def freeze(self) -> tuple[str, ...]:
+        """Patterns of parameters that do not train."""
+
+    @property
+    def params_ema(self) -> float | None:
+        """The decay of an average of the parameters."""
+
+    def transformation(self, total_steps: int | None = None) -> optax.GradientTransformation:
+        """What updates the other parameters, in a run of that many batches."""
 
 
 def check_arguments(model: Any, example: Any, tx: Any, params: PyTree) -> None:
@@ -95,8 +110,8 @@ def as_transformation(tx: Any) -> optax.GradientTransformation:
     if tx is None:
         raise ConfigError("TrainState.create: tx is missing; give it an Optax transformation")
     name = getattr(tx, "__name__", "")
-    if isinstance(tx, type) and issubclass(tx, Optimizer):
-        cure = "make one: Optimizer(...)"
+    if isinstance(tx, type) and isinstance(tx, Description):
+        cure = f"make one: {name}(...)"
     elif name and getattr(optax, name, None) is tx:
         cure = f"call it: optax.{name}(...)"
     elif isinstance(tx, nn.Module):
@@ -119,9 +134,12 @@ def checked_seed(seed: Any) -> int:
 
 
 def described(
-    optimizer: Optimizer, frozen: tuple[str, ...], ema_decay: float | None, total_steps: int | None
+    optimizer: Description,
+    frozen: tuple[str, ...],
+    ema_decay: float | None,
+    total_steps: int | None,
 ) -> tuple[optax.GradientTransformation, tuple[str, ...], float | None]:
-    """An `Optimizer` as a transformation, and what it says that a transformation cannot."""
+    """A description as a transformation, and what it says that a transformation cannot."""
     for name, here, there in (
         ("frozen", frozen, optimizer.freeze),
         ("ema_decay", ema_decay, optimizer.params_ema),
@@ -136,7 +154,7 @@ def described(
 
 
 def _is_optimiser(value: Any) -> bool:
-    return isinstance(value, (optax.GradientTransformation, Optimizer, optax.MultiSteps))
+    return isinstance(value, (optax.GradientTransformation, Description, optax.MultiSteps))
 
 
 def _is_array(leaf: Any) -> bool:

@@ -16,6 +16,7 @@ from flax.training import train_state
 from jaxtyping import Array, Float, Int32, Key
 
 from loopax.adapters import (
+    Description,
     as_transformation,
     check_arguments,
     checked_seed,
@@ -25,7 +26,6 @@ from loopax.adapters import (
     with_collections,
 )
 from loopax.errors import ConfigError
-from loopax.optimizer import Optimizer
 from loopax.paths import (
     PyTree,
     differing,
@@ -105,7 +105,7 @@ class TrainState(Node, kw_only=True):
         cls,
         model: nn.Module | None = None,
         example: Any = None,
-        tx: optax.GradientTransformation | Optimizer | None = None,
+        tx: optax.GradientTransformation | Description | None = None,
         *,
         seed: int = 0,
         params: PyTree = None,
@@ -142,7 +142,7 @@ class TrainState(Node, kw_only=True):
             raise ConfigError(
                 f"frozen is {frozen!r}; it must be a tuple of patterns: ({frozen!r},)"
             )
-        if isinstance(tx, Optimizer):
+        if isinstance(tx, Description) and not isinstance(tx, type):
             tx, frozen, ema_decay = described(tx, frozen, ema_decay, total_steps)
         elif total_steps is not None:
             raise ConfigError(
