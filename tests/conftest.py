@@ -39,15 +39,19 @@ settings.load_profile("loopax")
 
 
 LONGEST = (
+    "test_loop.py",
     "test_bert.py",
-    "test_own_images.py",
+    "test_stops.py",
+    "test_verify.py",
     "test_faults.py",
     "test_storage.py",
+    "test_replay.py",
+    "test_own_images.py",
     "test_cli.py",
     "test_evaluation.py",
-    "test_verify.py",
     "test_article.py",
-    "test_stops.py",
+    "test_state.py",
+    "test_checkpoint.py",
 )
 
 

@@ -134,7 +134,7 @@ def test_training_happened_and_another_seed_trains_other_parameters(
 def test_1000_steps_are_400_steps_and_600_after_a_resumption(
     tmp_path, bits, dataset, loss_fn, new_state, source
 ):
-    options = {"log_every": 100, **QUIET}
+    options = {"log_every": 100, **PLAIN}
     whole = loopax.fit(
         new_state(ema_decay=0.9),
         loss_fn,
@@ -175,9 +175,8 @@ def test_a_run_may_be_extended_from_between_two_log_boundaries(
     assert parts.dir.metrics_file.read_text() == whole.dir.metrics_file.read_text()
 
 
-@pytest.mark.parametrize("source", ["resident", "list"])
 def test_an_interrupted_run_writes_the_metrics_of_one_that_was_not(
-    tmp_path, bits, dataset, loss_fn, new_state, source
+    tmp_path, bits, dataset, loss_fn, new_state
 ):
     """The checkpoint, at step 15, lies in the middle of a logged interval."""
 
@@ -185,7 +184,7 @@ def test_an_interrupted_run_writes_the_metrics_of_one_that_was_not(
         return loopax.fit(
             new_state(),
             loss_fn,
-            SOURCES[source](dataset),
+            ready_batches(dataset),
             steps=45,
             run_dir=tmp_path / name,
             evaluation=loopax.Evaluation(dataset.batches(100), every=9),
@@ -333,8 +332,9 @@ def fit(**options):
 """
 
 
-@pytest.mark.parametrize("prompt", [False, True], ids=["in a script", "at a prompt"])
-@pytest.mark.parametrize("run_dir", [None, "run"])
+@pytest.mark.parametrize(
+    ("run_dir", "prompt"), [("run", False), (None, True)], ids=["in a script", "at a prompt"]
+)
 def test_ctrl_c_gives_what_was_trained(tmp_path, run_dir, prompt):
     """With the exception: at a prompt `KeyboardInterrupt`, in a script the one that ends it."""
     program = f"""{INTERRUPTED}

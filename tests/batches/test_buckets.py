@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loopax
@@ -31,8 +31,11 @@ def walked(batches, feed, steps):
 
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=4, max_size=60)
+FEW = settings(max_examples=20)
+"""Each has shapes of its own to compile."""
 
 
+@FEW
 @given(LENGTHS, st.integers(1, 4), st.integers(0, 3))
 def test_an_epoch_holds_each_example_at_most_once_whole_and_in_full_batches(lengths, size, seed):
     data = sequences(lengths)
@@ -46,6 +49,7 @@ def test_an_epoch_holds_each_example_at_most_once_whole_and_in_full_batches(leng
         assert batch["ids"].shape[1] in {min(b, max(lengths)) for b in batches.buckets}
 
 
+@FEW
 @given(LENGTHS, st.integers(1, 4), st.integers(0, 40), st.integers(1, 5))
 def test_a_feed_that_begins_later_goes_on_with_the_same_batches(lengths, size, start, many):
     batches = BucketedBatches(sequences(lengths), size, cut=("ids",))
@@ -55,6 +59,7 @@ def test_a_feed_that_begins_later_goes_on_with_the_same_batches(lengths, size, s
         assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
+@FEW
 @given(LENGTHS, st.integers(1, 4))
 def test_one_pass_meets_every_example_once(lengths, size):
     batches = BucketedBatches(sequences(lengths), size, cut=("ids",))

@@ -58,7 +58,6 @@ def runs(tmp_path_factory, dataset, loss_fn, trapped_loss, new_state, line_state
 
     def train(name, directory):
         data = {
-            "host": lambda: dataset.batches(2, resident=False),
             "iterable": lambda: ready_batches(dataset),
         }.get(name, lambda: dataset.batches(2))()
         trap = name == "skipped"
@@ -98,7 +97,6 @@ def runs(tmp_path_factory, dataset, loss_fn, trapped_loss, new_state, line_state
 
 STEPS = {
     "device": (0, 19, 20, 59),
-    "host": (20,),
     "iterable": (20,),
     "resumed": (34, 41),
     "skipped": (27, 28),
