@@ -4,6 +4,7 @@ from .baseline import accuracy_of_baseline as accuracy_of_baseline
 from .baseline import fit_baseline as fit_baseline
 from .config import PRESETS as PRESETS
 from .config import ImagesConfig as ImagesConfig
+from .config import ImageSource as ImageSource
 from .data import as_floats as as_floats
 from .data import data_of as data_of
 from .data import flat_portions as flat_portions

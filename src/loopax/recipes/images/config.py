@@ -12,14 +12,11 @@ Preset = Literal["standard", "judge"]
 
 
 @dataclass(frozen=True)
-class ImagesConfig:
-    """A convolutional classifier of images and how it is trained."""
+class ImageSource:
+    """Which images a recipe works on, and how they are split."""
 
     PLACES: ClassVar = ("data",)
 
-    preset: Preset = "standard"
-    """standard: the best checkpoint of several passes; judge: every training image, in at most
-    1,800 steps, as samples of a VAE are judged by."""
     data: str = "mnist"
     """mnist (bundled), or a path: IDX, .npz or Parquet files, or a folder with one per class."""
     image_size: tuple[int, int] | None = None
@@ -34,6 +31,24 @@ class ImagesConfig:
     validation: float = 0.1
     """The part of the training images that is held out to choose a checkpoint by, where the data
     gives none and there are enough; 0 holds none out, and nothing is chosen."""
+
+    def __post_init__(self) -> None:
+        self._check_split()
+
+    def _check_split(self) -> None:
+        if not 0 < self.test_fraction < 1:
+            raise ConfigError(f"test_fraction is {self.test_fraction}; it must be within 0 and 1")
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"validation is {self.validation}; it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class ImagesConfig(ImageSource):
+    """A convolutional classifier of images and how it is trained."""
+
+    preset: Preset = "standard"
+    """standard: the best checkpoint of several passes; judge: every training image, in at most
+    1,800 steps, as samples of a VAE are judged by."""
     epochs: float | None = None
     """Passes over the training images; when left out 8, and as many as make 2,000 steps of fewer
     images."""
@@ -66,6 +81,7 @@ class ImagesConfig:
     """Steps between logged rows."""
 
     def __post_init__(self) -> None:
+        self._check_split()
         for name in ("batch_size", "features", "log_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -76,13 +92,8 @@ class ImagesConfig:
         for name in ("shift", "seed"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if not 0 < self.test_fraction < 1:
-            raise ConfigError(f"test_fraction is {self.test_fraction}; it must be within 0 and 1")
-        for name in ("validation", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
-                )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
 
 _STANDARD = ImagesConfig()

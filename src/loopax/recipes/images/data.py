@@ -1,4 +1,4 @@
-"""Which images a configuration names, and which of them stand for all.
+"""Images that a configuration names, and which of them stand for all.
 
 Data often lies class by class, so the first images are those of the first classes only.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 import loopax
 from loopax.data import Dataset, Splits
 from loopax.deadline import check_time
+from loopax.recipes.images.config import ImageSource
 
 FEWEST_TO_CHOOSE_BY = 10
 """Images below which a difference between two checkpoints is chance."""
@@ -22,22 +23,7 @@ NUMBERS_AT_ONCE, NUMBERS_LIMIT = 2**24, 2**27
 """Of float32, in a portion and in all that is chosen: 64 and 512 MiB."""
 
 
-class Source(Protocol):
-    """The part of a configuration that names images."""
-
-    @property
-    def data(self) -> str: ...
-    @property
-    def image_size(self) -> tuple[int, int] | None: ...
-    @property
-    def channels(self) -> Literal[1, 3] | None: ...
-    @property
-    def background(self) -> str | None: ...
-    @property
-    def test_fraction(self) -> float: ...
-
-
-def data_of(config: Source) -> Splits:
+def data_of(config: ImageSource) -> Splits:
     """The images that a configuration names.
 
     Raises:

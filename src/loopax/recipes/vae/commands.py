@@ -164,13 +164,8 @@ class Judge(Command):
         from loopax.caches import cache_folder
         from loopax.files import storing
 
-        config = vae.VAEConfig(
-            data=self.data,
-            image_size=self.image_size,
-            channels=self.channels,
-            background=self.background,
-        )
-        data = images.data_of(config)
+        source = images.ImageSource(self.data, self.image_size, self.channels, self.background)
+        data = images.data_of(source)
         folder = None if self.out else cache_folder("judges")
         if self.out is None and folder is None:
             raise ConfigError("there is no cache to keep a judge in; give --out")

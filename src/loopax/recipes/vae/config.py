@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
+from loopax.recipes.images import ImageSource
 
 Preset = Literal["sharp", "wide", "article", "bernoulli", "record", "conv"]
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(ImageSource):
     """A variational autoencoder and how it is trained."""
-
-    PLACES: ClassVar = ("data",)
 
     preset: Preset = "sharp"
     """sharp: the best samples in about a minute; wide: the article's loss, lower; article: the
     article to the letter; bernoulli: likelihood of binarised images; record: the same, twenty
     minutes long; conv: convolutions, for larger images."""
-    data: str = "mnist"
-    """mnist (bundled), or a path: IDX, .npz or Parquet files, or a folder with one per class."""
-    image_size: tuple[int, int] | None = None
-    """Height and width to bring images to, in pixels; needed if theirs differ."""
-    channels: Literal[1, 3] | None = None
-    """1 to train on grey images, 3 on colour; as they are stored when left out."""
-    background: str | None = None
-    """The colour that transparent pixels are put on: white, black or '#rrggbb'; they are refused
-    when left out."""
-    test_fraction: float = 0.1
-    """The part of the images to test on, where the data does not say which."""
-    validation: float = 0.1
-    """The part of the training images that is held out to choose a checkpoint by, where the data
-    gives none and there are enough; 0 holds none out, and nothing is chosen."""
     epochs: int | None = None
     """Passes over the training images; when left out 24, and as many as make 4,000 steps of fewer
     images, unless the validation images tell to stop."""
@@ -93,6 +78,7 @@ class VAEConfig:
     """Steps between logged rows."""
 
     def __post_init__(self) -> None:
+        self._check_split()
         counts = ("epochs", "batch_size", "latent", "log_every")
         for name in (*counts, "importance_samples", "mixture_components"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -104,10 +90,6 @@ class VAEConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if isinstance(self.sigma, float | int) and not self.sigma > 0:
             raise ConfigError(f"sigma is {self.sigma}; it must be above 0, learned or optimal")
-        if not 0 < self.test_fraction < 1:
-            raise ConfigError(f"test_fraction is {self.test_fraction}; it must be within 0 and 1")
-        if not 0 <= self.validation < 1:
-            raise ConfigError(f"validation is {self.validation}; it must be at least 0 and below 1")
         self._check_combinations()
 
     def _check_combinations(self) -> None:
