@@ -75,8 +75,8 @@ class ImagesConfig(ImageSource):
         )
     )
     """How the parameters are updated; without a warm-up of its own it has one of 100 steps."""
-    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
-    """When a number is NaN or infinite: stop, skip the update, or go back to a checkpoint."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """When a number is NaN or infinite: stop, or skip the update."""
     log_every: int = 50
     """Steps between logged rows."""
 
