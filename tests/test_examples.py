@@ -195,3 +195,21 @@ def test_optimizer(run_example, capsys):
     described, by_hand = capsys.readouterr().out.splitlines()
     assert described.partition(", ")[0].split()[-1] == by_hand.partition(", ")[0].split()[-1]
     assert "'learning_rate/head': 0.1" in described
+
+
+def test_gan(run_example):
+    run = run_example("gan.py", ("steps=2000", "steps=700"))["run"]
+    assert run.latest("test")["dots"] >= 4
+    assert {"critic", "generator"} <= run.latest("train").keys()
+
+
+def test_target_network(run_example):
+    chances = run_example("target_network.py", ("steps=3000", "steps=1000"))["chances"]
+    assert (np.diff(chances) > 0).all()
+    assert chances[0] < 0.3 < 0.7 < chances[-1]
+
+
+def test_sharpness_aware(run_example):
+    run = run_example("sharpness_aware.py", ("epochs=2", "steps=60, log_every=20"))["run"]
+    assert run.latest("train")["sharpness"] > 0
+    assert run.latest("test")["accuracy"] > 0.75

@@ -150,3 +150,24 @@ def test_what_trains_is_one_of_two():
         loopax.fit(pair(), distance, DATA, steps=1, **PLAIN)
     with pytest.raises(ConfigError, match=r"Evaluation\(data, loss_fn="):
         loopax.fit(pair(), data=DATA, step=follow, steps=1, evaluation=DATA, **PLAIN)
+
+
+def test_the_steps_of_a_loss_stand_in_a_loop_of_ones_own():
+    """In a scan over stacked batches they do what `fit` does, frozen parts and averages too."""
+
+    def loss(params, batch, rngs):
+        noise = jax.random.normal(rngs["noise"], batch["x"].shape)
+        return jnp.square(batch["x"] * params["w"] + params["b"] + noise).mean(), {}
+
+    params = {"w": jnp.ones(1), "b": jnp.ones(1)}
+    state = loopax.TrainState.create(params=params, tx=TX, frozen=("b",), ema_decay=0.9)
+    stacked = jax.tree.map(lambda *batches: np.stack(batches), *DATA)
+    with jax.numpy_rank_promotion("allow"):
+        scanned, metrics = jax.lax.scan(loopax.train_step(loss), state, stacked)
+        run = loopax.fit(state, loss, DATA, steps=7, log_every=1, **PLAIN)
+        measured = jax.jit(loopax.eval_step(loss))(scanned, DATA[0])
+        evaluated = loopax.evaluate(scanned, loss, DATA[:1])
+    assert int(scanned.step) == 7
+    np.testing.assert_allclose(scanned.ema["w"], run.state.ema["w"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"][-1], run.latest("train")["loss"], rtol=1e-6)
+    assert float(measured["loss"]) == pytest.approx(evaluated["loss"])
