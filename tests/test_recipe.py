@@ -103,6 +103,7 @@ def test_the_commands_work_on_a_recipe_of_ones_own(tmp_path):
         "replay run --step 3",
         "rewind run --step 3 --set learning-rate=0.001 --out branch",
         "export run",
+        "report run",
         "runs .",
     ]
     done = subprocess.run(
@@ -119,6 +120,7 @@ def test_the_commands_work_on_a_recipe_of_ones_own(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["measures"]["validation"]["accuracy"] > 0.9
     assert "│ accuracy" in done.stdout
+    assert "<h2>Measures</h2>" in (tmp_path / "run" / "report.html").read_text()
     for file in ("evaluation.json", "replay/3/report.json", "weights.safetensors"):
         assert (tmp_path / "run" / file).is_file()
     assert json.loads((tmp_path / "branch" / "config.json").read_text())["learning_rate"] == 0.001
