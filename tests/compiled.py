@@ -34,24 +34,25 @@ def _put_whole(cache: LRUCache, key: str, value: bytes) -> None:
         part.replace(file)
 
 
-def hasten(in_haste: bool) -> None:
+def hasten(wanted: bool) -> None:
     """Compiles in a third of the time, or as users' programs are compiled.
 
     Without the optimisations of LLVM, and each operation by itself. For all but tests that are
     marked `optimized`, where the bits are to be those that users get.
     """
-    global _in_haste
-    _in_haste = in_haste
-    jax.config.update("jax_disable_most_optimizations", in_haste)
+    global in_haste
+    in_haste = wanted
+    jax.config.update("jax_disable_most_optimizations", wanted)
 
 
 def _options(*args: Any, **kwargs: Any) -> Any:
     options = _users_options(*args, **kwargs)
-    if _in_haste:
+    if in_haste:
         kept = options.env_option_overrides
         options.env_option_overrides = [*kept, ("xla_cpu_use_fusion_emitters", False)]
     return options
 
 
-_in_haste, _users_options = False, compiler.get_compile_options
+in_haste = False
+_users_options = compiler.get_compile_options
 compiler.get_compile_options = _options

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests import compiled
+
 PATIENCE = 300.0
 """Seconds after which something that should have happened never will; no test waits for it."""
 _fork = multiprocessing.get_context("forkserver")
@@ -33,13 +35,14 @@ _fork.set_forkserver_preload(
 class Process:
     """`program(*arguments)`, started; what it says goes to `<log>.out` and `<log>.err`.
 
-    A program is a function that can be imported. It ends with its `SystemExit`, or with 1 and a
-    traceback.
+    A program is a function that can be imported. It compiles as the process that starts it, and
+    ends with its `SystemExit`, or with 1 and a traceback.
     """
 
     def __init__(self, program, *arguments, log: Path):
         self._log = log
-        self._process = _fork.Process(target=_be, args=(program, arguments, log))
+        in_haste = compiled.in_haste
+        self._process = _fork.Process(target=_be, args=(program, arguments, log, in_haste))
         self._process.start()
         self.pid = self._process.pid
 
@@ -95,15 +98,14 @@ def until(condition, what):
         time.sleep(0.005)
 
 
-def _be(program, arguments, log):
+def _be(program, arguments, log, in_haste):
     """What the forked process does."""
     os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, descriptor)
-    from tests import compiled
-
     compiled.share(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    compiled.hasten(in_haste)
     try:
         sys.exit(program(*arguments))
     except Exception:
