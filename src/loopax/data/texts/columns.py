@@ -20,7 +20,7 @@ from loopax.data.columns import (
     usual,
 )
 from loopax.data.files import fault
-from loopax.data.texts.tables import Row, Table
+from loopax.data.texts.tables import Row, TextTable
 from loopax.data.words import brief, quoted, shown
 from loopax.errors import DataError
 
@@ -36,7 +36,9 @@ Unfit = Mapping[str, str]
 """What is the matter with each of the others."""
 
 
-def find_columns(table: Table, sample: Sequence[Row], given: Columns, *, labelled: bool) -> Columns:
+def find_columns(
+    table: TextTable, sample: Sequence[Row], given: Columns, *, labelled: bool
+) -> Columns:
     """The columns of `table`, of which `sample` is the first rows.
 
     Args:
@@ -74,7 +76,7 @@ def split_column(sample: Sequence[Row], chosen: Columns) -> str | None:
     return next((name for name in found if name not in (*chosen.text, *chosen[1:])), None)
 
 
-def _usable(table: Table, sample: Sequence[Row]) -> tuple[Cells, Unfit]:
+def _usable(table: TextTable, sample: Sequence[Row]) -> tuple[Cells, Unfit]:
     """The cells of usable columns, and why others are unfit, such as a list in a cell."""
     unfit = dict(table.unfit)
     for row in sample:
@@ -86,23 +88,23 @@ def _usable(table: Table, sample: Sequence[Row]) -> tuple[Cells, Unfit]:
     return {name: [row.cells.get(name) for row in sample] for name in names}, unfit
 
 
-def _unfit(table: Table, names: Iterable[str], unfit: Unfit) -> DataError:
+def _unfit(table: TextTable, names: Iterable[str], unfit: Unfit) -> DataError:
     return fault(table.path, _must_be_scalar(table, names, unfit))
 
 
-def _must_be_scalar(table: Table, names: Iterable[str], unfit: Unfit) -> str:
+def _must_be_scalar(table: TextTable, names: Iterable[str], unfit: Unfit) -> str:
     example = ', as in {"text": "...", "label": "..."}' if "JSON" in table.kind else ""
     return (
         f"{quoted(names, unfit)} must be one column, with a string or a number in each row{example}"
     )
 
 
-def _none_found(table: Table, problem: str, option: str, unfit: Unfit) -> DataError:
+def _none_found(table: TextTable, problem: str, option: str, unfit: Unfit) -> DataError:
     also = f"; {_must_be_scalar(table, unfit, unfit)}" if unfit else ""
     return fault(table.path, f"no column looks like {problem}, pass {option}= to name one{also}")
 
 
-def _require_header(table: Table, cells: Cells) -> None:
+def _require_header(table: TextTable, cells: Cells) -> None:
     """Refuses a first line that looks like data: it would be lost, and name nothing."""
     for name, each in cells.items():
         is_number = re.fullmatch(r"[-+]?\d+(\.\d*)?", name)
@@ -114,7 +116,7 @@ def _require_header(table: Table, cells: Cells) -> None:
             )
 
 
-def _find_text(table: Table, cells: Cells, unfit: Unfit) -> tuple[str, ...]:
+def _find_text(table: TextTable, cells: Cells, unfit: Unfit) -> tuple[str, ...]:
     free = {name: each for name, each in cells.items() if plain(name) not in _NO_TEXT}
     spelled = {plain(name): name for name in free}
     pairs = [tuple(spelled[name] for name in pair) for pair in PAIR_NAMES if {*pair} <= {*spelled}]
@@ -128,7 +130,7 @@ def _find_text(table: Table, cells: Cells, unfit: Unfit) -> tuple[str, ...]:
     return (only_column(table.path, candidates, "texts", "text"),)
 
 
-def _longest(table: Table, cells: Cells, unfit: Unfit) -> list[str]:
+def _longest(table: TextTable, cells: Cells, unfit: Unfit) -> list[str]:
     """The column of strings that are by far the longest, or else all columns of strings."""
     strings = {
         name: [len(cell) for cell in each if isinstance(cell, str) and not _is_number(cell)]
@@ -142,7 +144,7 @@ def _longest(table: Table, cells: Cells, unfit: Unfit) -> list[str]:
     return longest[:1] if is_far else longest
 
 
-def _find_label(table: Table, cells: Cells, unfit: Unfit) -> str:
+def _find_label(table: TextTable, cells: Cells, unfit: Unfit) -> str:
     named = usual([*cells, *unfit], LABEL_NAMES)
     found = [name for name in named if name in cells]
     if named and not found:

@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """A file as rows.
 
     Attributes:
@@ -102,7 +102,7 @@ class Table:
         return f"{shown(self.path)}: {self.unit} {row.number}"
 
 
-def read_table(path: File) -> Table:
+def read_table(path: File) -> TextTable:
     """The rows of a CSV, TSV, JSON or Parquet file, which its name tells apart.
 
     CSV is as RFC 4180 has it, delimited by `,`, `;` or tab: by what a first line `sep=;` names, as
@@ -205,7 +205,7 @@ def _delimiter(lines: Lines) -> str:
     return max(_DELIMITERS, key=columns)
 
 
-def _delimited_table(path: File, lines: Lines, delimiter: str) -> Table:
+def _delimited_table(path: File, lines: Lines, delimiter: str) -> TextTable:
     read = functools.partial(_records, path, lines, delimiter)
     is_plain = delimiter == "\t" and _is_plain(read, lines)
     records = read(csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
@@ -213,7 +213,7 @@ def _delimited_table(path: File, lines: Lines, delimiter: str) -> Table:
     if not header:
         raise fault(path, "is empty; its first line must name the columns")
     names = [name or f"column {index}" for index, name in enumerate(map(trimmed, header), 1)]
-    return Table(
+    return TextTable(
         path,
         _DELIMITERS.get(delimiter, f"CSV with {delimiter}"),
         _delimited_rows(path, names, records, delimiter),
@@ -285,16 +285,16 @@ def _records(path: File, lines: Lines, delimiter: str, quoting: Literal[0, 3]) -
             yield before + 1, cells, reader.line_num - before
 
 
-def _json_table(path: File, lines: Lines) -> Table:
+def _json_table(path: File, lines: Lines) -> TextTable:
     first = next((line for line in lines() if not line.isspace()), "")
     if not first:
         raise fault(path, "is empty; it must hold a JSON object on each line")
     if not first.lstrip().startswith("["):
-        return Table(path, "JSON lines", _json_line_rows(path, lines))
+        return TextTable(path, "JSON lines", _json_line_rows(path, lines))
     with reporting(path, "cannot be read as a JSON array"):
         items = json.loads("".join(lines()))
     rows = (_json_row(path, "row", number, item) for number, item in enumerate(items))
-    return Table(path, "JSON", rows, unit="row")
+    return TextTable(path, "JSON", rows, unit="row")
 
 
 def _json_line_rows(path: File, lines: Lines) -> Iterator[Row]:
@@ -325,7 +325,7 @@ def _alone(cell: Any) -> Any:
     return cell
 
 
-def _parquet_table(path: File) -> Table:
+def _parquet_table(path: File) -> TextTable:
     with open_parquet(path) as file:
         classes = declared_classes(path, file.schema_arrow)
         types = {each.name: each.type for each in file.schema_arrow}
@@ -333,7 +333,7 @@ def _parquet_table(path: File) -> Table:
     unfit = {name: str(kind) for name, kind in types.items() if not _is_readable(kind)}
     unfit |= dict.fromkeys(twice, "named twice")
     rows = _parquet_rows(path, [name for name in types if name not in unfit])
-    return Table(path, "Parquet", rows, unit="row", class_names=classes, unfit=unfit)
+    return TextTable(path, "Parquet", rows, unit="row", class_names=classes, unfit=unfit)
 
 
 def _parquet_rows(path: File, columns: list[str]) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from loopax.data.columns import Columns
 from loopax.data.description import described, facts_of_texts
 from loopax.data.files import fault
 from loopax.data.texts.columns import find_columns, split_column
-from loopax.data.texts.tables import Row, Table, read_table, trimmed
+from loopax.data.texts.tables import Row, TextTable, read_table, trimmed
 from loopax.data.words import abridged, brief
 from loopax.errors import ConfigError, DataError
 
@@ -174,7 +174,7 @@ class _Reader:
     """Collects the rows of a table; `chosen` are the classes that the caller knows."""
 
     def __init__(
-        self, table: Table, columns: Columns, labelled: bool, chosen: Sequence[str] | None
+        self, table: TextTable, columns: Columns, labelled: bool, chosen: Sequence[str] | None
     ) -> None:
         self.table, self.columns, self.labelled, self.chosen = table, columns, labelled, chosen
         self.declared = table.class_names.get(columns.label or "", ())
