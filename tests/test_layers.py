@@ -66,13 +66,7 @@ NARROWER = {
 PUBLIC_WITH_UNDERSCORE = {"_asdict", "_replace", "_fields", "__name__", "__file__", "__version__"}
 """Of named tuples and modules."""
 PUBLIC_MODULES = {"loopax.errors", "loopax.terminal"}
-STILL_TOO_LARGE = {
-    "read to trust a run",
-    "the core",
-    "loop.py",
-    "data/",
-    "recipes/",
-}
+STILL_TOO_LARGE = {"read to trust a run", "the core", "data/", "recipes/"}
 """Goals of `benchmarks/sizes.py` that are not reached yet; what is reached, stays."""
 CORE = [name for name in MODULES if name != "loopax"]
 RECIPES = [name for name in MODULES if name.startswith("loopax.recipes")]
