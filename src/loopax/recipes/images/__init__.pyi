@@ -9,6 +9,7 @@ from .data import as_floats as as_floats
 from .data import data_of as data_of
 from .data import flat_portions as flat_portions
 from .data import known_only as known_only
+from .data import problem_of_run as problem_of_run
 from .data import some_of as some_of
 from .data import with_validation as with_validation
 from .evaluation import Results as Results

@@ -15,9 +15,9 @@ from jaxtyping import Float
 
 import loopax
 from loopax.deadline import check_time
-from loopax.errors import DataError
 from loopax.models.classifier import Classifier
 from loopax.recipes.images.config import ImagesConfig
+from loopax.recipes.images.data import problem_of_run
 from loopax.recipes.images.problem import Problem, model_of
 from loopax.recipes.images.recipe import ImagesRecipe
 from loopax.rundir import RunDir
@@ -133,16 +133,8 @@ def load(
 
     @functools.cache
     def find_problem() -> Problem:
-        place = data or str(noted["data"])
-        try:
-            found = Problem.of(replace(config, data=place))
-        except DataError as error:
-            raise DataError(
-                f"{error}; {run} was trained on these images: --data says where they are by now"
-            ) from error
-        loopax.recipe.check_data(run, found.config, found.data.train.fingerprint)
-        return found
+        here = replace(config, data=data or str(noted["data"]))
+        return problem or problem_of_run(run, here, Problem.of)
 
-    find = find_problem if problem is None else lambda: problem
     shape = (height, width, channels)
-    return TrainedClassifier(config, model, params, shape, names, directory, step, find)
+    return TrainedClassifier(config, model, params, shape, names, directory, step, find_problem)

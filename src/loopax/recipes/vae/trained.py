@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 
 import loopax
 from loopax.data import Splits
-from loopax.errors import ConfigError, DataError, LoopaxError
+from loopax.errors import ConfigError, LoopaxError
 from loopax.models.vae import VAE
-from loopax.recipes.images import as_floats
+from loopax.recipes.images import as_floats, problem_of_run
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.problem import Problem, model_of
 from loopax.recipes.vae.recipe import VAERecipe
@@ -293,18 +293,10 @@ def load(
 
     @functools.cache
     def find_problem() -> Problem:
-        place = data or str(noted["data"])
-        try:
-            found = Problem.of(replace(config, data=place))
-        except DataError as error:
-            raise DataError(
-                f"{error}; {run} was trained on these images: --data says where they are by now"
-            ) from error
-        loopax.recipe.check_data(run, found.config, found.data.train.fingerprint)
-        return found
+        here = replace(config, data=data or str(noted["data"]))
+        return problem or problem_of_run(run, here, Problem.of)
 
-    find = find_problem if problem is None else lambda: problem
-    return TrainedVAE(config, model, params, names, directory, step, find).with_sampler()
+    return TrainedVAE(config, model, params, names, directory, step, find_problem).with_sampler()
 
 
 def _is_number(name: str) -> bool:
