@@ -70,7 +70,6 @@ def test_it_trains_saves_resumes_evaluates_and_replays_as_a_loss_does(tmp_path, 
             log_every=2,
             run_dir=tmp_path / name,
             evaluation=evaluation,
-            checkpoints=loopax.Checkpoints(best="gap/distance"),
             **options,
             **PLAIN,
         )
@@ -78,14 +77,16 @@ def test_it_trains_saves_resumes_evaluates_and_replays_as_a_loss_does(tmp_path, 
     by_hand, jitted = pair(), jax.jit(follow)
     for batch in DATA:
         by_hand, metrics = jitted(by_hand, batch, Rngs(by_hand.key, by_hand.step))
-    train(3)
-    run = train(7)
+    by_distance = loopax.Checkpoints(best="gap/distance")
+    train(3, checkpoints=by_distance)
+    run = train(7, checkpoints=by_distance)
     whole = train(7, "whole", chunk_steps=2)
     assert isinstance(run.state, Pair)
     assert bits(run.state) == bits(whole.state)
     np.testing.assert_allclose(run.state.second["w"], by_hand.second["w"], rtol=1e-6)
     assert run.latest("train")["loss"] == pytest.approx(float(metrics["loss"]))
     assert run.latest("gap")["distance"] > 0
+    assert loopax.CheckpointStore(run.dir.checkpoints).step_of("best") in (3, 7)
     assert "grad_norm" in run.latest("train")
     assert "state       8 in 8 arrays" in repr(run)
     assert pickle.loads(pickle.dumps(run)).state.step == 7

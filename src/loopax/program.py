@@ -67,11 +67,22 @@ class Program:
             self._signatures.append(_signature(dict(zip(self._arguments, args, strict=True))))
             return function(*args)
 
-        self._jitted = jax.jit(traced, donate_argnums=() if is_debugging() else donate)
+        self._traced, self._donate = traced, donate
+        self._jit: Any = None
+
+    def _jitted(self, args: tuple[Any, ...]) -> Any:
+        """The function jitted; the first result lies where the argument lay that it replaces."""
+        if self._jit is None:
+            self._jit = jax.jit(
+                self._traced,
+                donate_argnums=() if is_debugging() else self._donate,
+                out_shardings=(_shardings(args[0]), None) if self._donate else None,
+            )
+        return self._jit
 
     def __call__(self, *args: Any) -> Any:
         seen, start = len(self._signatures), time.perf_counter()
-        result = self._jitted(*args)
+        result = self._jitted(args)(*args)
         if len(self._signatures) > seen:
             reason = _difference(self._signatures[-2:])
             self._account.compiled(self._name, reason, time.perf_counter() - start)
@@ -84,7 +95,7 @@ class Program:
 
     def compiled(self, *args: Any) -> jax.stages.Compiled:
         """The machine code for `args`, of which only shapes and types count; shared with calls."""
-        return self._jitted.lower(*args).compile()
+        return self._jitted(args).lower(*args).compile()
 
 
 class TrainProgram:
@@ -227,6 +238,11 @@ def probe_program(loss_fn: LossFn, batches: Batches, account: Account) -> Callab
 
     program = Program("probe", probe, account, donate=())
     return lambda state, items: program(state, batches.resident, items.stacked)
+
+
+def _shardings(tree: PyTree) -> PyTree:
+    """Where each array of a tree was put; None where that was left to JAX."""
+    return jax.tree.map(lambda leaf: leaf.sharding if leaf.committed else None, tree)
 
 
 def _item(stacked: PyTree, index: Int32[Array, ""]) -> PyTree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
@@ -27,6 +28,7 @@ from loopax.evaluation import Evaluation, as_evaluation
 from loopax.hooks import Hook, as_hooks, evaluate_every
 from loopax.losses import LossFn
 from loopax.retention import Checkpoints, ranking
+from loopax.state import TrainState
 from loopax.step import OwnStep
 from loopax.writers.base import Writer, as_writers
 
@@ -111,6 +113,9 @@ class Settings:
                 "which says when to save"
             )
         saving, place = checkpoints or Checkpoints(), None
+        if saving.best == "auto" and not isinstance(state, TrainState):
+            # What a state of one's own is measured by need not be called loss.
+            saving = dataclasses.replace(saving, best=None)
         if run_dir is not None:
             place = directory("run_dir", run_dir)
             saving = ranking(saving, [] if evaluation is None else [*evaluation.parts], bool(hooks))
