@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.training import train_state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -260,6 +261,32 @@ def test_a_state_with_a_model_state_hands_it_to_the_loss_and_gets_it_back():
     assert run.state.model_state.tolist() == [2]
     with pytest.raises(ConfigError, match=r"has a model_state, .* fourth argument"):
         loopax.fit(state, lambda params, batch, rngs: 0.0, [np.zeros(1)], steps=1, **PLAIN)
+
+
+class FlaxState(train_state.TrainState):
+    seen: jax.Array
+    key: jax.Array
+
+
+class OwnUpdate(train_state.TrainState):
+    def apply_gradients(self, *, grads, **fields):
+        return super().apply_gradients(grads=grads, **fields)
+
+
+def test_a_state_of_flaxs_own_is_gone_on_with_as_far_as_that_is_sound():
+    params, key = {"x": jnp.zeros(2)}, jax.random.key(5)
+    made = {"apply_fn": None, "params": params, "tx": optax.adam(0.1)}
+    state = FlaxState.create(**made, seen=jnp.zeros(1), key=key).replace(step=3)
+    run = loopax.fit(state, counting_seen, [np.zeros(1)], steps=2, **PLAIN)
+    assert run.state.model_state["seen"].tolist() == [2]
+    assert int(run.state.step) == 5
+    assert words(run.state.key) == words(key)
+    with pytest.raises(ConfigError, match="OwnUpdate of Flax, which makes its own update"):
+        loopax.fit(OwnUpdate.create(**made), counting, [np.zeros(1)], steps=1, **PLAIN)
+
+
+def counting_seen(params, batch, rngs, model_state):
+    return params["x"].sum(), {}, {"seen": model_state["seen"] + 1}
 
 
 def test_given_collections_take_the_place_of_the_models():
