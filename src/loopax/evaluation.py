@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from loopax import jaxprs
 from loopax.account import Account
@@ -20,6 +20,7 @@ from loopax.errors import ConfigError, DataError
 from loopax.jsonlines import OWN_SOURCES
 from loopax.losses import Batch, LossFn, call_loss
 from loopax.paths import PyTree, leaf_path
+from loopax.placement import put
 from loopax.program import EvalProgram
 from loopax.rows import WEIGHT, Sums, means, totals
 from loopax.state import TrainState
@@ -142,7 +143,7 @@ def evaluator(
         nonlocal warned
         chunks, sums, first = [], list[Sums](), 0
         for items in batches.once(EVAL_CAPACITY):
-            rows, added = program(state, on_device(items), jnp.int32(first))
+            rows, added = program(state, on_device(items), put(np.int32(first)))
             batch = _batch(batches, state, items.stacked)
             if not warned:
                 warned = True

@@ -119,7 +119,7 @@ def settings_table(config: Any, usual: Any) -> Table:
     ]
     if changed:
         return Table(("setting", "value", f"in preset {config.preset}"), rows)
-    return values_table(config.to_json())
+    return values_table(asdict(config))
 
 
 def values_table(values: Mapping[str, Any]) -> Table:
