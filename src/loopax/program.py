@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32
+from jaxtyping import Array, ArrayLike, Int32
 
 from loopax.account import Account
 from loopax.batches.base import Batches, Items
@@ -195,7 +195,7 @@ class EvalProgram:
         self._program = Program("evaluate", self._chunk, account, donate=())
 
     def __call__(
-        self, state: TrainState, items: Items, first: Int32[Array, ""]
+        self, state: TrainState, items: Items, first: Int32[ArrayLike, ""]
     ) -> tuple[Rows, Sums]:
         """The metrics of `items`, a row a batch, and the sums of those that are arrays.
 
