@@ -1,7 +1,6 @@
 """Own the loop: a run gives a chunk of steps at a time, and what happens next is up to you.
 
-Here a classifier is trained until it is good enough. However the block is left, by `break`, by an
-exception or by Ctrl-C, the state is saved.
+However the block is left, by `break`, by an exception or by Ctrl-C, the state is saved.
 """
 
 import flax.linen as nn
