@@ -93,8 +93,8 @@ def test_a_run_in_pieces_ends_as_one_that_was_left_alone(full, trained, bits, tm
     assert last == 42
     assert bits(states(again)[last]) == bits(states(trained)[last])
     assert rows(again) == rows(trained)
-    assert json.loads(again.results_file.read_text()) == json.loads(
-        trained.results_file.read_text()
+    assert json.loads((again.dir.path / "results.json").read_text()) == json.loads(
+        (trained.dir.path / "results.json").read_text()
     )
 
 
@@ -220,7 +220,7 @@ def test_training_ends_when_nothing_gets_better(head, tmp_path):
     still = dataclasses.replace(head, patience=1, epochs=20, metric="loss", optimizer=optimizer)
     run = bert.train(still, tmp_path, progress=False)
     assert max(states(run)) == 28
-    assert run.results_file.exists()
+    assert (run.dir.path / "results.json").exists()
     again = bert.train(still, tmp_path, progress=False)
     assert max(states(again)) == 28
 
