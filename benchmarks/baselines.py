@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 
 class Set(NamedTuple):

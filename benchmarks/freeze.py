@@ -21,9 +21,9 @@ from rich.table import Table
 import loopax
 from loopax.account import Account
 from loopax.caches import cache_dir
+from loopax.compute.program import TrainProgram
 from loopax.data import Dataset, catalogue
 from loopax.models.bert import BertForSequenceClassification
-from loopax.program import TrainProgram
 from loopax.recipes.bert.pretrained import params_for, read_pretrained
 
 LABELS = {"params": {"bert": "frozen", "classifier": "trains"}}

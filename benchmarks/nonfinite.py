@@ -16,7 +16,7 @@ from rich.table import Table
 import loop as benchmark
 import loopax
 from loopax.account import Account
-from loopax.program import TrainProgram
+from loopax.compute.program import TrainProgram
 
 REPEATS = 14
 KINDS = ("default", "unchecked", "skip")

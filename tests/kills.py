@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from loopax.saving import Saving
+from loopax.run.saving import Saving
 
 
 class KilledError(Exception):

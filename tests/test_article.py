@@ -19,12 +19,12 @@ from flax.training import train_state
 from PIL import Image
 
 import loopax
+from loopax.compute.step import train_step
 from loopax.data import Dataset
 from loopax.errors import LoopaxError
 from loopax.models.vae import VAE, FeedForward
 from loopax.randomness import Rngs
 from loopax.recipes import vae
-from loopax.step import train_step
 
 ROOT = Path(__file__).parents[1]
 ARTICLE = vae.PRESETS["article"]

@@ -13,7 +13,7 @@ import pytest
 import loopax
 from loopax.cli import main, training
 from loopax.cli.parsing import seconds
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 from loopax.terminal import output_optional
 from loopax.weights import read_weights
 

@@ -17,7 +17,7 @@ import tyro
 import loopax
 from loopax.cli import COMMANDS, main
 from loopax.cli.brought import shipped_commands
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 from tests.trackers import FakeRuns
 
 ROOT = Path(__file__).parents[1]

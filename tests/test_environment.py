@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopax.environment import changes, numerics, provenance
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 
 def numerics_of_a_process(before="", **variables):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import loopax
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 mnist = functools.cache(loopax.data.mnist)

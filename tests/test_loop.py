@@ -21,7 +21,7 @@ import pytest
 import loopax
 from loopax.data import Dataset
 from loopax.errors import ConfigError, DataError, NonFiniteError
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 from tests.kills import kill, killed
 
 pytestmark = pytest.mark.optimized

@@ -13,8 +13,8 @@ import pytest
 import loopax
 from loopax.data import Dataset
 from loopax.errors import ConfigError, NonFiniteError
-from loopax.recorder import SKIP_LIMIT
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
+from loopax.run.recorder import SKIP_LIMIT
 
 PLAIN = {"progress": False, "probe_every": None}
 EACH_TEN = loopax.Checkpoints(every=10, seconds=None, keep=9)

@@ -11,7 +11,7 @@ import pytest
 import loopax
 from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError, RunDirError, RunInUseError
-from loopax.rundir import RunDir, set_aside
+from loopax.run.directory import RunDir, set_aside
 from loopax.weights import with_weights
 
 QUIET = {"progress": False}
@@ -161,8 +161,8 @@ def test_an_environment_that_can_change_bits_is_said_in_one_line(
 ):
     whole = train(name="whole", steps=40)
     train()
-    now = {**loopax.resumption.numerics(), "visible_cores": 99, "XLA_FLAGS": "--xla_new"}
-    monkeypatch.setattr(loopax.resumption, "numerics", lambda: now)
+    now = {**loopax.run.resumption.numerics(), "visible_cores": 99, "XLA_FLAGS": "--xla_new"}
+    monkeypatch.setattr(loopax.run.resumption, "numerics", lambda: now)
     parts = train(steps=40, progress=True)
     said = [line for line in capsys.readouterr().err.splitlines() if "results may differ" in line]
     assert len(said) == 1

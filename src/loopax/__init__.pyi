@@ -13,26 +13,26 @@ from . import optimizer as optimizer
 from . import recipe as recipe
 from . import recipes as recipes
 from . import report as report
-from . import rundir as rundir
+from . import run as run
 from . import terminal as terminal
 from . import verify as verify
 from . import weights as weights
 from . import writers as writers
-from .checkpoint import CheckpointStore as CheckpointStore
-from .chunks import Chunk as Chunk
+from .compute.state import TrainState as TrainState
+from .compute.step import eval_step as eval_step
+from .compute.step import train_step as train_step
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .fitting import fit as fit
 from .fitting import training as training
-from .hooks import Hook as Hook
 from .optimizer import Group as Group
 from .optimizer import Optimizer as Optimizer
 from .optimizer import Schedule as Schedule
-from .retention import Checkpoints as Checkpoints
-from .run import Run as Run
-from .state import TrainState as TrainState
-from .step import eval_step as eval_step
-from .step import train_step as train_step
-from .stopping import EarlyStopping as EarlyStopping
+from .run.checkpoint import CheckpointStore as CheckpointStore
+from .run.chunks import Chunk as Chunk
+from .run.hooks import Hook as Hook
+from .run.retention import Checkpoints as Checkpoints
+from .run.run import Run as Run
+from .run.stopping import EarlyStopping as EarlyStopping
 
 __version__: str

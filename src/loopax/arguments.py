@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.training import train_state
 
+from loopax.compute.losses import LossFn
+from loopax.compute.state import TrainState, from_flax, strongly_typed
+from loopax.compute.step import OwnStep
 from loopax.errors import ConfigError
-from loopax.losses import LossFn
-from loopax.state import TrainState, from_flax, strongly_typed
-from loopax.step import OwnStep
 
 
 def whole(name: str, value: Any, advice: str = "") -> int:

@@ -16,15 +16,15 @@ from loopax.arguments import as_state, kind_of, whole
 from loopax.batches.base import Batches
 from loopax.batches.iterable import IterableBatches, as_batches
 from loopax.batches.loader import on_device
+from loopax.compute.losses import Batch, LossFn, call_loss
+from loopax.compute.program import EvalProgram
+from loopax.compute.rows import WEIGHT, Sums, means, totals
+from loopax.compute.state import TrainState
+from loopax.compute.step import evaluated, evaluation_rngs
 from loopax.errors import ConfigError, DataError
 from loopax.jsonlines import OWN_SOURCES
-from loopax.losses import Batch, LossFn, call_loss
 from loopax.paths import PyTree, leaf_path
 from loopax.placement import put
-from loopax.program import EvalProgram
-from loopax.rows import WEIGHT, Sums, means, totals
-from loopax.state import TrainState
-from loopax.step import evaluated, evaluation_rngs
 
 EVAL_CAPACITY = 64
 

@@ -14,20 +14,20 @@ from typing import Any, Literal
 
 import jax
 
-from loopax.attempt import Attempt
+from loopax.compute.losses import LossFn
+from loopax.compute.step import OwnStep
 from loopax.diagnose.frozen import warn_of_frozen_gradients
 from loopax.diagnose.replay import Replay
 from loopax.errors import LoopaxError, NonFiniteError, Stopped
-from loopax.hooks import Hook
 from loopax.loop import trained
-from loopax.losses import LossFn
-from loopax.progress import tell
-from loopax.retention import Checkpoints
-from loopax.run import Run
-from loopax.settings import Settings
-from loopax.signals import is_interactive
-from loopax.step import OwnStep
-from loopax.writers.base import Writer
+from loopax.run.attempt import Attempt
+from loopax.run.display import tell
+from loopax.run.hooks import Hook
+from loopax.run.retention import Checkpoints
+from loopax.run.run import Run
+from loopax.run.settings import Settings
+from loopax.run.signals import is_interactive
+from loopax.run.writers import Writer
 
 
 def fit(

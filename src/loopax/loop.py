@@ -21,20 +21,20 @@ from typing import Any
 
 import jax
 
-from loopax.attempt import Attempt
 from loopax.batches.loader import Loader
-from loopax.chunks import Chunk
-from loopax.memory import explaining_memory
-from loopax.moments import Moment, calling, evaluations
-from loopax.program import TrainProgram, guarding_transfers, probe_program
-from loopax.progress import tell
+from loopax.compute.memory import explaining_memory
+from loopax.compute.program import TrainProgram, guarding_transfers, probe_program
+from loopax.compute.rows import Rows
+from loopax.compute.state import TrainState
 from loopax.randomness import key_words
-from loopax.resumption import horizon, reason_to_stop
-from loopax.rows import Rows
-from loopax.run import STOPPED
-from loopax.saving import Saving
-from loopax.state import TrainState
-from loopax.turns import Plan
+from loopax.run.attempt import Attempt
+from loopax.run.chunks import Chunk
+from loopax.run.display import tell
+from loopax.run.moments import Moment, calling, evaluations
+from loopax.run.resumption import horizon, reason_to_stop
+from loopax.run.run import STOPPED
+from loopax.run.saving import Saving
+from loopax.run.turns import Plan
 
 CHUNK_STEPS_LIMIT = 1000
 

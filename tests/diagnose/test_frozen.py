@@ -12,8 +12,8 @@ import pytest
 import loopax
 from loopax.account import Account
 from loopax.batches.iterable import as_batches
+from loopax.compute.program import TrainProgram
 from loopax.diagnose.frozen import frozen_by
-from loopax.program import TrainProgram
 
 LABELS = {"params": {"body": "frozen", "head": "trains"}}
 

@@ -16,7 +16,7 @@ from loopax.data import Dataset
 from loopax.diagnose import Replay
 from loopax.diagnose.replay import CAPACITY
 from loopax.errors import CheckpointError, ConfigError, RunDirError
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 pytestmark = pytest.mark.optimized
 

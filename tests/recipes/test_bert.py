@@ -15,8 +15,8 @@ import pytest
 import loopax
 from loopax import Optimizer, Schedule
 from loopax.account import Account
+from loopax.compute.program import TrainProgram
 from loopax.errors import CheckpointError, ConfigError, DataError, RunDirError
-from loopax.program import TrainProgram
 from loopax.randomness import Rngs
 from loopax.recipes import bert
 from loopax.recipes.bert import problem as problems

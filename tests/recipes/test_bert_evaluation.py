@@ -19,7 +19,7 @@ from loopax.recipes.bert import (
     report,
     tables,
 )
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 NAMES = ("bad", "fair", "good")

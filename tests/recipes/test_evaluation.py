@@ -12,7 +12,7 @@ from loopax.errors import ConfigError
 from loopax.recipes import vae
 from loopax.recipes.vae import comparison, evaluation, report
 from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 pytestmark = pytest.mark.usefixtures("hasty_judges")
 

@@ -26,7 +26,7 @@ from loopax.recipes.vae.explorer import Explorer, RequestError
 from loopax.recipes.vae.problem import Problem
 from loopax.recipes.vae.server import Request, Site, listen
 from loopax.recipes.vae.trained import TrainedVAE, train
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 PATIENCE_S = 60.0
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from loopax.cli import main, training
 from loopax.recipes import vae
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 pytestmark = pytest.mark.usefixtures("hasty_judges")
 

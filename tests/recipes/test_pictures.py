@@ -13,7 +13,7 @@ from loopax.recipes import vae
 from loopax.recipes.vae import pictures
 from loopax.recipes.vae.trained import TrainedVAE
 from loopax.report import save_curves
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 GRIDS = (
     "samples.png",

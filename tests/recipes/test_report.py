@@ -12,7 +12,7 @@ from tests.test_report import page_of
 from loopax.recipes import vae
 from loopax.recipes.vae import report
 from loopax.recipes.vae.trained import TrainedVAE
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 NAMES = ("<script>alert(1)</script>", "shoe & sock", "bag")
 OBJECTIVE = {

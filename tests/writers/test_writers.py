@@ -10,7 +10,7 @@ import pytest
 import loopax
 from loopax.errors import ConfigError, Stopped, StorageError
 from loopax.jsonlines import JsonLines
-from loopax.writers.files import TensorBoard
+from loopax.run.logs import TensorBoard
 
 
 @pytest.fixture

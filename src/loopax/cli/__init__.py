@@ -16,7 +16,7 @@ from loopax import __version__
 from loopax.cli import brought, data, past, results, training
 from loopax.errors import ConfigError, LoopaxError, StorageError, unknown
 from loopax.recipe import SHIPPED
-from loopax.signals import POLITE
+from loopax.run.signals import POLITE
 
 USAGE = """\
 usage: loopax COMMAND ...

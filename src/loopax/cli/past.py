@@ -87,7 +87,7 @@ def replay(words: list[str]) -> int:
     """`loopax replay RUN --step N`."""
     command = parse(Replay, words, "loopax replay")
     recipe = recipe_of(command.run)
-    run = loopax.rundir.RunDir.open(command.run)
+    run = loopax.run.RunDir.open(command.run)
     problem = recipe.problem(recipe.config_of(command.run))
     past = loopax.diagnose.Replay(run, problem.state(), problem.loss_fn, problem.batches)
     replayed = past.step(command.step)
@@ -102,7 +102,7 @@ def rewind(words: list[str]) -> int:
     """`loopax rewind RUN --step N --set name=value`."""
     command = parse(Rewind, words, "loopax rewind")
     recipe = recipe_of(command.run)
-    run, old = loopax.rundir.RunDir.open(command.run), recipe.config_of(command.run)
+    run, old = loopax.run.RunDir.open(command.run), recipe.config_of(command.run)
     new = parse(type(old), _as_options(command.set), "loopax rewind --set", old)
     before, after = recipe.problem(old), recipe.problem(new)
     here = Path(os.path.abspath(run.path))  # `.` has no name that another could be made of.

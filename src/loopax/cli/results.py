@@ -45,7 +45,7 @@ def export(words: list[str]) -> int:
     """`loopax export RUN`."""
     command = parse(Export, words, "loopax export")
     from loopax.recipe import export_weights
-    from loopax.rundir import RunDir
+    from loopax.run import RunDir
 
     name, said = RunDir.open(command.run).config.get("recipe"), list[str]()
     write = export_weights if name is None else find(name).export
@@ -81,7 +81,7 @@ def report(words: list[str]) -> int:
     command = parse(Report, words, "loopax report")
     from loopax.recipe import RESULTS_FILE
     from loopax.report import of_run
-    from loopax.rundir import RunDir
+    from loopax.run import RunDir
 
     run = RunDir.open(command.run)
     if "recipe" in run.config and (run.path / RESULTS_FILE).exists():

@@ -85,7 +85,7 @@ def train(words: list[str]) -> int:
         print("\n".join(recipe.costs(command.config)))
         return 0
     if command.fresh:
-        from loopax.rundir import set_aside
+        from loopax.run import set_aside
 
         # What cannot be trained is refused while everything is in its place.
         seconds("--max-time", command.max_time)
@@ -142,7 +142,7 @@ def _trained(recipe: Recipe, config: Any, run_dir: Path, command: Train[Any] | R
 def chosen_writers(names: Sequence[str] | None, run_dir: Path) -> list[Writer]:
     """Those that are named; those of the run's last start where nothing was said."""
     from loopax import writers
-    from loopax.rundir import RunDir
+    from loopax.run import RunDir
 
     known = {name: getattr(writers, name) for name in ("CSV", "MLflow", "Trackio", "WandB")}
     if names is None:
@@ -154,7 +154,7 @@ def chosen_writers(names: Sequence[str] | None, run_dir: Path) -> list[Writer]:
 
 
 def _tables(recipe: Recipe, file: Path) -> Any:
-    from loopax.rundir import RunDir
+    from loopax.run import RunDir
 
     try:
         return recipe.tables(RunDir(file.parent).read_json(file.name))

@@ -19,12 +19,12 @@ from loopax.arguments import as_state
 from loopax.batches.base import Feed, Items
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import on_device
+from loopax.compute.losses import LossFn
+from loopax.compute.memory import batch_size, binary, explaining_memory, nbytes
+from loopax.compute.program import TrainProgram
+from loopax.compute.state import TrainState
+from loopax.compute.step import train_step
 from loopax.errors import ConfigError
-from loopax.losses import LossFn
-from loopax.memory import batch_size, binary, explaining_memory, nbytes
-from loopax.program import TrainProgram
-from loopax.state import TrainState
-from loopax.step import train_step
 
 CAPACITY = 100
 CHUNK_SECONDS = 0.2

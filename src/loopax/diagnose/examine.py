@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from loopax.compute.losses import Batch, LossFn, call_loss
+from loopax.compute.soundness import Flags, sound_leaves
+from loopax.compute.state import TrainState
+from loopax.compute.step import OwnStep, differentiate, extra_args_of, train_step
+from loopax.compute.updates import update
 from loopax.diagnose.origins import NonFiniteOrigin, find_origin
 from loopax.jsonlines import as_json
-from loopax.losses import Batch, LossFn, call_loss
 from loopax.paths import PyTree, is_number, leaf_path
-from loopax.soundness import Flags, sound_leaves
-from loopax.state import TrainState
-from loopax.step import OwnStep, differentiate, extra_args_of, train_step
-from loopax.updates import update
 
 PARTS = ("batch", "state", "loss", "gradients", "updated_state")
 """Of a step, in its order."""

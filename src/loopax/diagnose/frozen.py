@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopax import jaxprs
+from loopax.compute.losses import Batch, LossFn
+from loopax.compute.state import TrainState
+from loopax.compute.step import differentiate
+from loopax.compute.updates import stand_ins, update
 from loopax.diagnose.cost import flops
-from loopax.losses import Batch, LossFn
 from loopax.paths import PyTree, leaf_paths, map_with_path, merge, partition
-from loopax.state import TrainState
-from loopax.step import differentiate
-from loopax.updates import stand_ins, update
 
 ZERO = "zero"
 LIKE_THEIR_INPUT = ("broadcast_in_dim", "convert_element_type", "copy", "neg", "reshape", "squeeze")

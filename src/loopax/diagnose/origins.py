@@ -25,9 +25,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool
 
-import loopax.state
-import loopax.step
-import loopax.updates
+import loopax.compute.state
+import loopax.compute.step
+import loopax.compute.updates
 from loopax import jaxprs
 from loopax.paths import leaf_path
 
@@ -44,9 +44,9 @@ UNROLLED_LIMIT = 50_000
 LIBRARIES = (
     os.path.dirname(flax.__file__) + os.sep,
     os.path.dirname(optax.__file__) + os.sep,
-    loopax.state.__file__,
-    loopax.step.__file__,
-    loopax.updates.__file__,
+    loopax.compute.state.__file__,
+    loopax.compute.step.__file__,
+    loopax.compute.updates.__file__,
 )
 ARGUMENTS = {
     "batch": "the batch's",

@@ -18,24 +18,24 @@ from loopax.arguments import as_state, trained_by
 from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
-from loopax.branching import branch_of
-from loopax.checkpoint_reader import CheckpointReader
-from loopax.configuration import as_mapping
+from loopax.compute.losses import LossFn
+from loopax.compute.program import TrainProgram, probe_program
+from loopax.compute.rows import SKIPPED
+from loopax.compute.soundness import flags_of, unsound
+from loopax.compute.step import OwnStep
 from loopax.diagnose.examine import StepReport, examine
 from loopax.environment import numerics
 from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.files import replacing, storing, write_text
 from loopax.jsonlines import as_json
-from loopax.losses import LossFn
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
-from loopax.program import TrainProgram, probe_program
 from loopax.randomness import Rngs, key_words
-from loopax.recorder import Tail
-from loopax.rows import SKIPPED
-from loopax.run import Past
-from loopax.rundir import RunDir, Start, starts_of
-from loopax.soundness import flags_of, unsound
-from loopax.step import OwnStep
+from loopax.run.branching import branch_of
+from loopax.run.checkpoint_reader import CheckpointReader
+from loopax.run.configuration import as_mapping
+from loopax.run.directory import RunDir, Start, starts_of
+from loopax.run.recorder import Tail
+from loopax.run.run import Past
 
 CAPACITY = 100
 

@@ -16,11 +16,11 @@ from loopax.errors import ConfigError, RunDirError, unknown
 from loopax.terminal import to_stderr
 
 if TYPE_CHECKING:
+    from loopax.compute.state import TrainState
     from loopax.evaluation import Evaluation
-    from loopax.hooks import Hook
     from loopax.report import Table
-    from loopax.run import Run
-    from loopax.state import TrainState
+    from loopax.run.hooks import Hook
+    from loopax.run.run import Run
 
 Say = Callable[[str], None]
 """Hears a line for the person who waits."""
@@ -178,7 +178,7 @@ class Recipe:
             RunDirError: it is of another recipe, or of none.
             ConfigError: it is damaged, or of another version.
         """
-        from loopax.rundir import RunDir, read_config
+        from loopax.run.directory import RunDir, read_config
 
         directory = RunDir.open(run)
         if (other := directory.config.get("recipe")) != self.name:

@@ -55,7 +55,7 @@ def recipe_of(run: str | Path) -> Recipe:
         RunDirError: it is no run.
         ConfigError: it was made by a program, or its recipe is not found.
     """
-    from loopax.rundir import RunDir
+    from loopax.run.directory import RunDir
 
     name = RunDir.open(run).config.get("recipe")
     if not isinstance(name, str):

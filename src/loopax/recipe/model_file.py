@@ -8,8 +8,8 @@ from typing import Any
 
 from loopax.errors import DataError, RunDirError
 from loopax.recipe.base import Problem, places
-from loopax.run import Run
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
+from loopax.run.run import Run
 
 MODEL_FILE = "model.json"
 

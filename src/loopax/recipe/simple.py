@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loopax.checkpoint import CheckpointStore
+from loopax.compute.state import TrainState
 from loopax.deadline import check_time
 from loopax.evaluation import Evaluation
 from loopax.evaluation import evaluate as evaluate_state
 from loopax.recipe.base import Problem, Recipe, Say
 from loopax.report import Table
-from loopax.rundir import RunDir
-from loopax.state import TrainState
+from loopax.run.checkpoint import CheckpointStore
+from loopax.run.directory import RunDir
 from loopax.weights import save_weights
 
 

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loopax.checkpoint import CheckpointStore
 from loopax.data import absolute
 from loopax.deadline import check_time, seconds_left, time_limit
 from loopax.extras import require
 from loopax.fitting import fit
 from loopax.recipe.base import Problem, Recipe, places
 from loopax.recipe.model_file import MODEL_FILE, check_data, write_noted
-from loopax.retention import Checkpoints
-from loopax.run import Run
-from loopax.rundir import RunDir, read_config
-from loopax.writers.base import Writer
+from loopax.run.checkpoint import CheckpointStore
+from loopax.run.directory import RunDir, read_config
+from loopax.run.retention import Checkpoints
+from loopax.run.run import Run
+from loopax.run.writers import Writer
 
 RESULTS_FILE = "results.json"
 """Of a run directory: what was measured at the end; where it is, all else is too."""

@@ -12,8 +12,8 @@ from loopax.report.curves import save_curves
 from loopax.report.page import Block, Figures, Picture, Section, Table, Text, write_report
 from loopax.report.provenance import Provenance, values_table
 from loopax.report.standing import Standing
-from loopax.run import STOPPED
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
+from loopax.run.run import STOPPED
 
 CURVES = "metrics.png"
 """The picture of it, beside those that a recipe or a hook draws."""

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from loopax.report.page import Table
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 
 ACCOUNT = {
     "setup": "preparing",

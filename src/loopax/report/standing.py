@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopax.history import rows_backwards
 from loopax.jsonlines import OWN_SOURCES
-from loopax.retention import Rank, best_step, checked_rank
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
+from loopax.run.history import rows_backwards
+from loopax.run.retention import Rank, best_step, checked_rank
 
 INSIDE = {"checkpoints", "tensorboard", "pictures"}
 """Of a run, where no other run lies."""

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from loopax.errors import ConfigError, ProgramError
 from loopax.files import storing
 from loopax.jsonlines import read_json_lines
-from loopax.rundir import RunDir
+from loopax.run.directory import RunDir
 from loopax.verify.compare import KINDS, Comparison, Outcome, compare
 from loopax.weights import read_weights
 

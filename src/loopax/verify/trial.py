@@ -25,15 +25,15 @@ import jax.numpy as jnp
 
 from loopax import fitting
 from loopax.batches.base import Batches, Feed, Items
-from loopax.checkpoint import CheckpointStore
-from loopax.chunks import Chunk
 from loopax.errors import LoopaxError, Stopped
-from loopax.hooks import Hook
 from loopax.jsonlines import JsonLines
 from loopax.paths import forms
-from loopax.retention import ranking
-from loopax.run import Run
-from loopax.settings import Settings
+from loopax.run.checkpoint import CheckpointStore
+from loopax.run.chunks import Chunk
+from loopax.run.hooks import Hook
+from loopax.run.retention import ranking
+from loopax.run.run import Run
+from loopax.run.settings import Settings
 from loopax.verify.compare import GROUPS
 from loopax.verify.pieces import Plan
 from loopax.weights import save_weights

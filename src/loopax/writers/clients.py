@@ -17,7 +17,7 @@ from typing import Any
 
 from loopax.extras import require
 from loopax.jsonlines import Row, values_of
-from loopax.run import Run
+from loopax.run.run import Run
 
 FILE = "writers.json"
 """Of the run directory: the id of the remote run by the name of its client."""

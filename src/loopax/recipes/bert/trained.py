@@ -24,7 +24,7 @@ from loopax.recipes.bert.problem import Problem, longest_of
 from loopax.recipes.bert.recipe import BERTRecipe
 from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import BATCH, encode, in_batches, model_inputs
-from loopax.rundir import RunDir
+from loopax.run import RunDir
 from loopax.terminal import to_stderr
 from loopax.weights import with_weights
 

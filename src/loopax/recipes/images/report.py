@@ -28,7 +28,7 @@ from loopax.report import (
     settings_table,
     write_report,
 )
-from loopax.rundir import RunDir
+from loopax.run import RunDir
 
 COLUMNS = 5
 """Of images that it is wrong on."""

@@ -20,7 +20,7 @@ from loopax.recipes.images.config import ImagesConfig
 from loopax.recipes.images.data import problem_of_run
 from loopax.recipes.images.problem import Problem, model_of
 from loopax.recipes.images.recipe import ImagesRecipe
-from loopax.rundir import RunDir
+from loopax.run import RunDir
 from loopax.terminal import to_stderr
 from loopax.weights import with_weights
 

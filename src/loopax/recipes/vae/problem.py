@@ -13,7 +13,7 @@ from loopax.models.vae import VAE
 from loopax.recipes.images import data_of, with_validation
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.objective import Objective
-from loopax.rundir import RunDir
+from loopax.run import RunDir
 from loopax.weights import read_weights, with_weights
 
 EVAL_BATCH = 500

@@ -25,7 +25,7 @@ from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.problem import Problem, model_of
 from loopax.recipes.vae.recipe import VAERecipe
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
-from loopax.rundir import RunDir
+from loopax.run import RunDir
 from loopax.terminal import to_stderr
 from loopax.weights import read_weights, save_weights, with_weights
 

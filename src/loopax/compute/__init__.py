@@ -1,0 +1,1 @@
+"""Pure: state and batch in, state and rows out; no disk, nothing printed."""

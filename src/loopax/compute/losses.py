@@ -1,0 +1,207 @@
+"""Calling a user's loss: with what it takes, and what it gives checked and explained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Num
+
+from loopax.compute.rows import WEIGHT, check_names
+from loopax.errors import ConfigError
+from loopax.paths import PyTree
+from loopax.purity import calling_purely
+from loopax.randomness import Rngs
+
+Batch = PyTree
+Metrics = dict[str, Num[Array, ""]]
+LossFn = Callable[..., Any]
+"""`(params, batch, rngs) -> loss` or `-> (loss, metrics)`.
+
+`rngs.training` is True where it is differentiated and False where it is evaluated. A metric
+`weight` says how many things (examples, tokens) the loss and the other metrics are means over, and
+weighs them in every mean. In an evaluation, metrics may be arrays, which are added up.
+
+Of a state with a `model_state` it is `(params, batch, rngs, model_state) -> (loss, metrics,
+model_state)`.
+"""
+
+
+def call_loss(
+    loss_fn: LossFn, params: PyTree, batch: Batch, rngs: Rngs, model_state: PyTree
+) -> tuple[Metrics, PyTree]:
+    """Calls the user's loss and checks what comes back: all metrics, the loss among them."""
+    has_model_state = bool(jax.tree.leaves(model_state))
+    args = {"params": params, "batch": batch, "rngs": rngs}
+    result = _result(loss_fn, args | ({"model_state": model_state} if has_model_state else {}))
+    training = getattr(rngs, "training", True)
+    if isinstance(result, Mapping) and not has_model_state and not training:
+        return {name: measured(name, value, training) for name, value in result.items()}, None
+    parts = result if isinstance(result, tuple) else (result,)
+    wanted = (3,) if has_model_state else (1, 2)
+    if len(parts) not in wanted or (len(parts) > 1 and not isinstance(parts[1], Mapping)):
+        form = "(loss, metrics, model_state)" if has_model_state else "loss or (loss, metrics)"
+        kinds = ("array" if hasattr(part, "shape") else type(part).__name__ for part in parts)
+        raise ConfigError(
+            f"the loss must return {form} with metrics a dict; it gave {len(parts)} "
+            f"value{'s' if len(parts) > 1 else ''}: {', '.join(kinds)}"
+        )
+    metrics = {"loss": parts[0], **(parts[1] if len(parts) > 1 else {})}
+    if len(parts) > 1:
+        check_names(parts[1], "the loss")
+    return (
+        {name: measured(name, value, training) for name, value in metrics.items()},
+        parts[2] if has_model_state else model_state,
+    )
+
+
+def _result(loss_fn: LossFn, args: Mapping[str, Any]) -> Any:
+    """What the user's loss returns; what goes wrong in it is explained where it can be.
+
+    Raises:
+        ConfigError: it cannot be called so, it returns nothing, or it looks for what is not there.
+    """
+    if not callable(loss_fn):
+        raise ConfigError(f"the loss is {type(loss_fn).__name__}; it must be a function")
+    check_takes("the loss", loss_fn, args)
+    try:
+        cure = "draw with jax.random from the keys it is given: rngs['noise']"
+        result = calling_purely("the loss", cure, loss_fn, *args.values())
+    except Exception as error:
+        reason = _explained(error, **args)
+        if reason is None:
+            raise
+        raise ConfigError(reason) from error
+    if result is None:
+        raise ConfigError("the loss returned nothing; did you forget `return`?")
+    return result
+
+
+def check_takes(what: str, function: Callable[..., Any], args: Mapping[str, Any]) -> None:
+    """Makes sure that a function can be called with these arguments, by position.
+
+    Raises:
+        ConfigError: it takes others.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args.values())
+    except TypeError as error:
+        cure = (
+            "; the state has a model_state, which a loss takes as its fourth argument and gives "
+            "back: return loss, metrics, model_state"
+            if "model_state" in args
+            else ""
+        )
+        raise ConfigError(
+            f"{what} takes ({', '.join(signature.parameters)}), and is called with "
+            f"({', '.join(args)}): {error}{cure}"
+        ) from error
+
+
+def _explained(
+    error: Exception, params: PyTree, batch: Batch, rngs: Rngs, model_state: PyTree = None
+) -> str | None:
+    """The cure of a mistake in a loss, for those that are made again and again."""
+    module = _unbound_module(error)
+    if module is not None:
+        return (
+            f"the loss called the Flax module {module} itself; a module holds no parameters: "
+            "call model.apply(params, ...), or model.bind(params) first"
+        )
+    if type(error) is KeyError and isinstance(batch, Mapping):
+        others = f", the parameters {_keys(params)}" if isinstance(params, Mapping) else ""
+        return f"the loss looked for {error.args[0]!r}: the batch has {_keys(batch)}{others}"
+    if isinstance(error, TypeError) and "indices must be integers" in str(error):
+        return (
+            f"the loss looked into a {type(batch).__name__} of {len(batch)} by a name; a batch has "
+            "names when its source gives dictionaries"
+            if isinstance(batch, (tuple, list))
+            else None
+        )
+    collections = (
+        flax.errors.ScopeCollectionNotFound,
+        flax.errors.ModifyScopeVariableError,
+        flax.errors.ScopeVariableNotFoundError,
+    )
+    if isinstance(error, collections):
+        cure = (
+            "call model.apply({**params, **model_state}, ..., mutable=list(model_state))"
+            if model_state is not None
+            else "give it to TrainState.create as model_state, or create the state from the model"
+        )
+        return (
+            f"the model wants a collection beside its parameters ({str(error).split(' (')[0]}); "
+            f"{cure}"
+        )
+    return None
+
+
+def _keys(tree: Mapping[str, Any]) -> str:
+    shown = ", ".join(map(str, list(tree)[:8]))
+    return f"{shown}, ..." if len(tree) > 8 else shown or "nothing"
+
+
+def measured(name: str, value: Any, training: bool) -> Num[Array, ...]:
+    """A metric as an array; only an evaluation may have one that is no scalar."""
+    try:
+        number = jnp.asarray(value.item() if isinstance(value, np.generic) else value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"the metric {name!r} is {value!r}; the loss and its metrics are numbers"
+        ) from error
+    real = any(
+        jnp.issubdtype(number.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)
+    )
+    if not real:
+        raise ConfigError(
+            f"the metric {name!r} is of type {number.dtype}; the loss and its metrics are real "
+            "numbers"
+        )
+    if number.shape != () and (training or name in ("loss", WEIGHT)):
+        summed = (
+            ""
+            if name in ("loss", WEIGHT)
+            else (
+                "; what is to be added up over an evaluation, as a confusion matrix, is returned "
+                "only there: if not rngs.training:"
+            )
+        )
+        raise ConfigError(
+            f"the metric {name!r} has shape {number.shape}; the loss and its metrics are "
+            f"scalars, for example means over the batch{summed}"
+        )
+    number = number_of(number)
+    return number.astype(jnp.float32) if name == "loss" and number.dtype.kind != "f" else number
+
+
+def number_of(value: Array) -> Num[Array, ...]:
+    """Numbers in a type that holds them exactly: int32 for small integers, float32 for booleans."""
+    kind = value.dtype
+    if jnp.issubdtype(kind, jnp.integer):
+        return value.astype(jnp.int32) if kind.itemsize < 4 else value.astype(kind)
+    if kind == jnp.bool_ and value.shape != ():
+        return value.astype(jnp.int32)
+    return value.astype(kind if kind in (jnp.float32, jnp.float64) else jnp.float32)
+
+
+def _unbound_module(error: Exception) -> str | None:
+    """The class of the Flax module that was called without parameters, if that is what failed."""
+    if not isinstance(error, AttributeError) and "Unbound" not in type(error).__name__:
+        return None
+    frame = error.__traceback__
+    while frame is not None:
+        module = frame.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and module.scope is None:
+            return type(module).__name__
+        frame = frame.tb_next
+    return None

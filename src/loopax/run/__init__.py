@@ -1,0 +1,5 @@
+"""One run: its directory, and what serves it while it is trained."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,247 @@
+"""Checkpoints: saved in the background, whole or not at all, and never restored unverified.
+
+A step is saved by Orbax beside the others, digests of all its files are added, everything is put
+on the disk itself, and only then it is renamed to its number. So what carries a number was whole
+once, and what differs from its digests was damaged later. Parameters that do not train are saved
+in the same way, once, and the steps refer to them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from loopax import digests
+from loopax.compute.state import TrainState
+from loopax.errors import LoopaxError, StorageError
+from loopax.files import OpenFolder, remove, storing, sync
+from loopax.run import serialization
+from loopax.run.checkpoint_reader import DAMAGED, FORMAT, FROZEN, CheckpointReader, to_stderr
+from loopax.run.fingerprint import fingerprint
+from loopax.run.retention import Checkpoints, Rank, ranking
+from loopax.run.serialization import reason_of
+
+SAVING, DELETING = ".saving", ".deleting"
+
+
+class CheckpointStore(CheckpointReader):
+    """Reads the checkpoints of a run and, with `settings`, writes them.
+
+    Use it as a context: leaving it waits until what was being saved is on disk. A damaged step is
+    set aside as `damaged-<step>`.
+
+    Attributes:
+        directory: where they lie.
+        settings: when to save and what to keep; None where it is opened for reading only.
+        say: what is told of damage that was passed over.
+        seconds: how long the slowest save of a step alone took until it was on the disk.
+
+    Raises:
+        CheckpointError: a step is missing, damaged, or does not fit the state.
+        StorageError: a step could not be saved; those before it are intact.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        settings: Checkpoints | None = None,
+        say: Callable[[str], None] = to_stderr,
+    ) -> None:
+        """`settings` None opens the checkpoints for reading only; `say` is told what was wrong."""
+        super().__init__(directory, say)
+        self.settings, self.seconds = settings, 0.0
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="loopax-checkpoint")
+        self._saving: tuple[int, Future[None]] | None = None
+        self._quiet = ExitStack()
+        if settings is not None:
+            with storing(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+            for name in (SAVING, DELETING):  # of a save or a deletion that was cut short
+                remove(self.directory / name)
+
+    def __enter__(self) -> CheckpointStore:
+        if self.settings is not None:
+            self._quiet.enter_context(serialization.quiet())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except LoopaxError as error:
+            if kind is None:
+                raise
+            self.say(str(error))
+        finally:
+            self._worker.shutdown()
+            self._quiet.close()
+
+    def save(
+        self,
+        state: TrainState,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Starts to save `state`; only copying it holds the caller up, or a save still going on.
+
+        Args:
+            state: what to save.
+            meta: what belongs to this step and is not in the state, `step` at least.
+            metrics: by these the best is found.
+            check: called in the background; what it raises, `wait` raises, and nothing is saved.
+
+        Raises:
+            ConfigError: two leaves would be stored under the same name.
+            StorageError: it could not be saved, or the one before.
+        """
+        assert self.settings is not None, "opened for reading"
+        serialization.check_leaves(state)
+        self.wait()
+        step, best = int(meta["step"]), self.settings.best
+        if best == "auto":
+            best = ranking(self.settings, [name.rpartition("/")[0] for name in metrics]).best
+        rank: Rank = {}
+        if best is not None and math.isfinite(metrics.get(best, math.nan)):
+            rank = {"metric": best, "mode": self.settings.mode, "value": metrics[best]}
+        own = {"format": FORMAT, "step": step, "rank": rank, "frozen": ""}
+        contents = self._parted(state, {**meta, **own})
+        begun = time.monotonic()
+        try:
+            # Not with the folders above it, which may be those of a run that was removed.
+            folder = OpenFolder(self.directory / SAVING)
+        except OSError as error:
+            raise self._failure(step, error) from error
+        try:
+            writing = [
+                serialization.begin(folder.inside / name, tree, meta)
+                for name, (tree, meta) in contents.items()
+            ]
+        except Exception as error:
+            folder.remove(failed=True)
+            raise self._failure(step, error) from error
+        metas = {name: meta for name, (_, meta) in contents.items()}
+        future = self._worker.submit(self._commit, writing, folder, metas, check, begun)
+        self._saving = step, future
+
+    def _parted(self, state: TrainState, meta: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What is to be written, by name, with its meta: a step, and before it what it refers to.
+
+        Where other frozen parameters lie there than those of `state`, the step has its own.
+        """
+        step, frozen = str(meta["step"]), {}
+        if isinstance(state, TrainState):
+            frozen = {"frozen": state.frozen}
+        if serialization.is_empty(frozen):
+            return {step: (state, meta)}
+        lean = state.replace(frozen=None), {**meta, "frozen": fingerprint(frozen)}
+        if os.path.lexists(self.directory / FROZEN):
+            wrong = self._damage(FROZEN)
+            if not wrong:
+                same = self._metas[FROZEN]["frozen"] == lean[1]["frozen"]
+                return {step: lean if same else (state, meta)}
+            self.say(f"{self.directory / FROZEN}: {wrong}; saved again")
+        return {FROZEN: (frozen, {**lean[1], "rank": {}}), step: lean}
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is still going on."""
+        return self._saving is not None and not self._saving[1].done()
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether the last save has come to an end, good or bad; `wait` tells which."""
+        return self._saving is not None and self._saving[1].done()
+
+    def wait(self) -> None:
+        """Returns when what was being saved is on disk; raises if that failed."""
+        if self._saving is None:
+            return
+        step, future = self._saving
+        self._saving = None
+        try:
+            future.result()
+        except LoopaxError:
+            raise
+        except Exception as error:
+            raise self._failure(step, error) from error
+
+    def _commit(
+        self,
+        writing: list[ocp.AsyncCheckpointer],
+        folder: OpenFolder,
+        metas: Mapping[str, dict[str, Any]],
+        check: Callable[[], None],
+        begun: float,
+    ) -> None:
+        """Runs in the background: completes a save, names what it made, deletes what is old."""
+        try:
+            for orbax in writing:
+                orbax.wait_until_finished()
+            check()
+            for name, meta in metas.items():  # a step after what it refers to
+                path, target = folder.path / name, self.directory / name
+                digests.seal(path)
+                stamp = digests.stamp(path)
+                if target.exists() or target.is_symlink():
+                    self._aside(name)
+                path.rename(target)
+                sync(self.directory)
+                self._metas[name], self._stamps[name] = meta, stamp
+        except BaseException:
+            folder.remove(failed=True)
+            raise
+        folder.remove(failed=False)
+        try:
+            self._prune()
+        except OSError as error:
+            self.say(f"{self.directory}: old steps cannot be deleted ({reason_of(error)})")
+        if FROZEN not in metas:  # which happens once
+            self.seconds = max(self.seconds, time.monotonic() - begun)
+
+    def _prune(self) -> None:
+        assert self.settings is not None
+        known = {int(name) for name in self._metas if name != FROZEN}
+        if gone := sorted(known - set(self.steps)):
+            self.say(
+                f"{self.directory}: the checkpoint of step {', '.join(map(str, gone))} was deleted "
+                "or moved by another program"
+            )
+            for step in gone:
+                del self._metas[str(step)]
+        steps = list(filter(self._is_whole, self.steps))
+        kept = {*steps[-self.settings.keep :], self._best(steps)}
+        for name in [str(step) for step in steps if step not in kept]:
+            # A rename first: what is half deleted has no number any more.
+            doomed = self.directory / DELETING / name
+            doomed.parent.mkdir(exist_ok=True)
+            remove(doomed)
+            (self.directory / name).rename(doomed)
+            del self._metas[name]
+        remove(self.directory / DELETING)
+
+    def _passed_over(self, name: str) -> str:
+        if self.settings is None:
+            return super()._passed_over(name)
+        return f"kept as {self._aside(name)}"
+
+    def _aside(self, name: str) -> str:
+        """Moves a folder out of the way, where it is neither used nor deleted."""
+        self._metas.pop(name, None)
+        names = (f"{DAMAGED}-{name}{end}" for end in ("", *(f"-{n}" for n in range(2, 1000))))
+        aside = next(name for name in names if not (self.directory / name).exists())
+        (self.directory / name).rename(self.directory / aside)
+        return aside
+
+    def _failure(self, step: int, error: BaseException) -> StorageError:
+        return StorageError(
+            f"{self.directory}: the checkpoint of step {step} could not be saved: "
+            f"{reason_of(error)}; those before it are intact"
+        )

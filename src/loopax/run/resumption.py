@@ -1,0 +1,143 @@
+"""What a start finds of the starts before it: the newest checkpoint, and how the run was left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from loopax import placement
+from loopax.batches.base import Batches
+from loopax.compute.rows import LEARNING_RATE, Rows
+from loopax.environment import changes, numerics
+from loopax.errors import CheckpointError, RunDirError
+from loopax.randomness import key_words
+from loopax.run.checkpoint import CheckpointStore
+from loopax.run.chunks import Chunk
+from loopax.run.history import Extent, History
+from loopax.run.recorder import Tail
+from loopax.run.run import STOPPED, Past, Run
+from loopax.run.settings import Settings
+
+LEFT = "left.json"
+"""Of the run directory: the last chunk that was given to a loop which was left by its caller."""
+JUMP = 0.5
+"""A learning rate that differs by more than this share from that of the step before."""
+
+Say = Callable[[str], None]
+
+
+def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Say) -> Tail:
+    """Puts the newest checkpoint's state and rows into the run; returns its unlogged rows.
+
+    Raises:
+        CheckpointError: there were checkpoints and none is whole, or it was made with other data,
+            batches or seed.
+    """
+    run.state, run.step = placement.put_state(settings.state), 0
+    tail, past = Tail(settings.log_every), Past()
+    if store is not None and (store.steps or store.damaged):
+        run.state, meta = store.restore(run.state)
+        run.step = int(meta["step"])
+        try:
+            tail, past = Tail.from_json(meta["recorder"]), Past.from_json(meta["run"])
+            data, before = dict(meta["data"]), dict(meta["numerics"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{store.directory / str(run.step)}: was saved by no run, which would have left "
+                f"what it goes on from ({type(error).__name__}: {error}); begin a new run"
+            ) from error
+        seeds = (key_words(run.state.key), key_words(settings.state.key))
+        _check_same(store, settings.batches, data, seeds)
+        if changed := changes(before, numerics()):
+            say(
+                f"{run.name}: {'; '.join(changed)}; from here on, results may differ in the last "
+                "bits from those of an undisturbed run"
+            )
+    if run.dir is not None:
+        run.history = History(extent := Extent.of(run.dir.metrics_file, run.step))
+        if extent.other:
+            say(f"{extent.path}: passed over what is no row (lines: {extent.other})")
+        if len(run.history) < past.rows:
+            say(
+                f"{run.dir.metrics_file}: has {len(run.history)} of the {past.rows} rows "
+                f"logged up to step {run.step:,}; the others are lost"
+            )
+    return tail
+
+
+def _check_same(
+    store: CheckpointStore, batches: Batches, data: Mapping[str, Any], seeds: tuple[Any, Any]
+) -> None:
+    """Whether data and seed, then and now, are the same."""
+    there, here = {**data, "seed": seeds[0]}, {**batches.identity, "seed": seeds[1]}
+    wrong = [
+        f"{name} {there.get(name, 'absent')}, and now it is {here.get(name, 'absent')}"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if wrong:
+        advice = batches.advice if there.get("data") != here.get("data") else ""
+        raise CheckpointError(
+            f"{store.directory}: made with {'; made with '.join(wrong)}; give the same to "
+            f"continue, or name another run directory{advice}"
+        )
+
+
+def left_chunk(run: Run, say: Say) -> Chunk | None:
+    """The chunk at which the loop was left, where its step is the one that was restored."""
+    if run.dir is None or not (run.dir.path / LEFT).exists():
+        return None
+    try:
+        chunk = Chunk.from_json(run, run.dir.read_json(LEFT))
+    except (RunDirError, ValueError, TypeError, KeyError, AttributeError):
+        say(f"{run.dir.path / LEFT}: cannot be read; passed over")
+        return None
+    return chunk if chunk.stop == run.step else None
+
+
+def reason_to_stop(run: Run, say: Say) -> str | None:
+    """Why the run was stopped at the step that was restored; None where it was not."""
+    if run.dir is None or not (run.dir.path / STOPPED).exists():
+        return None
+    try:
+        stored = run.dir.read_json(STOPPED)
+        return str(stored["reason"]) if stored["step"] == run.step else None
+    except (RunDirError, TypeError, KeyError):
+        say(f"{run.dir.path / STOPPED}: cannot be read; passed over")
+        return None
+
+
+def learning_rates(run: Run, tail: Tail) -> dict[str, float]:
+    """The learning rates of the last step that was made."""
+    rows = tail.rows or [run.latest("train")]
+    return {name: rate for name, rate in rows[-1].items() if name.startswith(LEARNING_RATE)}
+
+
+def horizon(
+    run: Run, step: int, total: int, before: Mapping[str, float], first: Rows
+) -> tuple[str, bool]:
+    """What to say where a run goes on to another end than before, or its learning rate jumps.
+
+    Args:
+        run: the run.
+        step: where it was resumed.
+        total: where it ends now.
+        before: the learning rates of the last step before the resumption.
+        first: the metrics of the first steps after it.
+
+    Returns:
+        One line, or an empty one, and whether it must not go unheard.
+    """
+    starts = [] if run.dir is None else run.dir.starts[:-1]
+    goal = starts[-1].get("total", total) if starts else total
+    jumps = [
+        f"{name} was {old:.4g} at step {step:,} and is {new:.4g} after it"
+        for name, column in first.columns(1).items()
+        if (old := before.get(name)) is not None
+        if abs(old - (new := float(column[0]))) > JUMP * max(abs(old), abs(new))
+    ]
+    longer = [] if goal == total else [f"begun for {goal:,} steps and now for {total:,}"]
+    if jumps:
+        jumps.append("schedules follow the number of steps they are made for")
+    said = "; ".join([*longer, *jumps])
+    return (f"{run.name}: {said}" if said else ""), bool(jumps)

@@ -1,0 +1,213 @@
+"""The files of a run: damaged, deleted, among those of others, or a million rows long."""
+
+import json
+import os
+import shutil
+import tracemalloc
+
+import pytest
+
+import loopax
+from loopax.cli import main
+from loopax.errors import LoopaxError, RunDirError
+from loopax.run.directory import RunDir
+from loopax.run.history import SMALL, Extent, History
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture
+def train(tmp_path, dataset, line_loss, line_state):
+    def train(*, name="run", steps=20, **options):
+        return loopax.fit(
+            line_state(),
+            line_loss,
+            dataset.batches(2),
+            steps=steps,
+            run_dir=tmp_path / name,
+            **{"log_every": 4, "probe_every": None, **QUIET, **options},
+        )
+
+    return train
+
+
+GARBAGE = b"\x00\xff{not json"
+DAMAGED = {
+    "run.json": "run.json: cannot be read; kept as run.json.damaged, and begun anew",
+    "metrics.jsonl": "metrics.jsonl: has 0 of the 5 rows",
+    "timing.jsonl": "",
+    "account.json": "",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), DAMAGED.items(), ids=DAMAGED.keys())
+@pytest.mark.parametrize("content", [GARBAGE, b"", b"[]", b'{"starts": 3}', None])
+def test_a_file_that_is_damaged_or_gone_is_told_of_and_the_run_goes_on(
+    train, tmp_path, bits, capsys, name, said, content
+):
+    whole = train(name="whole", steps=30)
+    train()
+    file = tmp_path / "run" / name
+    if content is None:
+        file.unlink()
+        said = "run.json: is missing; begun anew" if name == "run.json" else said
+    else:
+        file.write_bytes(content)
+    parts = train(steps=30, progress=True)
+    assert bits(parts.state) == bits(whole.state)
+    assert said in capsys.readouterr().err
+    assert [row["step"] for row in parts.history][-2:] == [28, 30]
+    assert parts.dir.read_json("run.json")["starts"][-1]["step"] == 20
+
+
+def test_rows_after_a_line_that_is_none_are_not_lost(train, tmp_path, capsys):
+    train()
+    file = tmp_path / "run" / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:2], GARBAGE + b"\n", *lines[2:]]))
+    run = train(steps=28, progress=True)
+    assert f"{file}: passed over what is no row (lines: 1)" in capsys.readouterr().err
+    assert [row["step"] for row in run.history] == [4, 8, 12, 16, 20, 24, 28]
+    assert run.dir.metrics == list(run.history)
+
+
+def test_a_run_without_its_configuration_is_still_a_run_and_what_is_none_is_not(
+    train, tmp_path, capsys
+):
+    train(config={"rate": 1})
+    (tmp_path / "run" / "config.json").unlink()
+    assert train(steps=30, config={"rate": 1}, progress=True).step == 30
+    assert "config.json: is missing; written anew" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunDirError, match="mine: is not empty and holds no run"):
+        train(name="mine")
+
+
+def test_what_other_programs_leave_in_a_directory_does_not_matter(train, tmp_path, bits):
+    whole = train(name="whole", steps=30)
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".ipynb_checkpoints").mkdir()
+        (folder / "lost+found").mkdir()
+        for name in (".DS_Store", "Thumbs.db", "._7"):
+            (folder / name).write_bytes(GARBAGE)
+        if folder.name == "run":
+            train()
+    (tmp_path / "run" / "checkpoints" / "notes.txt").write_text("mine")
+    (tmp_path / "run" / "checkpoints" / "20 copy").mkdir()
+    assert bits(train(steps=30).state) == bits(whole.state)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl", "run.json", "config.json"])
+def test_a_file_deleted_while_the_run_goes_on_is_told_of_or_written_again(
+    train, tmp_path, capsys, name
+):
+    def delete(run):
+        if run.step == 10:
+            (run.dir.path / name).unlink()
+
+    run = train(hooks=loopax.Hook(delete, 10), progress=True)
+    assert run.step == 20
+    if name.endswith("jsonl"):
+        said = f"{name}: was deleted while the run went on; written again"
+        assert said in capsys.readouterr().err
+    assert [row["step"] for row in run.dir.metrics] == [4, 8, 12, 16, 20]
+    assert train(steps=30).step == 30
+
+
+def test_a_directory_deleted_while_the_run_goes_on_is_one_line(train, tmp_path):
+    with pytest.raises(LoopaxError, match="was removed or moved while the run went on") as caught:
+        train(hooks=loopax.Hook(lambda run: shutil.rmtree(run.dir.path), 10), steps=10**6)
+    assert caught.value.run.step >= 10
+
+
+# --- Listed -------------------------------------------------------------------
+
+
+def test_runs_lists_runs_and_nothing_else(train, tmp_path, capsys):
+    train(name="good")
+    train(name="deep/er/also")
+    train(name="damaged")
+    (tmp_path / "damaged" / "config.json").write_bytes(GARBAGE)
+    train(name="rows")
+    (tmp_path / "rows" / "metrics.jsonl").write_bytes(GARBAGE)
+    train(name="provenance")
+    (tmp_path / "provenance" / "run.json").write_bytes(GARBAGE)
+    for name in ("model", ".ipynb_checkpoints"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "bert"}))
+        (tmp_path / name / "metrics.jsonl").write_text('{"epoch": 1, "loss": 3}\n')
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "config.json").write_text("[1]")
+    (tmp_path / "notes.txt").write_text("mine")
+    os.symlink(tmp_path, tmp_path / "deep" / "circle")
+    assert main(["runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    table = [line for line in shown.out.splitlines() if str(tmp_path)[-20:] in line]
+    listed = {line.split("\u2502")[1].strip().removeprefix(f"{tmp_path}/") for line in table}
+    assert listed == {"good", "deep/er/also", "rows", "provenance"}
+    assert len(shown.err.splitlines()) == 1
+    assert "damaged/config.json" in shown.err
+
+
+def test_runs_shows_what_ranks_the_checkpoints(
+    train, tmp_path, dataset, line_loss, line_state, capsys
+):
+    loopax.fit(
+        line_state(),
+        line_loss,
+        dataset.batches(2),
+        steps=20,
+        run_dir=tmp_path / "run",
+        evaluation=loopax.Evaluation({"validation": dataset.batches(100)}, every=10),
+        checkpoints=loopax.Checkpoints(best="validation/error"),
+        **QUIET,
+    )
+    plain = train(name="plain")
+    assert main(["runs", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    rows = [row for row in RunDir(tmp_path / "run").metrics if row["source"] == "validation"]
+    best = min(rows, key=lambda row: row["error"])
+    values = f"{rows[-1]['error']:.4g} {best['error']:.4g} {best['step']}"
+    assert f"run - 20 validation/error {values}" in shown
+    loss = f"{plain.latest('train')['loss']:.4g}"
+    assert f"plain - {plain.step} train/loss {loss} - -" in shown, "nothing ranks"
+
+
+# --- Long ---------------------------------------------------------------------
+
+
+def write_rows(path, count):
+    with path.open("w") as file:
+        for step in range(1, count + 1):
+            file.write(
+                json.dumps({"step": step, "source": "train", "steps": 1, "loss": 1.5}) + "\n"
+            )
+            if step % (count // 4) == 0:
+                file.write(json.dumps({"step": step, "source": "test", "loss": step / 2}) + "\n")
+
+
+def test_many_rows_are_read_as_a_list_would_be_and_not_kept(tmp_path):
+    count, file = 2 * SMALL, tmp_path / "metrics.jsonl"
+    write_rows(file, count)
+    tracemalloc.start()
+    history = History(Extent.of(file, count))
+    assert len(history) == count + 4
+    assert history.latest("test") == {"step": count, "source": "test", "loss": count / 2}
+    assert history.latest("nobody") == {}
+    assert [row["step"] for row in history.of("test")] == [count // 4 * n for n in (1, 2, 3, 4)]
+    assert tracemalloc.get_traced_memory()[1] < 2**21, "the file is larger than this"
+    tracemalloc.stop()
+    history.append({"step": count + 1, "source": "train", "loss": 0.5})
+    rows = RunDir(tmp_path).metrics
+    assert list(history)[:-1] == rows
+    assert list(reversed(history)) == [history[-1], *reversed(rows)]
+    assert (history[-1]["loss"], history[0], history[5:7]) == (0.5, rows[0], rows[5:7])
+    assert history == [*rows, history[-1]]
+    before = Extent.of(file, count // 2)
+    assert before.rows == count // 2 + 2
+    kept = History(before.cut(without="train"))
+    assert list(kept) == RunDir(tmp_path).metrics
+    assert len(kept) == count // 2 + 1
+    assert kept[-1] == {"step": count // 2, "source": "test", "loss": count / 4}
