@@ -111,10 +111,10 @@ def test_what_is_frozen_stays_bit_for_bit_and_is_saved_once(frozen, head):
     checkpoints = frozen.dir.checkpoints.absolute()
     for step in states(frozen):
         tree = ocp.StandardCheckpointer().restore(checkpoints / str(step) / "state")
-        leaves = jax.tree.leaves(tree["params"])
+        leaves = jax.tree.leaves(tree["trainable"])
         assert sum(leaf.size for leaf in leaves) == 32 * 2 + 2
     saved = ocp.StandardCheckpointer().restore(checkpoints / "frozen" / "state")
-    saved = saved["params"]["params"]["bert"]
+    saved = saved["frozen"]["params"]["bert"]
     assert jax.tree.all(jax.tree.map(np.array_equal, before["bert"], saved))
 
 
