@@ -683,7 +683,7 @@ def test_a20_checkpoints_of_a_run(run, tmp_path):
     assert int(restored.step) == int(raw["step"]) == 60
     with ocp.StandardCheckpointer() as checkpointer:
         plain = checkpointer.restore(tmp_path.absolute() / "60" / "state")
-    for params in (raw["params"], restored.params, plain["params"]):
+    for params in (raw["params"], restored.params, plain["trainable"]):
         equal(params, trained.state.params)
     label = jnp.array([1])
     model.apply(raw["params"], jnp.ones((1, model.latent)), label, method=model.decode)

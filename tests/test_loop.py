@@ -847,8 +847,8 @@ def test_the_signature_is_that_of_the_function_and_errors_come_at_the_call(funct
         "state",
         "loss_fn",
         "data",
+        "step",
         "steps",
-        "epochs",
     ]
     with pytest.raises(TypeError, match=rf"{function.__name__}\(\) got an unexpected .*num_epochs"):
         function(None, None, None, num_epochs=3)

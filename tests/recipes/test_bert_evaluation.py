@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,7 +124,7 @@ def test_the_surest_mistakes_come_first_and_are_cut():
 def trained(tmp_path):
     run = RunDir.create(tmp_path / "run")
     config = FineTuneConfig(data="reviews.csv", batch_size=16)
-    run.claim(config.to_json())
+    run.claim({"recipe": "bert", **asdict(config)})
     run.note_start(0, print, data={"data": "f00d" * 16})
     rows = [
         {"step": step, "source": source, "loss": 1 / step, "accuracy": 1 - 1 / step}
