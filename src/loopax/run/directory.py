@@ -16,7 +16,7 @@ from loopax import digests
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
 from loopax.extras import require
-from loopax.files import storing, write_text
+from loopax.files import PARTIAL, remove, storing, write_text
 from loopax.jsonlines import Row, read_json_lines
 from loopax.run.configuration import as_mapping, differences
 from loopax.run.lock import RunLock
@@ -176,8 +176,14 @@ class RunDir:
         return f"`loopax rewind {self.path} --step {max(steps)} {settings}` makes it longer; "
 
     def claim(self, config: Mapping[str, Any]) -> None:
-        """Writes the configuration of a new run, or makes sure that it is that of this one."""
+        """Writes the configuration of a new run, or makes sure that it is that of this one.
+
+        It is called by who holds the lock, and removes what a start that was killed has left half
+        written and no other start writes again, such as the account of a run that was finished.
+        """
         self.check(config)
+        for partial in self.path.glob(f"{PARTIAL}*.json"):
+            remove(partial)
         if not self.config_file.exists():
             self.write_json("config.json", config)
 
