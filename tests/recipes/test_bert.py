@@ -93,9 +93,17 @@ def test_a_run_in_pieces_ends_as_one_that_was_left_alone(full, trained, bits, tm
     assert last == 42
     assert bits(states(again)[last]) == bits(states(trained)[last])
     assert rows(again) == rows(trained)
-    assert json.loads((again.dir.path / "results.json").read_text()) == json.loads(
-        (trained.dir.path / "results.json").read_text()
-    )
+    results = json.loads((again.dir.path / "results.json").read_text())
+    assert results == json.loads((trained.dir.path / "results.json").read_text())
+    assert set(results["chosen"]) == {"epochs", "batch_size"}
+
+
+def test_a_report_that_is_written_again_is_the_one_that_was_there(trained):
+    results = json.loads((trained.dir.path / "results.json").read_text())
+    report = trained.dir.path / "report.html"
+    page = report.read_text()
+    assert bert.BERTRecipe().report(bert.load(trained.dir.path), results) == report
+    assert report.read_text() == page
 
 
 def test_texts_of_different_lengths_train_in_two_shapes(trained):

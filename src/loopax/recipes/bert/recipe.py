@@ -54,14 +54,16 @@ class BERTRecipe(Recipe):
         tested = len(problem.texts.test)
         say(f"{trained.dir.path}: measuring step {trained.step:,} on {tested:,} texts")
         results = bert.evaluate(trained, parts=problem.texts, say=say)
-        config = replace(trained.config, epochs=problem.epochs, batch_size=problem.batch_size)
-        self.report(replace(trained, config=config), results)
+        results["chosen"] = {"epochs": problem.epochs, "batch_size": problem.batch_size}
+        self.report(trained, results)
         return results
 
     def report(self, trained: bert.TrainedClassifier, results: Mapping[str, Any]) -> Path:
+        """The page, with the settings that followed the data as they were chosen."""
         from loopax.recipes.bert import report
 
-        return report.write(trained, results)
+        config = replace(trained.config, **results.get("chosen", {}))
+        return report.write(replace(trained, config=config), results)
 
     def tables(self, results: bert.Results) -> list[Table]:
         return bert.tables(results)
