@@ -88,7 +88,8 @@ def trained_by(loss_fn: LossFn | None, step: Callable[..., Any] | None) -> LossF
         ConfigError: both or none are given, or the step cannot be called.
     """
     if step is None:
-        return loss_fn  # type: ignore[return-value]  # `as_state` says what is wrong with None
+        # It may still be None here; `as_state`, which comes next, says what is wrong with it.
+        return loss_fn  # type: ignore[return-value]
     if loss_fn is not None:
         raise ConfigError("give either loss_fn or step, and not both")
     if not callable(step):

@@ -61,6 +61,7 @@ class Node:
         super().__init_subclass__()
         dataclasses.dataclass(frozen=True, eq=False, **options)(cls)
         names: dict[bool, list[str]] = {True: [], False: []}
+        # The line above made it a dataclass, which a checker of types cannot see.
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             names[field.metadata.get("pytree_node", True)].append(field.name)
         jax.tree_util.register_dataclass(cls, names[True], names[False])

@@ -92,6 +92,7 @@ def _recorded_batches(batches: Batches, record: JsonLines) -> Batches:
         return _RecordedFeed(feed, start, batches.identity, record)
 
     recorded = copy.copy(batches)
+    # Of this copy alone: a source of any class stays what it is, with one method that notes.
     recorded.feed = feed  # type: ignore[method-assign]
     return recorded
 

@@ -84,7 +84,7 @@ class Site:
             return self._routes[request.path][1](question)
         except RequestError as refused:
             return refusal(refused)
-        except Exception:
+        except Exception:  # One question that fails must not end the server.
             traceback.print_exc()
             return refusal(
                 RequestError(500, "this failed; the terminal of loopax explore says why")
@@ -217,6 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
             request = Request(self.command, self.path, headers, body)
         self._send(self.server.site.answer(request))
 
+    # The standard library calls these names.
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _answer  # noqa: N815
 
     def _send(self, response: Response) -> None:
