@@ -22,9 +22,9 @@ import loopax
 from loopax.cli import main
 from loopax.recipes.vae import explorer
 from loopax.recipes.vae.config import VAEConfig
-from loopax.recipes.vae.explorer import Explorer, RequestError
+from loopax.recipes.vae.explorer import Explorer
 from loopax.recipes.vae.problem import Problem
-from loopax.recipes.vae.server import Request, Site, listen
+from loopax.recipes.vae.server import Server
 from loopax.recipes.vae.trained import TrainedVAE, train
 from loopax.run.directory import RunDir
 
@@ -63,19 +63,34 @@ def digits(tmp_path_factory):
     return Explorer(vae)
 
 
+def asked(server, path, question=None, host=None):
+    """The status and the body that a request of the page is answered with."""
+    connection = http.client.HTTPConnection(*server.server_address, timeout=PATIENCE_S)
+    headers = {"Host": host or f"localhost:{server.server_port}"}
+    body = None if question is None else json.dumps(question)
+    connection.request("GET" if body is None else "POST", path, body, headers)
+    with contextlib.closing(connection), connection.getresponse() as answer:
+        return answer.status, answer.read()
+
+
+@contextlib.contextmanager
+def serving(ready):
+    """A server on a free port, with an explorer that is ready."""
+    with Server() as server:
+        server.explorer = ready
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture(scope="module")
-def site(colour):
-    return Site(colour, 80)
-
-
-def asked(path, question=None, **headers):
-    """A request as the page makes it."""
-    body = b"" if question is None else json.dumps(question).encode()
-    usual = {"host": "localhost:80"}
-    if question is not None:
-        usual |= {"content-type": "application/json", "content-length": str(len(body))}
-    headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Request("GET" if question is None else "POST", path, usual | headers, body)
+def server(colour):
+    with serving(colour) as server:
+        yield server
 
 
 def in_base64(image):
@@ -86,34 +101,26 @@ def pixels_of(images):
     return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8).tobytes()
 
 
-def test_what_is_asked_is_what_the_model_says(colour, site):
+def test_what_is_asked_is_what_the_model_says(colour, server):
     vae, image = colour.trained, colour.trained.data.test.columns["image"][0]
-    found = json.loads(site.answer(asked("/encode", {"pixels": in_base64(image), "label": 2})).body)
+    _, body = asked(server, "/encode", {"pixels": in_base64(image), "label": 2})
+    found = json.loads(body)
     mean, _ = vae.encode(image[None], np.array([2]))
     assert found["label"] == 2
     np.testing.assert_array_equal(np.float32(found["latent"]), mean[0])
     for labels in ([2], [0, 1, 2], [1, 0]):
-        drawn = site.answer(asked("/decode", {"latent": found["latent"], "labels": labels}))
-        assert drawn.status == 200
+        status, drawn = asked(server, "/decode", {"latent": found["latent"], "labels": labels})
+        assert status == 200
         images = vae.decode(np.repeat(mean, len(labels), axis=0), np.array(labels))
-        seen = np.frombuffer(drawn.body, np.uint8).astype(int)
+        seen = np.frombuffer(drawn, np.uint8).astype(int)
         assert np.abs(seen - np.frombuffer(pixels_of(images), np.uint8)).max() <= 1
-    sampled = json.loads(site.answer(asked("/sample", {"label": 1, "seed": 7})).body)
-    np.testing.assert_array_equal(
-        np.float32(sampled["latent"]), vae.latents_of(np.array([1]), seed=7)[0]
-    )
+    _, body = asked(server, "/sample", {"label": 1, "seed": 7})
+    sampled = np.float32(json.loads(body)["latent"])
+    np.testing.assert_array_equal(sampled, vae.latents_of(np.array([1]), seed=7)[0])
 
 
-def test_the_reconstruction_goes_by_way_of_the_position(colour, site):
-    image = colour.trained.data.test.columns["image"][1]
-    found = json.loads(site.answer(asked("/encode", {"pixels": in_base64(image), "label": 0})).body)
-    drawn = site.answer(asked("/decode", {"latent": found["latent"], "labels": [0]})).body
-    again = pixels_of(colour.trained.reconstruct(image[None], np.array([0])))
-    np.testing.assert_allclose(np.frombuffer(drawn, np.uint8), np.frombuffer(again, np.uint8))
-
-
-def test_the_facts_name_classes_shapes_and_the_most_active_latents(colour, digits):
-    facts = json.loads(Site(colour, 80).answer(asked("/model.json")).body)
+def test_the_facts_name_classes_shapes_and_the_most_active_latents(server, digits):
+    facts = json.loads(asked(server, "/model.json")[1])
     assert facts["classes"] == ["cat", MEAN_NAME, "dog"]
     assert (facts["height"], facts["width"], facts["channels"]) == (5, 4, 3)
     assert len(facts["sliders"]) == 3
@@ -160,7 +167,7 @@ def test_an_unknown_class_is_the_one_of_the_least_cost(colour):
         error = vae.decode(mean, labels)[0] - image.astype(np.float32) / 255
         kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum()
         costs.append(0.5 * np.square(error).sum() + vae.config.kl_weight * kl)
-    found = colour.encode({"pixels": in_base64(image), "label": None})
+    found = colour.encode(in_base64(image), None)
     assert found["label"] == colour.guess(image) == int(np.argmin(costs))
 
 
@@ -180,198 +187,38 @@ def test_a_class_is_guessed_by_the_prior_where_only_that_knows_it(tmp_path):
     assert explorer.guess(image) == 2
 
 
-@pytest.mark.parametrize("classes", [1, 40])
-def test_one_class_and_more_than_are_decoded_at_once(classes, tmp_path):
-    many = Explorer(trained_vae(tmp_path, (4, 6, 1), classes))
-    assert many.at_once == min(classes, explorer.AT_ONCE)
+def test_of_many_classes_each_is_guessed_from_and_decoded(tmp_path):
+    many = Explorer(trained_vae(tmp_path, (4, 6, 1), 40))
     image = many.trained.data.test.columns["image"][0]
-    found = many.encode({"pixels": in_base64(image)})
-    assert 0 <= found["label"] < classes
-    last = many.decode({"latent": found["latent"], "labels": [classes - 1]})
-    assert len(last) == 24
-    with pytest.raises(RequestError, match=f"1 to {many.at_once} classes"):
-        many.decode({"latent": found["latent"], "labels": [0] * (many.at_once + 1)})
+    found = many.encode(in_base64(image), None)
+    assert 0 <= found["label"] < 40
+    assert len(many.decode(found["latent"], [39])) == 24
 
 
-ZEROS = [0, 0, 0]
+def test_only_this_machine_and_only_what_there_is(server):
+    port = server.server_port
+    assert server.socket.getsockname()[0] == "127.0.0.1"
+    assert server.address == f"http://127.0.0.1:{port}/"
+    assert asked(server, "/", host=f"127.0.0.1:{port}")[0] == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1"):
+        assert asked(server, "/model.json", host=host)[0] == 403
+        assert asked(server, "/sample", {"label": 0, "seed": 1}, host=host)[0] == 403
+    assert asked(server, "/../config.json")[0] == 404
+    assert asked(server, "/config.json", {})[0] == 404
 
 
-@pytest.mark.parametrize(
-    ("path", "question", "reason"),
-    [
-        ("/decode", {}, "latent must be a list of 3 numbers"),
-        ("/decode", {"latent": [0, 0], "labels": [0]}, "latent must be a list of 3 numbers"),
-        ("/decode", {"latent": [0, 0, "1"], "labels": [0]}, "latent must hold finite numbers"),
-        ("/decode", {"latent": [0, 0, True], "labels": [0]}, "latent must hold finite numbers"),
-        ("/decode", {"latent": [0, 0, float("nan")], "labels": [0]}, "latent must hold finite"),
-        ("/decode", {"latent": [0, 0, 10**400], "labels": [0]}, "latent must hold finite"),
-        ("/decode", {"latent": [0, 0, 1e39], "labels": [0]}, "latent must hold finite"),
-        ("/decode", {"latent": ZEROS, "labels": []}, "labels must be a list of 1 to 3 classes"),
-        ("/decode", {"latent": ZEROS, "labels": 1}, "labels must be a list of 1 to 3 classes"),
-        ("/decode", {"latent": ZEROS, "labels": [3]}, "labels must be a whole number from 0 to 2"),
-        ("/decode", {"latent": ZEROS, "labels": [-1]}, "labels must be a whole number"),
-        ("/sample", {"label": 3, "seed": 1}, "label must be a whole number from 0 to 2"),
-        ("/sample", {"label": True, "seed": 1}, "label must be a whole number from 0 to 2"),
-        ("/sample", {"label": 0, "seed": 2**31}, "seed must be a whole number"),
-        ("/sample", {"label": 0}, "seed must be a whole number"),
-        ("/encode", {"label": 0}, "pixels must be 60 bytes in base64"),
-        ("/encode", {"pixels": "AAAA", "label": 0}, "pixels must be 60 bytes in base64"),
-        ("/encode", {"pixels": "A*", "label": 0}, "pixels is not base64"),
-        ("/encode", {"pixels": "ÄÄ", "label": 0}, "pixels is not base64"),
-        ("/encode", {"pixels": "A" * 80, "label": 9}, "label must be a whole number"),
-        ("/encode", [], "the question must be a JSON object"),
-    ],
-)
-def test_a_question_that_makes_no_sense_is_refused_in_a_line(site, path, question, reason):
-    answer = site.answer(asked(path, question))
-    assert answer.status == 400
-    assert answer.kind == "text/plain"
-    assert answer.body.decode().startswith(reason)
-    assert answer.body.count(b"\n") == 1
+def test_a_question_that_fails_is_told_in_the_terminal_and_ends_nothing(server, capsys):
+    status, body = asked(server, "/decode", {"latent": [0], "labels": [0]})
+    assert (status, body.count(b"\n")) == (500, 1)
+    assert "Traceback" in capsys.readouterr().err
+    assert asked(server, "/sample", {"label": 0, "seed": 1})[0] == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 2000, b'{"latent": 1e}'])
-def test_what_is_not_json_is_refused(site, body):
-    headers = asked("/decode", {}).headers | {"content-length": str(len(body))}
-    answer = site.answer(Request("POST", "/decode", headers, body))
-    assert (answer.status, answer.body) == (400, b"the question is not JSON\n")
-
-
-@pytest.mark.parametrize(
-    ("status", "request_"),
-    [
-        (200, asked("/")),
-        (200, asked("/", host="127.0.0.1:80")),
-        (200, asked("/model.json", origin="http://localhost:80")),
-        (403, asked("/", host="127.0.0.1:81")),
-        (403, asked("/", host="127.0.0.1")),
-        (403, asked("/", host="evil.example:80")),
-        (403, asked("/", host="")),
-        (403, asked("/model.json", origin="http://evil.example")),
-        (403, asked("/model.json", origin="null")),
-        (404, asked("/explorer.html")),
-        (404, asked("/../config.json")),
-        (404, asked("/?page")),
-        (404, asked("http://localhost:80/")),
-        (405, asked("/decode")),
-        (405, asked("/", {})),
-        (411, asked("/decode", {}, content_length="")),
-        (411, asked("/decode", {}, content_length="-1")),
-        (411, asked("/decode", {}, transfer_encoding="chunked")),
-        (413, asked("/decode", {}, content_length="99999")),
-        (413, asked("/decode", {}, content_length="9" * 5000)),
-        (415, asked("/decode", {}, content_type="text/plain")),
-    ],
-)
-def test_only_this_machine_and_only_what_there_is(site, status, request_):
-    answer = site.answer(request_)
-    assert answer.status == status
-    if status != 200:
-        assert answer.body.count(b"\n") == 1
-
-
-@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "OPTIONS", "get"])
-def test_other_methods_are_refused(site, method):
-    answer = site.answer(Request(method, "/", {"host": "localhost:80"}))
-    assert (answer.status, answer.headers) == (405, {"Allow": "GET"})
-
-
-def test_the_page_brings_all_it_needs_and_each_has_its_nonce(site):
-    pages = [site.answer(asked("/")) for _ in range(2)]
-    nonces = {
-        page.headers["Content-Security-Policy"].split("'nonce-")[1].split("'")[0] for page in pages
-    }
-    assert len(nonces) == 2
-    for page in pages:
-        text, policy = page.body.decode(), page.headers["Content-Security-Policy"]
-        assert policy.startswith("default-src 'none';")
-        assert "unsafe" not in policy
-        assert "NONCE" not in text
-        assert text.count("<script") == text.count("<style") == 1
-        assert not any(word in text for word in ("innerHTML", "@import", " onclick", ' style="'))
-        addresses = [part.split('"')[0].split("'")[0] for part in text.split("http")[1:]]
-        assert addresses == ["://www.w3.org/2000/svg"]  # a name, not a place
-
-
-def test_a_failure_is_told_in_the_terminal_and_not_in_the_browser(colour, capsys, monkeypatch):
-    monkeypatch.setattr(colour, "sample", lambda question: 1 / 0)
-    answer = Site(colour, 80).answer(asked("/sample", {"label": 0, "seed": 1}))
-    assert answer.status == 500
-    assert b"division" not in answer.body
-    assert "ZeroDivisionError" in capsys.readouterr().err
-
-
-@contextlib.contextmanager
-def serving(ready):
-    """A server on a free port, with an explorer that is ready."""
-    with listen() as server:
-        server.site = Site(ready, server.server_port)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def test_the_server_answers_over_one_connection_and_in_one_piece(colour):
-    """The second of two pieces would wait 40 ms for an acknowledgement of the first."""
-    question = json.dumps({"latent": ZEROS, "labels": [0, 1, 2]}).encode()
-    with serving(colour) as server:
-        place = "127.0.0.1", server.server_port
-        head = "POST /decode HTTP/1.1\r\nHost: {}:{}\r\n".format(*place)
-        head += f"Content-Type: application/json\r\nContent-Length: {len(question)}\r\n\r\n"
-        with socket.create_connection(place, timeout=PATIENCE_S) as connection:
-            for _ in range(20):
-                connection.sendall(head.encode() + question)
-                answered, _, body = connection.recv(1 << 16).partition(b"\r\n\r\n")
-                assert len(body) == 3 * 60
-    headers = answered.decode().split("\r\n")[1:]
-    assert "X-Content-Type-Options: nosniff" in headers
-    assert "Content-Security-Policy: default-src 'none'" in headers
-    assert "Cache-Control: no-store" in headers
-    assert not any("Python" in header for header in headers)
-
-
-def spoken(port, text):
-    """The status line and the rest of what comes back for bytes as they are."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
-        connection.sendall(text.encode())
-        answer = b"".join(iter(lambda: connection.recv(4096), b""))
-    head, _, body = answer.decode().partition("\r\n\r\n")
-    return int(head.split()[1]), head.lower(), body
-
-
-def test_the_server_refuses_and_closes(colour, capfd):
-    with serving(colour) as server:
-        port = server.server_port
-        own = f"Host: 127.0.0.1:{port}\r\n"
-        for status, request in [
-            (403, "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"),
-            (403, "GET / HTTP/1.0\r\n\r\n"),
-            (404, f"GET /etc/passwd HTTP/1.1\r\n{own}\r\n"),
-            (405, f"PUT / HTTP/1.1\r\n{own}Content-Length: 3\r\n\r\nabc"),
-            (413, f"POST /decode HTTP/1.1\r\n{own}Content-Type: application/json\r\n"
-                  "Content-Length: 1000000000\r\n\r\n"),
-            (501, f"BREW / HTTP/1.1\r\n{own}\r\n"),
-            (400, "what is this\r\n\r\n"),
-            (431, f"GET / HTTP/1.1\r\n{own}{'x' * 70_000}\r\n\r\n"),
-        ]:  # fmt: skip
-            found, head, body = spoken(port, request)
-            assert found == status
-            assert body.count("\n") == 1
-            assert "<" not in body
-            assert "connection: close" in head
-        found, _, body = spoken(port, f"HEAD / HTTP/1.1\r\n{own}\r\n")
-        assert (found, body) == (405, "")
-        assert server.address == f"http://127.0.0.1:{port}/"
-    assert capfd.readouterr().err == ""
-
-
-def test_nothing_but_loopback_is_bound(colour):
-    with serving(colour) as server:
-        assert server.socket.getsockname()[0] == "127.0.0.1"
+def test_the_page_brings_all_it_needs(server):
+    text = asked(server, "/")[1].decode()
+    assert not any(word in text for word in ("innerHTML", "@import", " src="))
+    addresses = [part.split('"')[0].split("'")[0] for part in text.split("http")[1:]]
+    assert addresses == ["://www.w3.org/2000/svg"]  # a name, not a place
 
 
 @pytest.fixture(scope="module")
@@ -400,13 +247,9 @@ def test_the_command_serves_until_it_is_interrupted(run):
 def test_a_port_in_use_and_one_that_is_none_are_one_line(run, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["explore", str(run), "--port", str(port)]) == 2
-    assert main(["explore", str(run), "--port", "65536"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        f"loopax: port {port} cannot be had: Address already in use; leave it out for any free one",
-        "loopax: port is 65536; it must be within 0 and 65535",
-    ]
+        for wrong in (port, 65536):
+            assert main(["explore", str(run), "--port", str(wrong)]) == 2
+            assert f"port {wrong} cannot be had: " in capsys.readouterr().err
 
 
 # What a browser's process is told and tells, by its pipes 3 and 4 (the DevTools protocol).
@@ -576,7 +419,7 @@ def test_a_browser_samples_moves_resets_and_changes_the_class(browser, digits):
             first[:dimension] + first[dimension + 1 :]
         )
         assert browser.status == "Moved from a sample · class 0"
-        drawn = digits.decode({"latent": moved, "labels": list(range(10))})
+        drawn = digits.decode(moved, list(range(10)))
         assert shown_pixels(browser, digits).tobytes() == drawn[:144]
         browser.evaluate("document.getElementById('reset').click()")
         assert browser.evaluate("state.latent") == first
@@ -599,7 +442,7 @@ def test_a_browser_draws_and_the_drawing_is_centred_as_the_images_are(browser, d
         assert np.flatnonzero(image.sum(axis=1) > 50).tolist() == list(range(3, 9))
         assert abs(image.sum(axis=0) @ (np.arange(12) + 0.5) / image.sum() - 6) < 0.2
         pixels = in_base64(image.astype(np.uint8))
-        found = digits.encode({"pixels": pixels, "label": None})
+        found = digits.encode(pixels, None)
         browser.until(f"state.label === {found['label']}")
         browser.until(f"Math.abs(state.latent[0] - {found['latent'][0]}) < 1e-6")
         np.testing.assert_allclose(browser.evaluate("state.latent"), found["latent"], atol=1e-6)
@@ -663,7 +506,7 @@ def test_a_browser_shows_what_was_refused(browser, colour):
         browser.shows(server.address)
         browser.evaluate("state.latent = [0]; redraw()")
         browser.until("document.getElementById('status').classList.contains('wrong')")
-        assert browser.status == "latent must be a list of 3 numbers"
+        assert browser.status == "this failed; the terminal of loopax explore says why"
     browser.complaints.clear()
 
 

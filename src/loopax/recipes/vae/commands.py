@@ -102,10 +102,11 @@ class Explore(OfVAE):
     """Whether to open the page, or only to say where it is."""
 
     def __call__(self, recipe: Recipe) -> None:
-        from loopax.recipes.vae.server import listen
+        from loopax.recipes.vae.explorer import Explorer
+        from loopax.recipes.vae.server import Server
 
-        with listen(self.port) as server:
-            server.explore(vae.load(self.run, self.checkpoint, data=self.data))
+        with Server(self.port) as server:
+            server.explorer = Explorer(vae.load(self.run, self.checkpoint, data=self.data))
             print(f"{server.address} (Ctrl-C ends it)", flush=True)
             if self.open_browser:
                 # A browser of the terminal does not return until it is left.
