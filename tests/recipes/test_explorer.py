@@ -24,7 +24,7 @@ from loopax.recipes.vae import explorer
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.explorer import Explorer
 from loopax.recipes.vae.problem import Problem
-from loopax.recipes.vae.server import Server
+from loopax.recipes.vae.server import listen
 from loopax.recipes.vae.trained import TrainedVAE, train
 from loopax.run.directory import RunDir
 
@@ -76,7 +76,7 @@ def asked(server, path, question=None, host=None):
 @contextlib.contextmanager
 def serving(ready):
     """A server on a free port, with an explorer that is ready."""
-    with Server() as server:
+    with listen() as server:
         server.explorer = ready
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -103,9 +103,9 @@ class Explore(OfVAE):
 
     def __call__(self, recipe: Recipe) -> None:
         from loopax.recipes.vae.explorer import Explorer
-        from loopax.recipes.vae.server import Server
+        from loopax.recipes.vae.server import listen
 
-        with Server(self.port) as server:
+        with listen(self.port) as server:
             server.explorer = Explorer(vae.load(self.run, self.checkpoint, data=self.data))
             print(f"{server.address} (Ctrl-C ends it)", flush=True)
             if self.open_browser:

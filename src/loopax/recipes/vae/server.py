@@ -16,26 +16,10 @@ HOST = "127.0.0.1"
 
 
 class Server(ThreadingHTTPServer):
-    """Answers for an `explorer`, which is set before `serve_forever`, to this machine only.
-
-    Args:
-        port: of this machine; any free one for 0.
-
-    Raises:
-        ConfigError: the port cannot be had.
-    """
+    """Answers for an `explorer`, which is set before `serve_forever`, to this machine only."""
 
     explorer: Explorer
     daemon_threads = True
-
-    def __init__(self, port: int = 0) -> None:
-        try:
-            super().__init__((HOST, port), _Handler)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(
-                f"port {port} cannot be had: {reason}; leave it out for any free one"
-            ) from error
 
     @property
     def address(self) -> str:
@@ -46,6 +30,21 @@ class Server(ThreadingHTTPServer):
         """A browser that has left is no news."""
         if not isinstance(sys.exception(), OSError):
             traceback.print_exc()
+
+
+def listen(port: int = 0) -> Server:
+    """A server on a port of this machine, on any free one for 0.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    try:
+        return Server((HOST, port), _Handler)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"port {port} cannot be had: {reason}; leave it out for any free one"
+        ) from error
 
 
 class _Handler(BaseHTTPRequestHandler):
