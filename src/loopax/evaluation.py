@@ -16,7 +16,7 @@ from loopax.arguments import as_state, kind_of, whole
 from loopax.batches.base import Batches
 from loopax.batches.iterable import IterableBatches, as_batches
 from loopax.batches.loader import on_device
-from loopax.compute.losses import Batch, LossFn, call_loss
+from loopax.compute.losses import Batch, LossFn
 from loopax.compute.program import EvalProgram
 from loopax.compute.rows import WEIGHT, Sums, means, totals
 from loopax.compute.state import TrainState
@@ -182,8 +182,7 @@ def draws_dropout(loss_fn: LossFn, state: TrainState, batch: Batch) -> bool:
     def measured(key: Any, state: TrainState, batch: Batch) -> Any:
         rngs = evaluation_rngs(state, 0)
         rngs["dropout"] = key
-        params, model_state = evaluated(state)
-        return call_loss(loss_fn, params, batch, rngs, model_state)[0]
+        return evaluated(loss_fn, state, batch, rngs)
 
     program = jax.make_jaxpr(measured)(state.key, state, batch)
     _, used = jaxprs.needed(program, [True] * len(program.out_avals))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
+from loopax.compute.precision import Precision, narrow, typed_like
 from loopax.compute.rows import WEIGHT, check_names
 from loopax.errors import ConfigError
 from loopax.paths import PyTree
@@ -34,9 +36,19 @@ model_state)`.
 
 
 def call_loss(
-    loss_fn: LossFn, params: PyTree, batch: Batch, rngs: Rngs, model_state: PyTree
+    loss_fn: LossFn,
+    params: PyTree,
+    batch: Batch,
+    rngs: Rngs,
+    model_state: PyTree,
+    precision: Precision | None = None,
 ) -> tuple[Metrics, PyTree]:
-    """Calls the user's loss and checks what comes back: all metrics, the loss among them."""
+    """Calls the user's loss and checks what comes back: all metrics, the loss among them.
+
+    With a `precision` it is computed in that type; metrics and model state keep theirs.
+    """
+    if precision is not None:
+        params, batch = precision.cast_params(params), precision.cast_batch(batch)
     has_model_state = bool(jax.tree.leaves(model_state))
     args = {"params": params, "batch": batch, "rngs": rngs}
     result = _result(loss_fn, args | ({"model_state": model_state} if has_model_state else {}))
@@ -55,10 +67,15 @@ def call_loss(
     metrics = {"loss": parts[0], **(parts[1] if len(parts) > 1 else {})}
     if len(parts) > 1:
         check_names(parts[1], "the loss")
-    return (
-        {name: measured(name, value, training) for name, value in metrics.items()},
-        parts[2] if has_model_state else model_state,
-    )
+    if precision is not None and (few := narrow(metrics)):
+        warnings.warn(
+            f"the loss gives {', '.join(few)} in {metrics[few[0]].dtype}, which holds three "
+            "digits; compute them from the model's output in float32: output.astype(jnp.float32)",
+            stacklevel=2,
+        )
+    if has_model_state:
+        model_state = typed_like(parts[2], model_state) if precision is not None else parts[2]
+    return {name: measured(name, value, training) for name, value in metrics.items()}, model_state
 
 
 def _result(loss_fn: LossFn, args: Mapping[str, Any]) -> Any:

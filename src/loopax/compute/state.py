@@ -25,6 +25,7 @@ from loopax.compute.adapters import (
     split_params,
     with_collections,
 )
+from loopax.compute.precision import Precision, checked_remat
 from loopax.compute.updates import (
     SlowParams,
     averaged,
@@ -86,6 +87,8 @@ class TrainState(Node, kw_only=True):
             kept in float32 at least. After t updates it keeps `min(ema_decay, (1 + t) / (10 + t))`
             of itself, so that it forgets the first parameters.
         ema_model_state: the same of `model_state`; None where `ema` is.
+        precision: in which type the loss is computed, where `compute_dtype` says one.
+        remat: what the loss keeps for its gradient; None keeps all that it needs.
         apply_fn: that of the module, for whoever wants it there; loopax does not.
     """
 
@@ -98,6 +101,8 @@ class TrainState(Node, kw_only=True):
     ema: PyTree = None
     ema_model_state: PyTree = None
     ema_decay: float | None = struct.field(pytree_node=False, default=None)
+    precision: Precision | None = struct.field(pytree_node=False, default=None)
+    remat: str | None = struct.field(pytree_node=False, default=None)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
     apply_fn: Any = struct.field(pytree_node=False, default=None)
 
@@ -113,6 +118,9 @@ class TrainState(Node, kw_only=True):
         model_state: PyTree = None,
         frozen: tuple[str, ...] = (),
         ema_decay: float | None = None,
+        compute_dtype: Any = None,
+        full_precision: tuple[str, ...] = (),
+        remat: str | None = None,
         total_steps: int | None = None,
         **fields: Any,
     ) -> Self:
@@ -131,6 +139,12 @@ class TrainState(Node, kw_only=True):
             frozen: path patterns of parameters that stay as they are and cost no backward pass
                 (see `loopax.paths.matches`). Integers, booleans and random keys never train.
             ema_decay: keep an exponential moving average of the parameters with this decay.
+            compute_dtype: `"bfloat16"` gives the loss parameters and real columns of a batch in
+                this type. Parameters, gradients, metrics and averages stay as they are.
+            full_precision: path patterns of parameters that the loss is given as they are all the
+                same; `batch/target` is a column of a batch.
+            remat: what the loss keeps for its gradient: `"dots"` keeps products of matrices and
+                computes all else again. The names are those of JAX's checkpoint policies.
             total_steps: how many batches the run has, for the schedules of an `Optimizer`.
             **fields: the fields that a subclass adds.
 
@@ -162,6 +176,7 @@ class TrainState(Node, kw_only=True):
         if model is not None:
             fields.setdefault("apply_fn", model.apply)
         trainable, rest = split_params(params, frozen)
+        precision = Precision.of(compute_dtype, full_precision, params)
         opt_state = transformation.init(trainable)
         if any(states_of(opt_state, optax.LookaheadState)):
             transformation = with_slow_params(transformation)
@@ -178,6 +193,8 @@ class TrainState(Node, kw_only=True):
             ema=None if ema_decay is None else averages(trainable),
             ema_model_state=None if ema_decay is None else averages(model_state),
             ema_decay=ema_decay,
+            precision=precision,
+            remat=checked_remat(remat),
             **fields,
         )
         return jax.tree.map(strongly_typed, state)

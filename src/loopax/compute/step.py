@@ -25,6 +25,7 @@ from loopax.compute.losses import (
     measured,
     number_of,
 )
+from loopax.compute.precision import rematerialised
 from loopax.compute.rows import LEARNING_RATE, SKIPPED, check_names
 from loopax.compute.soundness import is_sound
 from loopax.compute.state import STEP, TrainState
@@ -159,17 +160,17 @@ def eval_step(loss_fn: LossFn) -> Callable[..., Metrics]:
     """
 
     def step(state: Any, batch: Batch, index: Int32[ArrayLike, ""] = 0) -> Metrics:
-        params, model_state = evaluated(state)
-        return call_loss(loss_fn, params, batch, evaluation_rngs(state, index), model_state)[0]
+        return evaluated(loss_fn, state, batch, evaluation_rngs(state, index))
 
     return step
 
 
-def evaluated(state: Any) -> tuple[PyTree, PyTree]:
-    """What a loss is measured with: parameters and model state, or a state of one's own itself."""
-    if isinstance(state, TrainState):
-        return state.eval_params, state.eval_model_state
-    return state, None
+def evaluated(loss_fn: LossFn, state: Any, batch: Batch, rngs: Rngs) -> Metrics:
+    """What a loss gives for the parameters that are meant, or for a state of one's own itself."""
+    if not isinstance(state, TrainState):
+        return call_loss(loss_fn, state, batch, rngs, None)[0]
+    params, model_state = state.eval_params, state.eval_model_state
+    return call_loss(loss_fn, params, batch, rngs, model_state, state.precision)[0]
 
 
 def evaluation_rngs(state: Any, index: Int32[ArrayLike, ""]) -> Rngs:
@@ -253,10 +254,12 @@ def extra_args_of(
 def _objective(loss_fn: LossFn, state: TrainState, batch: Batch) -> Callable[..., Any]:
     def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
         params = merge(trainable, state.frozen)
-        metrics, model_state = call_loss(loss_fn, params, batch, state.rngs, state.model_state)
+        metrics, model_state = call_loss(
+            loss_fn, params, batch, state.rngs, state.model_state, state.precision
+        )
         return metrics["loss"], (metrics, model_state)
 
-    return objective
+    return rematerialised(objective, state.remat)
 
 
 def _ascent(grad: Array) -> Array:

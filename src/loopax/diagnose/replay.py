@@ -22,6 +22,7 @@ from loopax.compute.losses import LossFn
 from loopax.compute.program import TrainProgram, probe_program
 from loopax.compute.rows import SKIPPED
 from loopax.compute.soundness import flags_of, unsound
+from loopax.compute.state import TrainState
 from loopax.compute.step import OwnStep
 from loopax.diagnose.examine import StepReport, examine
 from loopax.environment import numerics
@@ -199,6 +200,8 @@ class Replay:
             "numerics": numerics(),
         }
         parent = {"run": str(self._run.path.absolute()), "step": step}
+        if isinstance(state, TrainState):
+            reached = reached.replace(precision=state.precision, remat=state.remat)
         return branch_of(parent, out, as_mapping(config), rows, reached, meta)
 
     def _tail(self, step: int, start: Start) -> Tail:

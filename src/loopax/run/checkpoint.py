@@ -24,7 +24,14 @@ from loopax.compute.state import TrainState
 from loopax.errors import LoopaxError, StorageError
 from loopax.files import OpenFolder, remove, storing, sync
 from loopax.run import serialization
-from loopax.run.checkpoint_reader import DAMAGED, FORMAT, FROZEN, CheckpointReader, to_stderr
+from loopax.run.checkpoint_reader import (
+    DAMAGED,
+    FORMAT,
+    FROZEN,
+    CheckpointReader,
+    computing,
+    to_stderr,
+)
 from loopax.run.fingerprint import fingerprint
 from loopax.run.retention import Checkpoints, Rank, ranking
 from loopax.run.serialization import reason_of
@@ -111,7 +118,7 @@ class CheckpointStore(CheckpointReader):
         rank: Rank = {}
         if best is not None and math.isfinite(metrics.get(best, math.nan)):
             rank = {"metric": best, "mode": self.settings.mode, "value": metrics[best]}
-        own = {"format": FORMAT, "step": step, "rank": rank, "frozen": ""}
+        own = {"format": FORMAT, "step": step, "rank": rank, "frozen": "", **computing(state)}
         contents = self._parted(state, {**meta, **own})
         begun = time.monotonic()
         try:

@@ -36,6 +36,15 @@ OLDER = {
     4: ", in which parts of the state had other names, and which may have gone back to other keys",
 }
 FROZEN, DAMAGED = "frozen", "damaged"
+PRECISION, REMAT = "compute_dtype", "remat"
+
+
+def computing(state: Any) -> dict[str, str | None]:
+    """How the loss of a state is computed, for the meta of its checkpoints."""
+    if not isinstance(state, TrainState):
+        return {PRECISION: None, REMAT: None}
+    precision = None if state.precision is None else str(state.precision)
+    return {PRECISION: precision, REMAT: state.remat}
 
 
 def to_stderr(message: str) -> None:
@@ -171,11 +180,17 @@ class CheckpointReader:
 
     def _restored(self, state: TrainState, step: int) -> tuple[TrainState, Any]:
         path, frozen = self.directory / str(step), self._frozen_of(step)
+        meta, here = meta_of(path), computing(state)[PRECISION]
+        if (there := meta.get(PRECISION)) != here:
+            raise CheckpointError(
+                f"{path}: made with compute_dtype {there}, and now it is {here}; give the same to "
+                "continue, or begin a new run"
+            )
         if frozen is None:
-            return serialization.restore(path, state), meta_of(path)
+            return serialization.restore(path, state), meta
         restored = serialization.restore(path, state.replace(frozen=None))
         rest = serialization.restore(frozen, {"frozen": state.frozen})
-        return restored.replace(**rest), meta_of(path)
+        return restored.replace(**rest), meta
 
     def _read(self, step: int) -> tuple[dict[str, Any], Any]:
         path, frozen = self.directory / str(step), self._frozen_of(step)

@@ -12,6 +12,7 @@ from loopax.environment import changes, numerics
 from loopax.errors import CheckpointError, RunDirError
 from loopax.randomness import key_words
 from loopax.run.checkpoint import CheckpointStore
+from loopax.run.checkpoint_reader import REMAT, computing
 from loopax.run.chunks import Chunk
 from loopax.run.history import Extent, History
 from loopax.run.recorder import Tail
@@ -48,7 +49,10 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
             ) from error
         seeds = (key_words(run.state.key), key_words(settings.state.key))
         _check_same(store, settings.batches, data, seeds)
-        if changed := changes(before, numerics()):
+        now = numerics()
+        if before:
+            before[REMAT], now[REMAT] = meta.get(REMAT), computing(run.state)[REMAT]
+        if changed := changes(before, now):
             say(
                 f"{run.name}: {'; '.join(changed)}; from here on, results may differ in the last "
                 "bits from those of an undisturbed run"
