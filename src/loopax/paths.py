@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from loopax.errors import ConfigError
 
@@ -31,6 +32,14 @@ def leaf_paths(tree: PyTree) -> list[str]:
 def is_number(leaf: Any) -> bool:
     """Whether a leaf can be differentiated: no integers, booleans or random keys."""
     return jnp.issubdtype(getattr(leaf, "dtype", None) or jnp.result_type(leaf), jnp.inexact)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array that JAX can hold: of numbers, booleans or random keys."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and any(
+        jnp.issubdtype(dtype, kind) for kind in (jax.dtypes.prng_key, np.number, np.bool_)
+    )
 
 
 def form_of(leaf: Any) -> str:

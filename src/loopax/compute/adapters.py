@@ -7,36 +7,24 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Key
 
+from loopax.compute.libraries import library_of
+from loopax.compute.libraries.base import FUNCTIONS, Parts
 from loopax.errors import ConfigError
 from loopax.paths import (
     PyTree,
-    differing,
     form_of,
-    forms,
+    is_array,
     is_number,
     leaf_path,
-    merge,
     partition,
     path_mask,
 )
-from loopax.randomness import Rngs, stream
-
-ELSEWHERE = {
-    "flax.nnx": "graphdef, params = nnx.split(model); pass params=params, and call "
-    "nnx.merge(graphdef, params) in the loss",
-    "equinox": "params, static = eqx.partition(model, eqx.is_inexact_array); pass params=params, "
-    "and call eqx.combine(params, static) in the loss",
-    "haiku": "pass params=model.init(key, ...), and call model.apply in the loss",
-    "torch": "loopax trains JAX models",
-}
-"""How a model of another library is trained."""
 
 
 @runtime_checkable
@@ -61,23 +49,26 @@ def check_arguments(model: Any, example: Any, tx: Any, params: PyTree) -> None:
     Raises:
         ConfigError: one is another one's, or of a kind that cannot be used.
     """
+    library = library_of(model)
     if _is_optimiser(example):
         found = "; these two are swapped" if tx is not None else ""
+        order = "tx=..." if library and library.HOLDS_PARAMS else "example, tx"
         raise ConfigError(
-            f"TrainState.create: example is an optimiser{found}: create(model, example, tx)"
+            f"TrainState.create: example is an optimiser{found}: create(model, {order})"
         )
     if _is_optimiser(model):
         raise ConfigError(
             "TrainState.create: model is an optimiser; the order is model, example, tx"
         )
-    if model is not None and not isinstance(model, nn.Module) and params is None:
+    if library is None and model is not None and params is None:
         raise ConfigError(
-            f"TrainState.create: model is {_name(model)}, not a Flax module; {_advice(model)}"
+            f"TrainState.create: model is {_name(model)}, and no model of Flax, Equinox or Haiku; "
+            f"{_advice(model)}"
         )
-    if isinstance(params, nn.Module):
+    if library_of(params) is not None:
         raise ConfigError(
-            f"TrainState.create: params is the Flax module {type(params).__name__} itself; give it "
-            "first, as the model, with an example"
+            f"TrainState.create: params is the model {type(params).__name__} itself; give it "
+            "first, as the model"
         )
     if isinstance(example, (str, bytes)) or inspect.isroutine(example):
         raise ConfigError(
@@ -90,10 +81,10 @@ def check_arguments(model: Any, example: Any, tx: Any, params: PyTree) -> None:
             "of them, such as data.train"
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not _is_array(leaf):
+        if not _is_parameter(leaf):
             raise ConfigError(
                 f"params: {leaf_path(path) or 'all of it'} is {_name(leaf)}; parameters are "
-                f"arrays and numbers{_hint(params)}"
+                f"arrays and numbers"
             )
 
 
@@ -114,8 +105,10 @@ def as_transformation(tx: Any) -> optax.GradientTransformation:
         cure = f"make one: {name}(...)"
     elif name and getattr(optax, name, None) is tx:
         cure = f"call it: optax.{name}(...)"
-    elif isinstance(tx, nn.Module):
+    elif library_of(tx) is not None:
         cure = "the order is model, example, tx"
+    elif isinstance(getattr(tx, "tx", None), optax.GradientTransformation):
+        cure = "give it what it was made of, its .tx"  # nnx.Optimizer
     elif callable(tx):
         cure = "a schedule is the learning rate of an optimiser: optax.adamw(schedule)"
     elif all(callable(getattr(tx, part, None)) for part in ("init", "update")):
@@ -157,15 +150,8 @@ def _is_optimiser(value: Any) -> bool:
     return isinstance(value, (optax.GradientTransformation, Description, optax.MultiSteps))
 
 
-def _is_array(leaf: Any) -> bool:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None:
-        return isinstance(leaf, (bool, int, float, complex))
-    return (
-        jnp.issubdtype(dtype, jax.dtypes.prng_key)
-        or jnp.issubdtype(dtype, np.number)
-        or (dtype == np.bool_)
-    )
+def _is_parameter(leaf: Any) -> bool:
+    return is_array(leaf) or isinstance(leaf, (bool, int, float, complex))
 
 
 def _name(value: Any) -> str:
@@ -179,100 +165,41 @@ def _name(value: Any) -> str:
     return type(value).__name__
 
 
-def _hint(model: Any) -> str:
-    homes = [kind.__module__ for kind in type(model).__mro__]
-    cure = next(
-        (cure for home, cure in ELSEWHERE.items() if any(at.startswith(home) for at in homes)), ""
-    )
-    return f": {cure}" if cure else ""
-
-
 def _advice(model: Any) -> str:
-    """What to do with something that is no Flax module."""
-    if isinstance(model, type) and issubclass(model, nn.Module):
+    """What to do with something that is no model."""
+    if isinstance(model, type):
         return f"make one: {model.__name__}(...)"
+    if any(kind.__module__.startswith("torch.") for kind in type(model).__mro__):
+        return "loopax trains JAX models"
+    if isinstance(model, tuple) and model and library_of(model[0]) is not None:
+        return "of a model and its state give the second as model_state="
     arrays = jax.tree.leaves(model)
-    if not _hint(model) and arrays and all(map(_is_array, arrays)):
+    if arrays and all(map(_is_parameter, arrays)):
         return "if these are parameters, pass them as params="
-    return "for anything else pass its parameters as params=" + _hint(model)
+    return "for anything else pass its parameters as params="
 
 
-def initialise(model: nn.Module | None, example: Any, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
-    """The parameters of a Flax module in the form `model.apply` takes, and its other collections.
+def taken_apart(
+    model: Any, example: Any, key: Key[Array, ""], params: PyTree, model_state: PyTree
+) -> Parts:
+    """What was brought to be trained, as arrays and structure.
 
     Raises:
-        ConfigError: there is no model or no example, or it lacks an argument of the module.
+        ConfigError: there is nothing, or what there is does not fit together.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"TrainState.create: model is {_name(model)}, not a Flax module; {_advice(model)}"
-        )
-    if example is None:
-        raise ConfigError(
-            f"TrainState.create: {type(model).__name__} needs an example to be initialised with: "
-            "a dataset, a batch, an array or a tuple of arguments"
-        )
-    args, kwargs = _call_arguments(model, example)
-    rngs = dict(Rngs(stream(key, "init"), 0))
-    # A flag such as `train=True` is for Python to decide by.
-    is_array = jax.tree.map(lambda leaf: not isinstance(leaf, (bool, str)), (args, kwargs))
-    arrays, flags = partition((args, kwargs), is_array)
-
-    @jax.jit
-    def init(rngs: dict[str, Any], arrays: PyTree) -> Any:
-        args, kwargs = merge(arrays, flags)
-        return model.init(rngs, *args, **kwargs)
-
-    variables = init(rngs, arrays)
-    params = {"params": variables.get("params", {})}
-    return params, {name: tree for name, tree in variables.items() if name != "params"}
-
-
-def _call_arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """An example as the arguments of `model.__call__`: by name from a mapping, else by position."""
-    example = getattr(example, "example", example)
-    if isinstance(example, tuple):
-        return example, {}
-    if not isinstance(example, Mapping):
-        return (example,), {}
-    parameters = inspect.signature(type(model).__call__).parameters
-    wanted = list(parameters.values())[1:]
-    if any(parameter.name == "batch" for parameter in wanted):
-        return (), {"batch": example}
-    if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in wanted):
-        raise ConfigError(
-            f"{type(model).__name__}.__call__ names no arguments that the columns "
-            f"{', '.join(example)} could be given to; pass an array or a tuple as the example"
-        )
-    missing = [
-        parameter.name
-        for parameter in wanted
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and parameter.name not in example
-    ]
-    if missing:
-        raise ConfigError(
-            f"{type(model).__name__}.__call__ takes {', '.join(p.name for p in wanted)}, and the "
-            f"example has {', '.join(example)}: {missing[0]!r} is missing; rename the argument or "
-            "pass the example as a tuple, in the order of the call"
-        )
-    return (), {p.name: example[p.name] for p in wanted if p.name in example}
-
-
-def with_collections(made: PyTree, given: PyTree) -> PyTree:
-    """The collections that a module was initialised with, and in their place those given."""
-    wrong = {
-        name: differing(forms(made[name]), forms(given[name]))
-        for name in given or ()
-        if name in made
-    }
-    for name, difference in wrong.items():
-        if difference:
+    library = library_of(model)
+    if library is None or (params is not None and not library.HOLDS_PARAMS):
+        if params is None:
             raise ConfigError(
-                f"model_state: {name!r} is not of the form that the model has: {difference}"
+                "TrainState.create: there is no model; give it one, or parameters as params="
             )
-    return {**made, **(given or {})}
+        return Parts(params, {} if model_state is None else model_state, FUNCTIONS)
+    if params is not None:
+        raise ConfigError(
+            f"TrainState.create: {type(model).__name__} holds its parameters; leave params out, or "
+            "replace them afterwards by state.with_params(params)"
+        )
+    return library.parts_of(model, example, key, model_state)
 
 
 def split_params(params: PyTree, frozen: tuple[str, ...]) -> tuple[PyTree, PyTree]:

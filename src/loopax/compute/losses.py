@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
+from loopax.compute.libraries.base import FUNCTIONS, Structure
 from loopax.compute.precision import Precision, narrow, typed_like
 from loopax.compute.rows import WEIGHT, check_names
 from loopax.errors import ConfigError
@@ -26,12 +27,14 @@ Metrics = dict[str, Num[Array, ""]]
 LossFn = Callable[..., Any]
 """`(params, batch, rngs) -> loss` or `-> (loss, metrics)`.
 
+For Flax NNX and Equinox the first argument is the model itself, made of the parameters.
+
 `rngs.training` is True where it is differentiated and False where it is evaluated. A metric
 `weight` says how many things (examples, tokens) the loss and the other metrics are means over, and
 weighs them in every mean. In an evaluation, metrics may be arrays, which are added up.
 
 Of a state with a `model_state` it is `(params, batch, rngs, model_state) -> (loss, metrics,
-model_state)`.
+model_state)`; a module of NNX holds its own.
 """
 
 
@@ -41,17 +44,23 @@ def call_loss(
     batch: Batch,
     rngs: Rngs,
     model_state: PyTree,
+    structure: Structure = FUNCTIONS,
     precision: Precision | None = None,
 ) -> tuple[Metrics, PyTree]:
     """Calls the user's loss and checks what comes back: all metrics, the loss among them.
 
-    With a `precision` it is computed in that type; metrics and model state keep theirs.
+    With a `precision` it is computed in that type; metrics and model state keep theirs. A model is
+    merged here, inside of every trace that differentiates it: NNX lets nobody change what was made
+    outside, and a state of Equinox is used once.
     """
     if precision is not None:
         params, batch = precision.cast_params(params), precision.cast_batch(batch)
-    has_model_state = bool(jax.tree.leaves(model_state))
-    args = {"params": params, "batch": batch, "rngs": rngs}
-    result = _result(loss_fn, args | ({"model_state": model_state} if has_model_state else {}))
+    given = jax.tree.map(lambda leaf: leaf, model_state)
+    model = structure.model(params, given, rngs)
+    has_model_state = bool(jax.tree.leaves(given)) and not structure.holds_state
+    name = "params" if structure == FUNCTIONS else "model"
+    args = {name: model, "batch": batch, "rngs": rngs}
+    result = _result(loss_fn, args | ({"model_state": given} if has_model_state else {}))
     training = getattr(rngs, "training", True)
     if isinstance(result, Mapping) and not has_model_state and not training:
         return {name: measured(name, value, training) for name, value in result.items()}, None
@@ -73,9 +82,11 @@ def call_loss(
             "digits; compute them from the model's output in float32: output.astype(jnp.float32)",
             stacklevel=2,
         )
-    if has_model_state:
-        model_state = typed_like(parts[2], model_state) if precision is not None else parts[2]
-    return {name: measured(name, value, training) for name, value in metrics.items()}, model_state
+    after = model_state
+    if has_model_state or structure.holds_state:
+        after = parts[2] if has_model_state else structure.changed(model, params)
+        after = typed_like(after, model_state) if precision is not None else after
+    return {name: measured(name, value, training) for name, value in metrics.items()}, after
 
 
 def _result(loss_fn: LossFn, args: Mapping[str, Any]) -> Any:
@@ -126,9 +137,10 @@ def check_takes(what: str, function: Callable[..., Any], args: Mapping[str, Any]
 
 
 def _explained(
-    error: Exception, params: PyTree, batch: Batch, rngs: Rngs, model_state: PyTree = None
+    error: Exception, batch: Batch, params: PyTree = None, model_state: PyTree = None, **unused: Any
 ) -> str | None:
     """The cure of a mistake in a loss, for those that are made again and again."""
+    del unused
     module = _unbound_module(error)
     if module is not None:
         return (

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Self, dataclass_transform
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,10 +20,10 @@ from loopax.compute.adapters import (
     check_arguments,
     checked_seed,
     described,
-    initialise,
     split_params,
-    with_collections,
+    taken_apart,
 )
+from loopax.compute.libraries.base import FUNCTIONS, Structure
 from loopax.compute.precision import Precision, checked_remat
 from loopax.compute.updates import (
     SlowParams,
@@ -89,6 +88,7 @@ class TrainState(Node, kw_only=True):
         ema_model_state: the same of `model_state`; None where `ema` is.
         precision: in which type the loss is computed, where `compute_dtype` says one.
         remat: what the loss keeps for its gradient; None keeps all that it needs.
+        structure: what a model of NNX or Equinox is beside its arrays.
         apply_fn: that of the module, for whoever wants it there; loopax does not.
     """
 
@@ -104,12 +104,13 @@ class TrainState(Node, kw_only=True):
     precision: Precision | None = struct.field(pytree_node=False, default=None)
     remat: str | None = struct.field(pytree_node=False, default=None)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    structure: Structure = struct.field(pytree_node=False, default=FUNCTIONS)
     apply_fn: Any = struct.field(pytree_node=False, default=None)
 
     @classmethod
     def create(
         cls,
-        model: nn.Module | None = None,
+        model: Any = None,
         example: Any = None,
         tx: optax.GradientTransformation | Description | None = None,
         *,
@@ -124,18 +125,21 @@ class TrainState(Node, kw_only=True):
         total_steps: int | None = None,
         **fields: Any,
     ) -> Self:
-        """A state at step 0, from a Flax module and an example, or from `params` of any kind.
+        """A state at step 0, of a model of any library, or of `params` of any kind.
 
         Args:
-            model: a Flax module; initialised with the keys of `seed`.
-            example: what the module is called with: a dataset or a batch, whose columns are
-                given to the arguments of the same name, or an array, or a tuple of them.
+            model: a module of Flax Linen or a transformed function of Haiku, which is initialised
+                with the keys of `seed`; or a module of Flax NNX or Equinox, which is taken as it
+                is and stays whole.
+            example: what Linen and Haiku initialise it with: a dataset or a batch, whose columns
+                are given to the arguments of the same name, or an array, or a tuple of them.
             tx: any Optax transformation, or an `Optimizer`, whose `freeze` and `params_ema` count
                 as `frozen` and `ema_decay`.
             seed: of the initial parameters, of every random stream and of the data's order; a
                 whole number from 0 to 2**32 - 1.
-            params: a PyTree to train instead of initialising `model` (pretrained, or no Flax).
-            model_state: collections to go with `params`, or in the place of those of `model`.
+            params: a PyTree to train instead of initialising `model` (pretrained, or functions).
+            model_state: collections to go with `params`, or in the place of those of `model`; the
+                state beside an Equinox model.
             frozen: path patterns of parameters that stay as they are and cost no backward pass
                 (see `loopax.paths.matches`). Integers, booleans and random keys never train.
             ema_decay: keep an exponential moving average of the parameters with this decay.
@@ -149,8 +153,9 @@ class TrainState(Node, kw_only=True):
             **fields: the fields that a subclass adds.
 
         Raises:
-            ConfigError: there is neither a module with an example nor `params`, the example does
-                not fit the module, a pattern matches nothing, or nothing is left to train.
+            ConfigError: there is neither a model nor `params`, the example is missing or does not
+                fit the model, a part of it can be neither trained nor kept, a pattern matches
+                nothing, or nothing is left to train.
         """
         check_arguments(model, example, tx, params)
         if isinstance(frozen, str):
@@ -170,10 +175,8 @@ class TrainState(Node, kw_only=True):
         key = jax.random.key(checked_seed(seed))
         if isinstance(params, optax.LookaheadParams):
             params = params.fast
-        if params is None:
-            params, made = initialise(model, example, key)
-            model_state = with_collections(made, model_state)
-        if model is not None:
+        params, model_state, structure = taken_apart(model, example, key, params, model_state)
+        if model is not None and structure is FUNCTIONS:
             fields.setdefault("apply_fn", model.apply)
         trainable, rest = split_params(params, frozen)
         precision = Precision.of(compute_dtype, full_precision, params)
@@ -181,7 +184,6 @@ class TrainState(Node, kw_only=True):
         if any(states_of(opt_state, optax.LookaheadState)):
             transformation = with_slow_params(transformation)
             opt_state = SlowParams(trainable, opt_state)
-        model_state = {} if model_state is None else model_state
         state = cls(
             step=jnp.zeros((), jnp.int32),
             trainable=trainable,
@@ -190,6 +192,7 @@ class TrainState(Node, kw_only=True):
             opt_state=opt_state,
             key=key,
             model_state=model_state,
+            structure=structure,
             ema=None if ema_decay is None else averages(trainable),
             ema_model_state=None if ema_decay is None else averages(model_state),
             ema_decay=ema_decay,
@@ -231,6 +234,33 @@ class TrainState(Node, kw_only=True):
         means other parameters than those it trains, these.
         """
         return eval_params(self.params, self.ema, self.opt_state)
+
+    @property
+    def model(self) -> Any:
+        """The model that the next step's loss is given, with the parameters as they are trained.
+
+        Raises:
+            ConfigError: the model holds no parameters, as in Linen, Haiku and plain functions.
+        """
+        return self._merged(self.params, self.model_state, self.rngs)
+
+    @property
+    def eval_model(self) -> Any:
+        """The model to use: with `eval_params`, and with dropout and batch statistics at rest.
+
+        Raises:
+            ConfigError: the model holds no parameters, as in Linen, Haiku and plain functions.
+        """
+        rngs = Rngs(self.key, self.step, training=False)
+        return self._merged(self.eval_params, self.eval_model_state, rngs)
+
+    def _merged(self, params: PyTree, model_state: PyTree, rngs: Rngs) -> Any:
+        if self.structure is FUNCTIONS:
+            raise ConfigError(
+                "state.model is there for models of NNX and Equinox, which hold their parameters; "
+                "call model.apply(state.eval_params, ...)"
+            )
+        return self.structure.model(params, model_state, rngs)
 
     @property
     def eval_model_state(self) -> PyTree:

@@ -170,7 +170,8 @@ def evaluated(loss_fn: LossFn, state: Any, batch: Batch, rngs: Rngs) -> Metrics:
     if not isinstance(state, TrainState):
         return call_loss(loss_fn, state, batch, rngs, None)[0]
     params, model_state = state.eval_params, state.eval_model_state
-    return call_loss(loss_fn, params, batch, rngs, model_state, state.precision)[0]
+    how = (state.structure, state.precision)
+    return call_loss(loss_fn, params, batch, rngs, model_state, *how)[0]
 
 
 def evaluation_rngs(state: Any, index: Int32[ArrayLike, ""]) -> Rngs:
@@ -255,7 +256,13 @@ def _objective(loss_fn: LossFn, state: TrainState, batch: Batch) -> Callable[...
     def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
         params = merge(trainable, state.frozen)
         metrics, model_state = call_loss(
-            loss_fn, params, batch, state.rngs, state.model_state, state.precision
+            loss_fn,
+            params,
+            batch,
+            state.rngs,
+            state.model_state,
+            state.structure,
+            state.precision,
         )
         return metrics["loss"], (metrics, model_state)
 

@@ -182,9 +182,8 @@ def _first_cause(
     """The origin of what is bad first in the order of a step: loss, gradients, updated state."""
 
     def loss(params: PyTree, model_state: PyTree, batch: Batch) -> Any:
-        return call_loss(loss_fn, params, batch, state.rngs, model_state, state.precision)[0][
-            "loss"
-        ]
+        how = (state.structure, state.precision)
+        return call_loss(loss_fn, params, batch, state.rngs, model_state, *how)[0]["loss"]
 
     def gradients(params: PyTree, model_state: PyTree, batch: Batch) -> Any:
         return differentiate(loss_fn, state.replace(params=params, model_state=model_state), batch)[
