@@ -314,7 +314,7 @@ def test_a_dry_run_tells_what_freezing_saves(head):
     ("changes", "said"),
     [
         ({"max_length": 4}, "max_length is 4; it must be at least 8"),
-        ({"text": ("a", "b", "c")}, "name one column, or two of pairs"),
+        ({"text": ("a", "b", "c")}, "must be one column, or two of pairs"),
         ({"validation_fraction": 1.0}, "must be within 0 and 1"),
         ({"layer_decay": 0.0}, "must be above 0"),
         ({"dropout": 1.0}, "below 1"),
@@ -380,7 +380,8 @@ def test_few_texts_are_trained_on_in_small_batches_for_long_enough(full):
     assert problem.batch_size == 8
     assert 400 <= problem.steps < 400 + 14
     assert f"batches of 8 and at most {problem.epochs} passes" in problem.description
-    assert problems.batch_size_for(10_000) == 32
+    usual = problems.BATCH_SIZE, problems.SMALLEST_BATCH, problems.BATCHES_AT_LEAST
+    assert problems.batch_size_for(10_000, *usual) == 32
     assert problem_of(full).steps == 42, "what is given is kept to"
 
 

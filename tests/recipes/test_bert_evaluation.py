@@ -154,9 +154,8 @@ def test_the_report_holds_every_figure_picture_and_mistake(trained):
     assert len(embedded) == 3
     rows = [row.split("\n") for row in page.texts("tr")]
     assert ["<script>alert(1)</script>", "good", "bad", "80.0%"] in rows
-    assert ["batch_size", "16"] in rows
+    assert ["batch_size", "16", "–"] in rows
     assert ["data, SHA-256", "f00d" * 16] in rows
-    assert ["measure it again", f"loopax evaluate {trained.dir.path}"] in rows
     for table in tables(results)[:2]:
         for row in table.rows:
             assert [cell for cell in row if cell] in [[c for c in each if c] for each in rows]

@@ -1,7 +1,6 @@
 """Pictures show what their captions say: read back cell by cell, for images of any kind."""
 
 import json
-import math
 from dataclasses import replace
 
 import matplotlib.figure
@@ -15,12 +14,7 @@ from loopax.recipes.vae.trained import TrainedVAE
 from loopax.report import save_curves
 from loopax.run.directory import RunDir
 
-GRIDS = (
-    "samples.png",
-    "reconstructions.png",
-    "interpolation.png",
-    "worst.png",
-)
+GRIDS = ("samples.png", "reconstructions.png", "interpolation.png")
 
 
 def made(home, *, classes=3, count=60, shape=(5, 4, 3), known=1.0, names=None, sampler="mixture"):
@@ -143,27 +137,6 @@ def test_ways_lead_from_image_to_image_and_change_class_in_the_middle(trained, d
         close(row[5:7], trained.decode(around, labels))
 
 
-def test_the_worst_come_first_however_they_are_searched(trained, drawn, monkeypatch, tmp_path):
-    test = trained.data.test.columns
-    images, labels = test["image"], test["label"]
-    rebuilt = trained.reconstruct(images, labels)
-    errors = np.square(rebuilt - images / 255.0).sum(axis=(1, 2, 3))
-    order = np.argsort(-errors)
-    found = cells_of(trained, "worst.png")
-    assert found.shape[:2] == (math.ceil(len(images) / 5), 10)
-    shown = found.reshape(-1, 2, 5, 4, 3)
-    close(shown[: len(order), 0], images[order])
-    close(shown[: len(order), 1], rebuilt[order])
-    assert len(shown) > len(order)
-    assert (shown[len(order) :] == pictures.GREY).all()
-    assert f"The {len(images)} of {len(images)} test images" in drawn["worst.png"]
-    monkeypatch.setattr(pictures, "PORTION", 4)
-    pictures.save_worst(trained, tmp_path / "worst.png")
-    assert (tmp_path / "worst.png").read_bytes() == (
-        trained.dir.pictures / "worst.png"
-    ).read_bytes()
-
-
 def figures_saved(monkeypatch):
     saved, save = [], matplotlib.figure.Figure.savefig
 
@@ -207,14 +180,16 @@ def test_the_map_is_of_the_principal_components(trained, monkeypatch, tmp_path):
     np.testing.assert_allclose(colours, wanted)
 
 
-def test_images_that_lie_class_by_class_are_all_on_the_map(trained, monkeypatch):
+def test_images_that_lie_class_by_class_are_all_on_the_map(trained, monkeypatch, tmp_path):
+    saved = figures_saved(monkeypatch)
     order = np.argsort(trained.data.test.columns["label"], kind="stable")
     columns = {name: column[order] for name, column in trained.data.test.columns.items()}
     test = replace(trained.data.test, columns=columns)
     problem = replace(trained.problem, data=trained.data._replace(test=test))
     monkeypatch.setattr(pictures, "ENCODED_LIMIT", 9)
-    _, labels = pictures._encoded(replace(trained, find_problem=lambda: problem))
-    assert set(labels) == {0, 1, 2}
+    sorted_by_class = replace(trained, find_problem=lambda: problem)
+    pictures.save_latents(sorted_by_class, tmp_path / "latents.png")
+    assert len(np.unique(saved[0].axes[0].collections[0].get_facecolors(), axis=0)) == 3
     # As frames in a row are: those of a class that are shown are not its first ones either.
     shown = of_class(np.repeat([0, 1], 1000), 1)[:5] - 1000
     assert shown.max() - shown.min() > 100

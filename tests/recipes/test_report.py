@@ -50,7 +50,7 @@ UNJUDGED = {
     "judge": None,
 }
 USUAL = vae.PRESETS["sharp"]
-PICTURES = ("samples.png", "worst.png", "curves.png", "own.png")
+PICTURES = ("samples.png", "interpolation.png", "curves.png", "own.png")
 
 
 @pytest.fixture

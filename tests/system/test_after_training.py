@@ -145,7 +145,7 @@ def test_whatever_ends_the_work_on_images_the_same_command_goes_on(run, tmp_path
     with run(words, "vae.judge.train_judge", "1h") as process:
         assert process.wait() == 0, process.said
     assert list(judges.glob("*.safetensors")) == [], "a judge that was trained in half"
-    with run(words, "vae.pictures.save_worst") as process:
+    with run(words, "vae.pictures.save_interpolation") as process:
         process.send(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     with run(words, "vae.report.write") as process:

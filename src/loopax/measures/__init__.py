@@ -19,7 +19,13 @@ from loopax.measures.fidelity import (
     neighbourhood_scores,
 )
 from loopax.measures.pictures import save_calibration, save_confusion, save_training
-from loopax.measures.tables import overview, sections, tables, verdict
+from loopax.measures.tables import (
+    overview,
+    sections,
+    tables,
+    verdict,
+    write_classifier_report,
+)
 
 __all__ = [
     "ClassScores",
@@ -43,4 +49,5 @@ __all__ = [
     "tables",
     "verdict",
     "wilson_interval",
+    "write_classifier_report",
 ]

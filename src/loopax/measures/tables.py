@@ -6,14 +6,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loopax.measures.pictures import save_calibration, save_confusion
-from loopax.report import Figures, Picture, Section, Table
+from loopax.files import storing
+from loopax.measures.pictures import save_calibration, save_confusion, save_training
+from loopax.report import (
+    Block,
+    Figures,
+    Picture,
+    Provenance,
+    Section,
+    Table,
+    Text,
+    write_report,
+)
+from loopax.run import RunDir
 
 TABULATED = 6
 """Classes up to which the confusion matrix is legible as a table."""
@@ -65,6 +76,46 @@ def sections(results: Results, noun: str, folder: Path) -> list[Section]:
         Section("Classes", [by_class, drawn, *listed]),
         Section("Calibration", [diagram, by_probability]),
     ]
+
+
+def write_classifier_report(
+    run: RunDir,
+    results: Results,
+    noun: str,
+    *,
+    title: str,
+    summary: str,
+    mistakes: Sequence[Block],
+    settings: Table,
+) -> Path:
+    """Draws the pictures of a classifier's run, and leaves `report.html` in its directory.
+
+    Args:
+        run: the directory.
+        results: what was measured.
+        noun: of the examples, such as `images`.
+        title: of the page.
+        summary: what was trained on what, in paragraphs.
+        mistakes: some of them.
+        settings: the configuration.
+
+    Raises:
+        LoopaxError: a picture or the report cannot be written.
+    """
+    provenance, path = Provenance(run), run.path / "report.html"
+    with storing(run.path):
+        curves = run.pictures / "curves.png"
+        training = Picture(curves, save_training(run.metrics, curves, noun))
+        parts = [
+            Section("Summary", [Text(summary), *overview(results, noun)]),
+            *sections(results, noun, run.pictures),
+            Section("Mistakes", mistakes),
+            Section("Training", [training, *provenance.account]),
+            Section("Configuration", [settings]),
+            Section("Provenance", provenance.tables),
+        ]
+    write_report(path, title, parts, subtitle=provenance.subtitle)
+    return path
 
 
 def _main_figures(results: Results, noun: str) -> Iterator[tuple[str, str, str]]:

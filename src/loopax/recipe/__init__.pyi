@@ -2,6 +2,8 @@
 
 from .base import Problem as Problem
 from .base import Recipe as Recipe
+from .base import batch_size_for as batch_size_for
+from .base import check_fields as check_fields
 from .commands import Command as Command
 from .commands import Evaluate as Evaluate
 from .commands import OfRun as OfRun
@@ -16,5 +18,6 @@ from .model_file import noted as noted
 from .simple import SimpleProblem as SimpleProblem
 from .simple import Trained as Trained
 from .simple import export_weights as export_weights
+from .simple import params_at as params_at
 from .training import RESULTS_FILE as RESULTS_FILE
 from .training import train as train

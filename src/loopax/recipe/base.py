@@ -204,6 +204,26 @@ def _module_of(kind: type[Any]) -> str:
     return Path(file).stem if module == "__main__" and file else module
 
 
+def check_fields(config: Any, names: str, is_right: Callable[[Any], bool], right: str) -> None:
+    """Refuses fields of a configuration, by their names in a line, that cannot work.
+
+    What is None is left to the data.
+
+    Raises:
+        ConfigError: a value is not `is_right`; `right` says what it must be.
+    """
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None and not is_right(value):
+            raise ConfigError(f"{name} is {value}; it must be {right}")
+
+
+def batch_size_for(examples: int, usual: int, smallest: int, batches: int) -> int:
+    """A power of two by which a pass has `batches` or more: `usual`, or less for few examples."""
+    fitting = max(smallest, examples // batches)
+    return min(usual, 1 << (fitting.bit_length() - 1), max(1, examples))
+
+
 def places(config: Any) -> tuple[str, ...]:
     """The fields of a configuration that say where data is."""
     return getattr(type(config), "PLACES", ())

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from loopax.compute.state import TrainState
@@ -17,7 +19,7 @@ from loopax.recipe.base import Problem, Recipe, Say
 from loopax.report import Table
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.directory import RunDir
-from loopax.weights import save_weights
+from loopax.weights import save_weights, with_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,16 @@ def load(
         step = store.chosen(checkpoint)
         state, _ = store.restore(problem.state(resumed=True), step)
     return Trained(problem, state, directory, step)
+
+
+def params_at(run: RunDir, checkpoint: str | int, form: Any, say: Say) -> tuple[Any, int]:
+    """The parameters to use of a checkpoint, in the `form` of the model's, and its step."""
+    with CheckpointStore(run.checkpoints, say=say) as store:
+        step = store.chosen(checkpoint)
+        source = str(run.checkpoints / str(step))
+        return jax.tree.map(
+            jnp.asarray, with_weights(form, store.weights(step), source=source)
+        ), step
 
 
 def evaluate(trained: Trained) -> dict[str, Any]:

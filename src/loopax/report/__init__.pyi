@@ -3,6 +3,7 @@
 from .curves import legible as legible
 from .curves import save_curves as save_curves
 from .curves import save_figure as save_figure
+from .page import Block as Block
 from .page import Figures as Figures
 from .page import Picture as Picture
 from .page import Section as Section

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -38,6 +38,14 @@ class Provenance:
     def began(self) -> str:
         """When the run was first started; empty when that is not known."""
         return f"started {_moment(self._starts[0])}" if self._starts else ""
+
+    @property
+    def subtitle(self) -> str:
+        """Preset, beginning and version, as far as they are known."""
+        preset = self._kept("config.json").get("preset")
+        about = [f"preset {preset}" if preset else "", self.began]
+        about += [f"loopax {start['packages']['loopax']}" for start in self._starts[-1:]]
+        return " · ".join(filter(None, about))
 
     @property
     def took(self) -> str:
@@ -109,9 +117,18 @@ class Provenance:
         return dict(self.run.read_json(name)) if (self.run.path / name).exists() else {}
 
 
-def settings_table(config: Any, usual: Any) -> Table:
-    """Every setting of a configuration, beside that of its preset where they differ."""
-    ours, theirs = dict(_flat(asdict(config))), dict(_flat(asdict(usual)))
+def settings_table(config: Any, preset: Any, followed: Mapping[str, Any] = {}) -> Table:
+    """Every setting of a configuration, beside that of its preset where they differ.
+
+    Args:
+        config: a dataclass.
+        preset: that which it began as.
+        followed: what followed the data, by the names of settings that are None where they do.
+    """
+    chosen = {name: value for name, value in followed.items() if getattr(config, name) is None}
+    usual = {name: value for name, value in followed.items() if getattr(preset, name) is None}
+    ours = dict(_flat(asdict(replace(config, **chosen))))
+    theirs = dict(_flat(asdict(replace(preset, **usual))))
     changed = {name for name, value in ours.items() if value != theirs.get(name)}
     rows = [
         (name, _shown(value), _shown(theirs.get(name)) if name in changed else "")
@@ -119,7 +136,7 @@ def settings_table(config: Any, usual: Any) -> Table:
     ]
     if changed:
         return Table(("setting", "value", f"in preset {config.preset}"), rows)
-    return values_table(asdict(config))
+    return Table(("setting", "value"), [row[:2] for row in rows])
 
 
 def values_table(values: Mapping[str, Any]) -> Table:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
+from loopax.recipe import check_fields
 
 Preset = Literal["full", "head"]
 
@@ -84,28 +85,16 @@ class FineTuneConfig:
     """Steps between logged rows."""
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "patience", "evaluations_per_epoch", "log_every")
-        for name in counts:
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_length < 8:
-            raise ConfigError(f"max_length is {self.max_length}; it must be at least 8")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
-        if len(self.text) > 2:
-            raise ConfigError(f"text is {self.text}; name one column, or two of pairs")
-        for name in ("test_fraction", "validation_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be within 0 and 1")
-        for name in ("dropout", "warmup_fraction"):
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
-                )
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(
-                f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1"
-            )
+        counts = "epochs batch_size patience evaluations_per_epoch log_every"
+        check_fields(self, counts, lambda count: count >= 1, "at least 1")
+        check_fields(self, "max_length", lambda length: length >= 8, "at least 8")
+        check_fields(self, "seed", lambda seed: seed >= 0, "at least 0")
+        check_fields(self, "text", lambda text: len(text) <= 2, "one column, or two of pairs")
+        parts = "test_fraction validation_fraction"
+        check_fields(self, parts, lambda part: 0 < part < 1, "within 0 and 1")
+        shares = "dropout warmup_fraction"
+        check_fields(self, shares, lambda share: 0 <= share < 1, "at least 0 and below 1")
+        check_fields(self, "layer_decay", lambda by: 0 < by <= 1, "above 0 and at most 1")
         if self.layer_decay < 1 and self.optimizer.groups:
             raise ConfigError("layer_decay makes groups of its own; leave out optimizer.groups")
 

@@ -41,23 +41,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def path_of(name: str) -> str | None:
-    """Our path of a parameter that PyTorch calls `name`; None if it is of no classifier."""
+def path_of(name: str) -> str:
+    """Our path of a parameter that PyTorch calls `name`, with or without `bert.` before it."""
     *module, leaf = name.removeprefix("bert.").split(".")
-    if len(module) < 2 and module != ["classifier"]:
-        return None
-    if module[0] in BACKBONE:
+    if module[:1] and module[0] in BACKBONE:
         module = ["bert", *module]
-    elif module[0] != "classifier":
-        return None
     leaf = OLD.get(leaf, leaf)
-    return "/".join([*module, _weight(module[-1]) if leaf == "weight" else leaf])
-
-
-def name_of(path: str) -> str:
-    """What PyTorch calls the parameter at our `path`."""
-    *module, leaf = path.split("/")
-    return ".".join([*module, leaf if leaf == "bias" else "weight"])
+    if leaf == "weight" and module:
+        embeds = module[-1].endswith("_embeddings")
+        leaf = "scale" if module[-1] == "LayerNorm" else "embedding" if embeds else "kernel"
+    return "/".join([*module, leaf])
 
 
 def transposed(path: str, array: np.ndarray) -> np.ndarray:
@@ -67,10 +60,9 @@ def transposed(path: str, array: np.ndarray) -> np.ndarray:
 
 def as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Parameters by our paths as a file for PyTorch holds them."""
-    return {name_of(path): transposed(path, array) for path, array in arrays.items()}
-
-
-def _weight(module: str) -> str:
-    if module == "LayerNorm":
-        return "scale"
-    return "embedding" if module.endswith("_embeddings") else "kernel"
+    found = {}
+    for path, array in arrays.items():
+        *module, leaf = path.split("/")
+        name = ".".join([*module, leaf if leaf == "bias" else "weight"])
+        found[name] = transposed(path, array)
+    return found

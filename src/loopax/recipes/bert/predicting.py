@@ -6,9 +6,7 @@ import csv
 import io
 import json
 import os
-import select
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +21,10 @@ from loopax.recipes.bert.trained import TrainedClassifier
 Format = Literal["text", "jsonl", "csv"]
 Row = tuple[str, ...]
 """A text, or a pair of them."""
+Probabilities = Float[np.ndarray, " classes"]
 
 BLOCK = 2**16
 """Bytes read at once: what a pipe holds."""
-MAX_LINE = 2**26
-"""Bytes of a line; beyond this it is taken for something else than text."""
 FEWER = 8
 """By this factor the batches differ for which the model is compiled."""
 
@@ -44,10 +41,10 @@ def answers(
             `csv` have the probability of each class.
         batch_size: rows that the model is given at once.
     """
-    columns = columns_of(trained)
+    names = trained.class_names
     if format == "csv":
-        texts = ["text"] if len(columns) == 1 else ["text_1", "text_2"]
-        each = [f"probability_{name}" for name in trained.class_names]
+        texts = ["text"] if len(trained.columns.text) == 1 else ["text_1", "text_2"]
+        each = [f"probability_{name}" for name in names]
         yield _csv_line([*texts, "label", "probability", *each])
     write = {"text": _as_text, "jsonl": _as_json, "csv": _as_csv}[format]
     for rows in groups:
@@ -57,38 +54,28 @@ def answers(
         while size < len(rows):
             size *= FEWER
         found = trained.probabilities(rows, batch_size=min(size, batch_size))
-        yield "".join(
-            write(row, each, trained.class_names) for row, each in zip(rows, found, strict=True)
-        )
-
-
-def columns_of(trained: TrainedClassifier) -> tuple[str, ...]:
-    """The column of the texts that a run was trained on, or the two of pairs."""
-    return trained.columns.text
+        answered = zip(rows, found, found.argmax(-1).tolist(), strict=True)
+        yield "".join(write(row, names[best], best, each, names) for row, each, best in answered)
 
 
 def rows_from_file(trained: TrainedClassifier, path: Path, size: int) -> Iterator[Sequence[Row]]:
     """The rows of a table, or of a `.txt` with one on each line, up to `size` at a time.
 
     Raises:
-        DataError: it is damaged, or has texts where the run was trained on pairs.
+        DataError: it is damaged, or lacks a column that the run was trained on.
     """
-    columns = columns_of(trained)
+    columns = trained.columns.text
     if path.suffix.lower() == ".txt":
         try:
             file = path.open("rb")
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         with file:
-            lines = lines_from(file.fileno(), size)
-            yield from rows_from_lines(lines, len(columns), f"{path}: line")
+            yield from rows_from_lines(
+                lines_from(file.fileno(), size), len(columns), f"{path}: line"
+            )
         return
     texts = read_texts(path, text=columns, labelled=False)
-    if len(texts.columns.text) != len(columns):
-        raise DataError(
-            f"{path}: holds {_kind(len(texts.columns.text))}, in {', '.join(texts.columns.text)}; "
-            f"this run was trained on {_kind(len(columns))}, in {', '.join(columns)}"
-        )
     for note in texts.notes:  # Such as that there are fewer rows than lines, and so answers.
         print(f"{path}: {note}", file=sys.stderr)
     for first in range(0, len(texts), size):
@@ -96,26 +83,18 @@ def rows_from_file(trained: TrainedClassifier, path: Path, size: int) -> Iterato
 
 
 def lines_from(descriptor: int, size: int) -> Iterator[Sequence[bytes]]:
-    """The lines of a file, a pipe or a terminal, without their ends.
+    """The lines of a file, a pipe or a terminal, without their ends, up to `size` at a time.
 
-    They come up to `size` at a time, and fewer where more would have to be waited for. What is
-    behind the last end of a line is a line if there is anything.
+    What is there is given before more is waited for. What is behind the last end of a line is a
+    line if there is anything.
     """
-    lines: deque[bytes] = deque()
-    rest = bytearray()
+    rest = b""
     while block := os.read(descriptor, BLOCK):
-        *whole, last = block.split(b"\n")
-        if whole:
-            lines.extend([bytes(rest) + whole[0], *whole[1:]])
-            rest = bytearray()
-        rest += last
-        if len(rest) > MAX_LINE:
-            raise DataError(f"a line of the input is longer than {MAX_LINE:,} bytes; is it text?")
-        while len(lines) >= size or (lines and not _is_ready(descriptor)):
-            yield [lines.popleft() for _ in range(min(size, len(lines)))]
-    lines.extend([bytes(rest)] if rest else [])
-    while lines:
-        yield [lines.popleft() for _ in range(min(size, len(lines)))]
+        *lines, rest = (rest + block).split(b"\n")
+        for first in range(0, len(lines), size):
+            yield lines[first : first + size]
+    if rest:
+        yield [rest]
 
 
 def rows_from_lines(
@@ -142,11 +121,6 @@ def rows_from_lines(
         yield rows
 
 
-def _is_ready(descriptor: int) -> bool:
-    """Whether there is something to read, or the end."""
-    return bool(select.select([descriptor], [], [], 0)[0])
-
-
 def _row(line: bytes, width: int, where: str) -> Row:
     try:
         text = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r").decode()
@@ -155,12 +129,9 @@ def _row(line: bytes, width: int, where: str) -> Row:
             f"{where} is not UTF-8: byte {error.start + 1} is 0x{error.object[error.start]:02x}; "
             "save the texts as UTF-8"
         ) from error
-    if "\0" in text:
-        raise DataError(f"{where} holds a NUL character, as UTF-16 does; save the texts as UTF-8")
-    if "\r" in text:
+    if found := {"\0", "\r"} & {*text}:
         raise DataError(
-            f"{where} holds a carriage return, which some programs end lines with; end them "
-            "with a line feed"
+            f"{where} holds {min(found)!a}; save the texts as UTF-8, with a line feed behind each"
         )
     if width == 1:
         return (text,)
@@ -173,29 +144,24 @@ def _row(line: bytes, width: int, where: str) -> Row:
     return pair
 
 
-def _as_text(row: Row, probabilities: Float[np.ndarray, " classes"], names: Sequence[str]) -> str:
-    best = int(probabilities.argmax())
+def _as_text(row: Row, label: str, best: int, each: Probabilities, names: Sequence[str]) -> str:
     # What a cell of a table holds may have several lines, which would be taken for several texts.
     texts = (" ".join(text.splitlines()) for text in row)
-    return "\t".join([names[best], f"{probabilities[best]:.4f}", *texts]) + "\n"
+    return "\t".join([label, f"{each[best]:.4f}", *texts]) + "\n"
 
 
-def _as_json(row: Row, probabilities: Float[np.ndarray, " classes"], names: Sequence[str]) -> str:
-    each = {name: _rounded(value) for name, value in zip(names, probabilities, strict=True)}
-    best = names[int(probabilities.argmax())]
-    answer: dict[str, Any] = {
+def _as_json(row: Row, label: str, best: int, each: Probabilities, names: Sequence[str]) -> str:
+    answer = {
         "text": row[0] if len(row) == 1 else list(row),
-        "label": best,
-        "probability": each[best],
-        "probabilities": each,
+        "label": label,
+        "probability": _rounded(each[best]),
+        "probabilities": dict(zip(names, map(_rounded, each), strict=True)),
     }
     return json.dumps(answer, ensure_ascii=False) + "\n"
 
 
-def _as_csv(row: Row, probabilities: Float[np.ndarray, " classes"], names: Sequence[str]) -> str:
-    each = [_rounded(value) for value in probabilities]
-    best = int(probabilities.argmax())
-    return _csv_line([*row, names[best], each[best], *each])
+def _as_csv(row: Row, label: str, best: int, each: Probabilities, names: Sequence[str]) -> str:
+    return _csv_line([*row, label, _rounded(each[best]), *map(_rounded, each)])
 
 
 def _csv_line(cells: Sequence[Any]) -> str:
@@ -207,7 +173,3 @@ def _csv_line(cells: Sequence[Any]) -> str:
 def _rounded(value: Any) -> float:
     """As many digits as float32 is sure of."""
     return float(f"{value:.6g}")
-
-
-def _kind(width: int) -> str:
-    return "single texts" if width == 1 else "pairs of texts"

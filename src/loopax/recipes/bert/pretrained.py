@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
-from loopax.errors import CheckpointError, ConfigError
+from loopax.errors import ConfigError
 from loopax.extras import require
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipes.bert.layout import (
@@ -31,12 +32,10 @@ from loopax.recipes.bert.layout import (
     TOKENIZER_CONFIG,
     VOCABULARY,
     WEIGHTS,
-    name_of,
     read_json,
 )
 from loopax.recipes.bert.tokens import read_tokenizer
-from loopax.recipes.bert.weights import digest_of, read_weights, shapes_of, weight_files
-from loopax.weights import with_weights
+from loopax.recipes.bert.weights import digest_of, read_weights, weight_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,7 +48,6 @@ LFS = b"version https://git-lfs"
 """How a file begins that Git left a pointer for."""
 NO_CLASSES = ("multi_label_classification", "regression")
 """Kinds of heads whose outputs are not one class of several."""
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +110,8 @@ def read_pretrained(name: str | Path) -> Pretrained:
     if task or stored.get("problem_type") in NO_CLASSES:
         # What other tasks call a classifier looks the same and means something else.
         weights = {path: array for path, array in weights.items() if path.startswith("bert/")}
-    names = _class_names(stored, weights)
-    pooling = _pooling(folder, stored, bool(names), "bert/pooler/dense/kernel" in weights)
+    names, ways = _class_names(stored, weights), _poolings(folder)
+    saw_pooler = bool(names) and "bert/pooler/dense/kernel" in weights and "mean" not in ways
     return Pretrained(
         source=source,
         folder=folder,
@@ -121,11 +119,11 @@ def read_pretrained(name: str | Path) -> Pretrained:
         weights=weights,
         tokenizer=read_tokenizer(folder, config),
         digest=digest_of(files),
-        pooling=pooling,
+        pooling=stored.get("pooling") or ("pooler" if saw_pooler else "mean"),
         class_names=names,
         notes=tuple(
             f"{folder / POOLING}: pools by {way}, which is not supported here; see --pooling"
-            for way in _poolings(folder)
+            for way in ways
             if way != "mean"
         ),
     )
@@ -134,44 +132,41 @@ def read_pretrained(name: str | Path) -> Pretrained:
 def params_for(
     pretrained: Pretrained,
     model: BertForSequenceClassification,
-    start: Any,
+    key: jax.Array,
     class_names: Sequence[str] = (),
 ) -> Any:
-    """Parameters of `model` that begin as the pretrained ones.
+    """Parameters of `model`, of the same architecture, that begin as the pretrained ones.
 
     The head is pretrained too if the file has one of the same classes (`head_order`).
 
     Args:
         pretrained: as it was read.
         model: a classifier of the same architecture; its dropout may differ.
-        start: parameters of `model`, or a random key to make those that are not pretrained.
+        key: of a head that is new.
         class_names: the classes of `model`, in the order of its logits.
 
     Raises:
         ConfigError: `model` pools by the pooler, and there is no pretrained one.
-        CheckpointError: `model` is of another architecture.
     """
-    for field in fields(BertConfig):
-        here, there = (getattr(each.config, field.name) for each in (model, pretrained))
-        if here != there and field.name not in DROPOUTS:
-            raise CheckpointError(
-                f"{pretrained.folder}: {field.name} is {there}, and the model's is {here}"
-            )
-    params = _new(model, start) if isinstance(start, jax.Array) else start
-    leaves = flatten_dict(params["params"], sep="/")
-    weights = {path: array for path, array in pretrained.weights.items() if path in leaves}
-    if missing := [path for path in leaves if path.startswith("bert/") and path not in weights]:
+    left_out = ("classifier/",) if model.pooling == "pooler" else ("classifier/", "bert/pooler/")
+    weights = {
+        path: jnp.asarray(array)
+        for path, array in pretrained.weights.items()
+        if not path.startswith(left_out)
+    }
+    if model.pooling == "pooler" and "bert/pooler/dense/kernel" not in weights:
         raise ConfigError(
-            f"{pretrained.folder / WEIGHTS}: has no {name_of(missing[0])}, which is not "
-            f"pretrained; {'pool by mean' if 'pooler' in missing[0] else 'take another model'}"
+            f"{pretrained.folder / WEIGHTS}: has no bert.pooler, which is not pretrained; pool by "
+            "mean"
         )
     order = head_order(pretrained, model.pooling, class_names)
-    for path in [path for path in weights if path.startswith("classifier/")]:
-        array = weights.pop(path)
-        if order is not None:
-            weights[path] = array[..., order]
-    source = str(pretrained.folder / WEIGHTS)
-    return with_weights(params, weights, source=source, partial=True)
+    if order is None:
+        features = jnp.zeros((1, model.config.hidden_size))
+        head = jax.jit(functools.partial(model.init, method=model.classify))(key, features)
+        return {"params": {**unflatten_dict(weights, sep="/"), **head["params"]}}
+    for path in ("classifier/kernel", "classifier/bias"):
+        weights[path] = jnp.asarray(pretrained.weights[path][..., order])
+    return {"params": unflatten_dict(weights, sep="/")}
 
 
 def head_order(
@@ -190,36 +185,17 @@ def head_order(
     return [theirs.index(name) for name in ours]
 
 
-def _new(model: BertForSequenceClassification, key: jax.Array) -> Any:
-    """Parameters with a new head; the encoder, which would take seconds to draw, is zeros."""
-    config = model.config
-    head = jax.jit(functools.partial(model.init, method=model.classify))(
-        key, jnp.zeros((1, config.hidden_size))
-    )
-    encoder = {
-        path: jnp.zeros(shape)
-        for path, shape in shapes_of(config, model.classes).items()
-        if path.startswith("bert/")
-        and (model.pooling == "pooler" or not path.startswith("bert/pooler/"))
-    }
-    return {"params": {**unflatten_dict(encoder, sep="/"), **head["params"]}}
-
-
 def _located(name: str) -> tuple[Path, str]:
     """The folder of a model, and where that is in words."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve(), str(folder.resolve())
-    if re.fullmatch(r"[\w.-]+", name):
-        try:
-            package = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            pass
-        else:
-            for file in package.files or ():
-                found = Path(str(package.locate_file(file)))
-                if file.name == CONFIG and not _missing(found.parent):
-                    return found.parent.resolve(), f"{name} {package.version}"
+    with suppress(metadata.PackageNotFoundError, ValueError):
+        package = metadata.distribution(name)
+        for file in package.files or ():
+            found = Path(str(package.locate_file(file)))
+            if file.name == CONFIG and not _missing(found.parent):
+                return found.parent.resolve(), f"{name} {package.version}"
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise ConfigError(f"{name}: there is no such folder")
     return _downloaded(name)
@@ -260,17 +236,6 @@ def _missing(folder: Path) -> str | None:
     if not any((folder / file).is_file() for file in (TOKENIZER, VOCABULARY)):
         return f"has no {TOKENIZER} and no {VOCABULARY}; a model has one of them"
     return None
-
-
-def _pooling(
-    folder: Path, stored: Mapping[str, Any], has_head: bool, has_pooler: bool
-) -> Literal["mean", "pooler"]:
-    """What a classifier of the folder sees, by its own word or its kind; else the mean."""
-    if "pooling" in stored:
-        return "mean" if stored["pooling"] == "mean" else "pooler"
-    if "mean" in _poolings(folder):
-        return "mean"
-    return "pooler" if has_head and has_pooler else "mean"
 
 
 def _poolings(folder: Path) -> list[str]:

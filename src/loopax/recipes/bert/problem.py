@@ -19,6 +19,7 @@ from loopax.data import BucketedBatches, Dataset, Texts
 from loopax.errors import ConfigError
 from loopax.extras import require
 from loopax.models.bert import BertConfig, BertForSequenceClassification
+from loopax.recipe import batch_size_for
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.features import features_of, file_for
 from loopax.recipes.bert.loss import COUNTS, class_weights, counts_of, mean_f1, measured
@@ -110,12 +111,6 @@ class Problem:
         """The training texts, by length."""
         return self._batches(self.tokens(self.texts.train), self.batch_size)
 
-    @cached_property
-    def validation(self) -> BucketedBatches:
-        """The validation texts, by length."""
-        data = self.tokens(self.texts.validation)
-        return self._batches(data, min(BATCH, len(data)))
-
     def tokens(self, texts: Texts) -> Dataset:
         """Texts as the model is given them."""
         columns, _ = encode(self.pretrained.tokenizer, texts.rows, self.longest)
@@ -148,41 +143,45 @@ class Problem:
     @property
     def batch_size(self) -> int:
         """Texts in a step."""
-        return self.config.batch_size or batch_size_for(len(self.texts.train))
+        count = len(self.texts.train)
+        return self.config.batch_size or batch_size_for(
+            count, BATCH_SIZE, SMALLEST_BATCH, BATCHES_AT_LEAST
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in a pass over the training texts."""
+        return len(self.texts.train) // self.batch_size
 
     @property
     def epochs(self) -> int:
         """Passes over the training texts, if nothing ends them early."""
-        if self.config.epochs is not None:
-            return self.config.epochs
         passes, steps = LENGTHS[self.config.preset]
-        return max(passes, -(-steps // (len(self.texts.train) // self.batch_size)))
+        return self.config.epochs or max(passes, -(-steps // self.steps_per_epoch))
 
     @property
     def steps(self) -> int:
         """How many steps the whole training has, if nothing ends it early."""
-        return self.epochs * (len(self.texts.train) // self.batch_size)
+        return self.epochs * self.steps_per_epoch
 
     @property
     def evaluate_every(self) -> int:
         """Steps between two looks at the validation texts."""
-        return max(1, self.batches.steps_per_epoch // self.config.evaluations_per_epoch)
-
-    @property
-    def metric(self) -> str:
-        """What the best checkpoint is best in."""
-        return metric_of(self.config)
+        return max(1, self.steps_per_epoch // self.config.evaluations_per_epoch)
 
     @property
     def ranking(self) -> tuple[str, Literal["min", "max"]]:
         """The metric that the best checkpoint is best in, as the log names it, and its mode."""
-        name = "hook/macro_f1" if self.metric == "macro-f1" else f"validation/{self.metric}"
-        return name, "min" if self.metric == "loss" else "max"
+        metric = metric_of(self.config)
+        name = "hook/macro_f1" if metric == "macro-f1" else f"validation/{metric}"
+        return name, "min" if metric == "loss" else "max"
 
     @property
     def evaluation(self) -> loopax.Evaluation:
         """The validation texts, and when they are measured."""
-        return loopax.Evaluation({"validation": self.validation}, every=self.evaluate_every)
+        data = self.tokens(self.texts.validation)
+        batches = self._batches(data, min(BATCH, len(data)))
+        return loopax.Evaluation({"validation": batches}, every=self.evaluate_every)
 
     @property
     def noted(self) -> dict[str, Any]:
@@ -200,16 +199,18 @@ class Problem:
         }
 
     @property
-    def hooks(self) -> list[loopax.Hook]:
-        """What is logged of an evaluation that is no mean over its batches: the macro-F1."""
-        if self.metric != "macro-f1":
-            return []
+    def hooks(self) -> list[loopax.Hook | loopax.EarlyStopping]:
+        """The macro-F1, which is no mean over batches, where it ranks; and early stopping."""
+        metric, mode = self.ranking
+        every = self.evaluate_every
+        stopping = loopax.EarlyStopping(metric, self.config.patience, mode, every=every)
 
         def macro_f1(run: loopax.Run) -> dict[str, float]:
             counts = run.measured["validation"]
             return {"macro_f1": mean_f1(*(counts[name] for name in COUNTS))}
 
-        return [loopax.Hook(macro_f1, every=self.evaluate_every)]
+        counted = metric_of(self.config) == "macro-f1"
+        return [*([loopax.Hook(macro_f1, every=every)] if counted else []), stopping]
 
     @property
     def description(self) -> str:
@@ -246,7 +247,7 @@ class Problem:
     def loss_fn(self) -> Callable[..., Any]:
         """Cross-entropy as `fit` takes it; dropout and class weights are for training alone."""
         weights, frozen = self._class_weights, self.is_frozen
-        counted = self.metric == "macro-f1"
+        counted = metric_of(self.config) == "macro-f1"
 
         def loss(params: Any, batch: Any, rngs: Any) -> Any:
             if not rngs.training:
@@ -307,23 +308,19 @@ def costs(config: FineTuneConfig) -> list[str]:
     plain = dataclasses.replace(config, cache_features=False)
     problem = Problem.of(plain)
     lines = [*problem.description.splitlines(), *_costs(problem)]
-    if not config.optimizer.freeze:
-        return lines
-    free = dataclasses.replace(config.optimizer, freeze=())
-    lines += [
-        "",
-        "with nothing frozen:",
-        *_costs(Problem.of(dataclasses.replace(plain, optimizer=free))),
-    ]
+    if config.optimizer.freeze:
+        free = dataclasses.replace(
+            plain, optimizer=dataclasses.replace(config.optimizer, freeze=())
+        )
+        lines += ["", "with nothing frozen:", *_costs(Problem.of(free))]
     if config.cache_features and problem.is_frozen:
         lines += ["", "The features are computed once; after that an epoch trains the head alone."]
     return lines
 
 
 def _costs(problem: Problem) -> list[str]:
-    return loopax.diagnose.estimate(
-        problem.state(resumed=True), problem.loss_fn, problem.batches
-    ).lines()
+    state = problem.state(resumed=True)
+    return loopax.diagnose.estimate(state, problem.loss_fn, problem.batches).lines()
 
 
 def model_of(
@@ -353,12 +350,6 @@ def metric_of(config: FineTuneConfig) -> str:
     return "accuracy" if config.class_weights == "none" else "macro-f1"
 
 
-def batch_size_for(texts: int) -> int:
-    """A power of two by which a pass has enough steps: `BATCH_SIZE`, or less for few texts."""
-    fitting = min(BATCH_SIZE, max(SMALLEST_BATCH, texts // BATCHES_AT_LEAST))
-    return max(1, min(1 << (fitting.bit_length() - 1), texts))
-
-
 def longest_of(config: FineTuneConfig, architecture: BertConfig) -> int:
     """Tokens that a text is cut to: no model reads more than it has positions."""
     return min(config.max_length, architecture.max_position_embeddings)
@@ -371,17 +362,11 @@ def by_depth(optimizer: loopax.Optimizer, layers: int, decay: float) -> loopax.O
     A `clip_norm` then holds for each group by itself.
     """
     branches = ["bert/embeddings", *(f"bert/encoder/layer/{index}" for index in range(layers))]
-    free = [branch for branch in branches if branch not in optimizer.freeze]
     inner = dataclasses.replace(optimizer, freeze=(), params_ema=None, accumulate=1)
-    groups = tuple(
-        loopax.Group(
-            (branch,),
-            dataclasses.replace(
-                inner,
-                learning_rate=optimizer.learning_rate
-                * decay ** (len(branches) - branches.index(branch)),
-            ),
-        )
-        for branch in free
-    )
-    return dataclasses.replace(optimizer, groups=groups)
+    groups = []
+    for index, branch in enumerate(branches):
+        if branch not in optimizer.freeze:
+            rate = optimizer.learning_rate * decay ** (len(branches) - index)
+            slower = dataclasses.replace(inner, learning_rate=rate)
+            groups.append(loopax.Group((branch,), slower))
+    return dataclasses.replace(optimizer, groups=tuple(groups))

@@ -6,7 +6,6 @@ Importing this does not import JAX; the names of `bert` are loaded when they are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +30,7 @@ class BERTRecipe(Recipe):
         return bert.Problem.of(config, say)
 
     def hooks(self, problem: bert.Problem) -> Sequence[loopax.Hook | loopax.EarlyStopping]:
-        """The macro-F1 where it is what the best is chosen by, and early stopping."""
-        metric, mode = problem.ranking
-        every = problem.evaluate_every
-        stopping = loopax.EarlyStopping(metric, problem.config.patience, mode, every=every)
-        return [*problem.hooks, stopping]
+        return problem.hooks
 
     def load(self, *arguments: Any, **options: Any) -> bert.TrainedClassifier:
         return bert.load(*arguments, **options)
@@ -59,11 +54,9 @@ class BERTRecipe(Recipe):
         return results
 
     def report(self, trained: bert.TrainedClassifier, results: Mapping[str, Any]) -> Path:
-        """The page, with the settings that followed the data as they were chosen."""
         from loopax.recipes.bert import report
 
-        config = replace(trained.config, **results.get("chosen", {}))
-        return report.write(replace(trained, config=config), results)
+        return report.write(trained, results)
 
     def tables(self, results: bert.Results) -> list[Table]:
         return bert.tables(results)

@@ -108,15 +108,12 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
 
 def _refuse_other(folder: Path) -> None:
     """Only what an earlier call has written may be replaced."""
-    own = {CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, MODELING}
-    if folder.exists() and not folder.is_dir():
+    if not folder.exists():
+        return
+    if not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; a model is a folder")
-    others = (
-        sorted(path.name for path in folder.iterdir() if path.name not in own)
-        if folder.exists()
-        else []
-    )
-    if others:
+    own = {CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, MODELING}
+    if others := sorted({path.name for path in folder.iterdir()} - own):
         raise ConfigError(f"{folder}: holds {others[0]!a} and would be replaced; name a new folder")
 
 
@@ -150,17 +147,13 @@ def _tokenizer_config(
     model: BertForSequenceClassification, tokenizer: Tokenizer, max_length: int | None
 ) -> dict[str, Any]:
     positions = model.config.max_position_embeddings
-    special = {
-        role: token
-        for role, token in SPECIAL_TOKENS.items()
-        if tokenizer.token_to_id(token) is not None
-    }
+    known = tokenizer.get_vocab(with_added_tokens=True)
     return {
         # The class that takes tokenizer.json as it is; the one of BERT may lower-case anew.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "model_max_length": min(max_length or positions, positions),
-        **special,
+        **{role: token for role, token in SPECIAL_TOKENS.items() if token in known},
     }
 
 

@@ -79,7 +79,9 @@ def encode(
         DataError: a row is not one or two texts.
     """
     for index, row in enumerate(texts):
-        if isinstance(row, str) or len(row) not in (1, 2) or not all(map(_is_text, row)):
+        # Half of a surrogate pair cannot be written, and no tokenizer takes it.
+        texts_of = row if isinstance(row, tuple) and len(row) in (1, 2) else (None,)
+        if any(not isinstance(t, str) or re.search("[\ud800-\udfff]", t) for t in texts_of):
             raise DataError(f"row {index} is {ascii(row)[:80]}; it must be one or two texts")
     pairs = any(len(row) == 2 for row in texts)
     least = tokenizer.num_special_tokens_to_add(pairs) + 1 + pairs
@@ -166,11 +168,6 @@ def _read_vocabulary(folder: Path) -> Tokenizer:
         special_tokens=list(ends.items()),
     )
     return tokenizer
-
-
-def _is_text(text: Any) -> bool:
-    """Text that can be written; half of a surrogate pair cannot, and no tokenizer takes it."""
-    return isinstance(text, str) and not re.search("[\ud800-\udfff]", text)
 
 
 def _padded(rows: Sequence[Sequence[int]], length: np.ndarray, fill: int) -> np.ndarray:

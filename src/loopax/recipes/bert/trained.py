@@ -19,6 +19,7 @@ from loopax.deadline import check_time
 from loopax.errors import RunDirError
 from loopax.extras import require
 from loopax.models.bert import BertConfig, BertForSequenceClassification
+from loopax.recipe import MODEL_FILE, params_at
 from loopax.recipes.bert.config import FineTuneConfig
 from loopax.recipes.bert.problem import Problem, longest_of
 from loopax.recipes.bert.recipe import BERTRecipe
@@ -26,7 +27,6 @@ from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import BATCH, encode, in_batches, model_inputs
 from loopax.run import RunDir
 from loopax.terminal import to_stderr
-from loopax.weights import with_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -123,11 +123,7 @@ def load(
     class_names = tuple(noted["class_names"])
     model, tokenizer = _model_of(directory, noted, config)
     form = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    with loopax.CheckpointStore(directory.checkpoints, say=say) as store:
-        step = store.chosen(checkpoint)
-        weights = store.weights(step)
-    source = str(directory.checkpoints / str(step))
-    params = jax.tree.map(jnp.asarray, with_weights(form, weights, source=source))
+    params, step = params_at(directory, checkpoint, form, say)
     columns = Columns(tuple(noted["text"]), noted.get("label"))
     return TrainedClassifier(
         config, tokenizer, model, params, class_names, columns, directory, step
@@ -142,7 +138,7 @@ def _model_of(
     Raises:
         RunDirError: they are damaged.
     """
-    file = directory.path / loopax.recipe.MODEL_FILE
+    file = directory.path / MODEL_FILE
     require("bert", "a pretrained BERT", "tokenizers")
     from tokenizers import Tokenizer
 

@@ -2,6 +2,8 @@
 
 from .baseline import accuracy_of_baseline as accuracy_of_baseline
 from .baseline import fit_baseline as fit_baseline
+from .common import ImagesProblem as ImagesProblem
+from .common import TrainedOnImages as TrainedOnImages
 from .config import PRESETS as PRESETS
 from .config import ImagesConfig as ImagesConfig
 from .config import ImageSource as ImageSource
@@ -9,14 +11,12 @@ from .data import as_floats as as_floats
 from .data import data_of as data_of
 from .data import flat_portions as flat_portions
 from .data import known_only as known_only
-from .data import problem_of_run as problem_of_run
 from .data import some_of as some_of
 from .data import with_validation as with_validation
 from .evaluation import Results as Results
 from .evaluation import evaluate as evaluate
 from .evaluation import tables as tables
 from .problem import Problem as Problem
-from .problem import model_of as model_of
 from .recipe import ImagesRecipe as ImagesRecipe
 from .trained import Answers as Answers
 from .trained import TrainedClassifier as TrainedClassifier

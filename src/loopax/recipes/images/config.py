@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from loopax import Optimizer, Schedule
-from loopax.errors import ConfigError
+from loopax.recipe import check_fields
 
 Preset = Literal["standard", "judge"]
 
@@ -33,13 +33,12 @@ class ImageSource:
     gives none and there are enough; 0 holds none out, and nothing is chosen."""
 
     def __post_init__(self) -> None:
-        self._check_split()
+        self.check()
 
-    def _check_split(self) -> None:
-        if not 0 < self.test_fraction < 1:
-            raise ConfigError(f"test_fraction is {self.test_fraction}; it must be within 0 and 1")
-        if not 0 <= self.validation < 1:
-            raise ConfigError(f"validation is {self.validation}; it must be at least 0 and below 1")
+    def check(self) -> None:
+        """Refuses a setting that cannot work."""
+        check_fields(self, "test_fraction", lambda part: 0 < part < 1, "within 0 and 1")
+        check_fields(self, "validation", lambda part: 0 <= part < 1, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -80,20 +79,13 @@ class ImagesConfig(ImageSource):
     log_every: int = 50
     """Steps between logged rows."""
 
-    def __post_init__(self) -> None:
-        self._check_split()
-        for name in ("batch_size", "features", "log_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.epochs is not None and not self.epochs > 0:
-            raise ConfigError(f"epochs is {self.epochs}; it must be above 0")
-        if not self.widths or min(self.widths) < 1:
-            raise ConfigError(f"widths is {self.widths}; it must be one or more positive numbers")
-        for name in ("shift", "seed"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+    def check(self) -> None:
+        super().check()
+        check_fields(self, "batch_size features log_every", lambda n: n >= 1, "at least 1")
+        check_fields(self, "epochs", lambda epochs: epochs > 0, "above 0")
+        check_fields(self, "widths", lambda widths: min(widths, default=0) > 0, "positive numbers")
+        check_fields(self, "shift seed", lambda number: number >= 0, "at least 0")
+        check_fields(self, "dropout", lambda share: 0 <= share < 1, "at least 0 and below 1")
 
 
 _STANDARD = ImagesConfig()

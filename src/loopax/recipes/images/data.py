@@ -6,9 +6,8 @@ Data often lies class by class, so the first images are those of the first class
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,12 +15,7 @@ from jaxtyping import Float, Int
 import loopax
 from loopax.data import Dataset, Splits
 from loopax.deadline import check_time
-from loopax.errors import DataError
-from loopax.recipe import Problem
 from loopax.recipes.images.config import ImageSource
-
-Config = TypeVar("Config", bound=ImageSource)
-P = TypeVar("P", bound=Problem)
 
 FEWEST_TO_CHOOSE_BY = 10
 """Images below which a difference between two checkpoints is chance."""
@@ -45,22 +39,6 @@ def data_of(config: ImageSource) -> Splits:
         channels=config.channels,
         background=config.background,
     )
-
-
-def problem_of_run(run: str | Path, config: Config, problem_of: Callable[[Config], P]) -> P:
-    """The problem that a run solves, with its images read again.
-
-    Raises:
-        DataError: they are not where `config` says, or others than the run was trained on.
-    """
-    try:
-        problem = problem_of(config)
-    except DataError as error:
-        raise DataError(
-            f"{error}; {run} was trained on these images: --data says where they are by now"
-        ) from error
-    loopax.recipe.check_data(run, problem.config, problem.noted["data_sha256"])
-    return problem
 
 
 def with_validation(data: Splits, fraction: float) -> Splits:

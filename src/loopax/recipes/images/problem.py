@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ import optax
 from jaxtyping import Array, Float, Key
 
 import loopax
-from loopax.data import DatasetBatches, Splits
+from loopax.data import Splits
 from loopax.errors import DataError
 from loopax.extras import require
 from loopax.models.classifier import Classifier
+from loopax.recipes.images.common import ImagesProblem
 from loopax.recipes.images.config import ImagesConfig
 from loopax.recipes.images.data import data_of, known_only, with_validation
 
@@ -25,28 +26,16 @@ LENGTHS = {"standard": (8, 2000, 10**9), "judge": (60, 600, 1800)}
 BATCH, SMALLEST_BATCH = 64, 16
 BATCHES_AT_LEAST = 8
 """In a pass, where the size of batches is left to the data."""
-EVAL_BATCH = 500
-"""Images that are measured at once."""
-EVALUATIONS = 20
-"""In a training, about, but at most one after each pass."""
 WARMUP = 100
 """Steps in which the learning rate grows from 0, but at most an eighth of all."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What a configuration says is to be trained, in the terms of `loopax.fit`.
+class Problem(ImagesProblem):
+    """A classifier of images; `batches` are of the training images of known class."""
 
-    Attributes:
-        config: what was asked for.
-        data: the images in their parts.
-        model, batches: what is trained, and on what: the training images of known class.
-    """
-
-    config: ImagesConfig
-    data: Splits
-    model: Classifier
-    batches: DatasetBatches
+    ranked_by = ("accuracy", "max")
+    measured = staticmethod(known_only)
 
     @classmethod
     def of(cls, config: ImagesConfig) -> Problem:
@@ -71,10 +60,16 @@ class Problem:
         train = known_only(data.train)
         if len(train.class_names) < 2:
             raise DataError(f"{train.name}: has one class only; a classifier needs two or more")
-        model = model_of(config, len(train.class_names))
-        return cls(
-            config, data, model, train.batches(config.batch_size or batch_size_for(len(train)))
-        )
+        model = cls.model_of(config, train.columns["image"].shape[1:], len(train.class_names))
+        fitting = max(SMALLEST_BATCH, len(train) // BATCHES_AT_LEAST)
+        size = config.batch_size or min(BATCH, len(train), fitting)
+        return cls(config, data, model, train.batches(size))
+
+    @staticmethod
+    def model_of(config: ImagesConfig, image_shape: tuple[int, ...], classes: int) -> Classifier:
+        """The network of a configuration, for images of any shape."""
+        del image_shape
+        return Classifier(classes, config.widths, config.features, config.dropout)
 
     @property
     def description(self) -> str:
@@ -114,31 +109,6 @@ class Problem:
 
         return loss_fn
 
-    @property
-    def evaluation(self) -> loopax.Evaluation:
-        """The images to choose by; those to test on where there is nothing to choose."""
-        name = "test" if self.data.validation is None else "validation"
-        part = known_only(self.data.parts[name])
-        every = max(self.batches.steps_per_epoch, self.steps // EVALUATIONS)
-        batches = part.batches(min(EVAL_BATCH, len(part)))
-        return loopax.Evaluation({name: batches}, every=every)
-
-    @property
-    def ranking(self) -> tuple[str | None, Literal["min", "max"]]:
-        """What the best checkpoint is best in; nothing is chosen without validation images."""
-        return None if self.data.validation is None else "validation/accuracy", "max"
-
-    @property
-    def noted(self) -> dict[str, Any]:
-        """What the run directory keeps, so that the classifier is used without its images."""
-        train = self.data.train
-        return {
-            "data_sha256": train.fingerprint,
-            "data": self.config.data,
-            "image_shape": list(train.columns["image"].shape[1:]),
-            "class_names": list(train.class_names),
-        }
-
     def state(self, *, resumed: bool = False) -> loopax.TrainState:
         """The state that training begins with."""
         del resumed
@@ -147,21 +117,10 @@ class Problem:
             warmup = min(WARMUP, self.steps // 8)
             schedule = replace(optimizer.schedule, warmup_steps=warmup)
             optimizer = replace(optimizer, schedule=schedule)
-        example = self.batches.dataset.example
-        image = example["image"] if isinstance(example, dict) else example
+        example = self.batches.dataset.example["image"]
         return loopax.TrainState.create(
-            self.model, image, optimizer, total_steps=self.steps, seed=self.config.seed
+            self.model, example, optimizer, total_steps=self.steps, seed=self.config.seed
         )
-
-
-def model_of(config: ImagesConfig, classes: int) -> Classifier:
-    """The network of a configuration."""
-    return Classifier(classes, config.widths, config.features, config.dropout)
-
-
-def batch_size_for(images: int) -> int:
-    """Images in a step, by which a pass over few has enough steps."""
-    return min(BATCH, images, max(SMALLEST_BATCH, images // BATCHES_AT_LEAST))
 
 
 def shifted(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
+from loopax.recipe import check_fields
 from loopax.recipes.images import ImageSource
 
 Preset = Literal["sharp", "wide", "article", "bernoulli", "record", "conv"]
@@ -77,22 +78,15 @@ class VAEConfig(ImageSource):
     log_every: int = 100
     """Steps between logged rows."""
 
-    def __post_init__(self) -> None:
-        self._check_split()
-        counts = ("epochs", "batch_size", "latent", "log_every")
-        for name in (*counts, "importance_samples", "mixture_components"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.widths or min(self.widths) < 1:
-            raise ConfigError(f"widths is {self.widths}; it must be one or more positive numbers")
-        for name in ("kl_weight", "kl_warmup_epochs", "free_bits", "seed"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+    def check(self) -> None:
+        super().check()
+        counts = "epochs batch_size latent log_every importance_samples mixture_components"
+        check_fields(self, counts, lambda count: count >= 1, "at least 1")
+        check_fields(self, "widths", lambda widths: min(widths, default=0) > 0, "positive numbers")
+        amounts = "seed kl_weight kl_warmup_epochs free_bits"
+        check_fields(self, amounts, lambda amount: amount >= 0, "at least 0")
         if isinstance(self.sigma, float | int) and not self.sigma > 0:
             raise ConfigError(f"sigma is {self.sigma}; it must be above 0, learned or optimal")
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
         if self.bound == "elbo" and self.importance_samples > 1:
             raise ConfigError("importance_samples needs bound iwae or dreg, and it is elbo")
         if self.bound != "elbo" and (

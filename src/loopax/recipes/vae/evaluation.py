@@ -18,13 +18,13 @@ from loopax.recipes.images import as_floats, known_only, some_of
 from loopax.recipes.vae.comparison import compare
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.objective import Objective
-from loopax.recipes.vae.problem import EVAL_BATCH
 from loopax.recipes.vae.trained import TrainedVAE
 from loopax.report import Table
 
 Results = dict[str, Any]
 
-LIKELIHOOD_BATCH = 100
+EVAL_BATCH, LIKELIHOOD_BATCH = 500, 100
+"""Images that are measured at once."""
 SIGMA_OF = 10_000
 """Training images, at most, that an optimal deviation is taken from."""
 STEPS_OF_A_BYTE = 255
@@ -231,50 +231,54 @@ def verdict(results: Results) -> str | None:
 
 def tables(results: Results) -> list[Table]:
     """The results for people."""
-    made = []
-    split_names = tuple(results["objective"])
-    rows = [
-        (title, *(_number(results["objective"][split][name], ".4f") for split in split_names))
-        for name, title in OBJECTIVE.items()
-        if name in results["objective"][split_names[0]]
-    ]
-    negative = any(part.get("neg_elbo_nats", 0) < 0 for part in results["objective"].values())
-    title = f"Objective, mean over images{f'. {MAY_BE_NEGATIVE}' if negative else ''}"
-    made.append(Table(("", *split_names), rows, title))
+    made = [_objective_table(results["objective"])]
     if found := results.get("likelihood"):
-        rows = [
-            (title, _number(found[name], ".4f"))
-            for name, title in LIKELIHOOD.items()
-            if name in found
-        ]
-        error = _number(found["nll_standard_error_nats"], ".2f")
-        title = (
-            f"Likelihood of {found['images']:,} test images, {found['importance_samples']} "
-            f"importance samples (standard error {error} nats)"
-        )
-        made.append(Table(("", "test"), rows, title))
-    sources = tuple(results["samples"])
+        made.append(_likelihood_table(found))
+    samples = results["samples"]
     rows = [
-        (title, *(_cell(results["samples"][source], name, form) for source in sources))
+        (title, *(_cell(scores, name, form) for scores in samples.values()))
         for name, (title, form) in SAMPLES.items()
-        if name in results["samples"][sources[0]]
+        if name in next(iter(samples.values()))
     ]
-    judge = results.get("judge")
+    heads = ("", *(SOURCES.get(source, source) for source in samples))
+    said = [f"Samples, {_judged_by(results.get('judge'))}", verdict(results)]
+    return [*made, Table(heads, rows, ". ".join(filter(None, said)))]
+
+
+def _objective_table(parts: Results) -> Table:
+    rows = [
+        (title, *(_number(means[name], ".4f") for means in parts.values()))
+        for name, title in OBJECTIVE.items()
+        if name in next(iter(parts.values()))
+    ]
+    negative = any(means.get("neg_elbo_nats", 0) < 0 for means in parts.values())
+    title = f"Objective, mean over images{f'. {MAY_BE_NEGATIVE}' if negative else ''}"
+    return Table(("", *parts), rows, title)
+
+
+def _likelihood_table(found: Results) -> Table:
+    rows = [
+        (title, _number(found[name], ".4f")) for name, title in LIKELIHOOD.items() if name in found
+    ]
+    error = _number(found["nll_standard_error_nats"], ".2f")
+    title = (
+        f"Likelihood of {found['images']:,} test images, {found['importance_samples']} "
+        f"importance samples (standard error {error} nats)"
+    )
+    return Table(("", "test"), rows, title)
+
+
+def _judged_by(judge: Results | None) -> str:
     if not judge:
-        judged_by = "not judged: there is one class only, or judge is none"
-    elif not judge.get("is_sound", True):
-        judged_by = "not judged"
-    elif judge["test_accuracy"] is None:
-        judged_by = f"judged by {judge['digest']}, which met no test image of a known class"
-    else:
-        right = f"right on {judge['test_accuracy']:.2%} of the test images"
-        if (plain := judge.get("plain_accuracy")) is not None:
-            right += f" (logistic regression on pixels: {plain:.2%})"
-        judged_by = f"judged by {judge['digest']}, {right}"
-    heads = ("", *(SOURCES.get(source, source) for source in sources))
-    title = ". ".join(filter(None, [f"Samples, {judged_by}", verdict(results)]))
-    made.append(Table(heads, rows, title))
-    return made
+        return "not judged: there is one class only, or judge is none"
+    if not judge.get("is_sound", True):
+        return "not judged"
+    if judge["test_accuracy"] is None:
+        return f"judged by {judge['digest']}, which met no test image of a known class"
+    plain = judge.get("plain_accuracy")
+    beside = "" if plain is None else f" (logistic regression on pixels: {plain:.2%})"
+    right = f"right on {judge['test_accuracy']:.2%} of the test images"
+    return f"judged by {judge['digest']}, {right}{beside}"
 
 
 def _cell(scores: dict[str, Any], name: str, form: str) -> str:

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import export as jax_export
 
 from loopax.files import replacing, storing
-from loopax.recipes.vae.samplers import Mixtures
-from loopax.recipes.vae.trained import TrainedVAE, load
+from loopax.recipes.vae.trained import TrainedVAE, drawn, load
 from loopax.weights import save_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -47,13 +46,19 @@ def export_sampler(trained: TrainedVAE, path: Path) -> None:
     Raises:
         StorageError: a file could not be written.
     """
-    exported = jax_export.export(jax.jit(_sampler(trained)), platforms=PLATFORMS)(
-        jax.ShapeDtypeStruct((), jnp.uint32),
-        jax.ShapeDtypeStruct(jax_export.symbolic_shape("n"), jnp.int32),
-    )
+    model, params = trained.model, trained.params
+    mixtures = trained.mixtures and trained.mixtures.arrays()
+
+    def sample(seed: Any, label: Any) -> Any:
+        latent = drawn(model, params, mixtures, jax.random.key(seed), label)
+        return jnp.clip(model.apply(params, latent, label, method=model.decode), 0, 1)
+
+    labels = jax.ShapeDtypeStruct(jax_export.symbolic_shape("n"), jnp.int32)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    exported = jax_export.export(jax.jit(sample), platforms=PLATFORMS)(seed, labels)
     about = {
         "call": "(seed: uint32[], label: int32[n]) -> float32[n, height, width, channels]",
-        "image_shape": trained.model.image_shape,
+        "image_shape": trained.image_shape,
         "classes": trained.class_names,
         "step": trained.step,
         "config": trained.dir.config,
@@ -63,20 +68,3 @@ def export_sampler(trained: TrainedVAE, path: Path) -> None:
             partial.write_bytes(exported.serialize())
         with replacing(path.with_suffix(".json")) as partial:
             partial.write_text(json.dumps(about, indent=2) + "\n")
-
-
-def _sampler(trained: TrainedVAE) -> Any:
-    model, params, mixtures = trained.model, trained.params, trained.mixtures
-
-    def sample(seed: Any, label: Any) -> Any:
-        key = jax.random.key(seed)
-        if mixtures is None:
-            prior: Any = model.apply(params, label, method=model.prior_at)
-            mean, logvar = prior
-            latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        else:
-            latent = Mixtures(**mixtures.arrays()).sample(key, label)
-        images: Any = model.apply(params, latent, label, method=model.decode)
-        return jnp.clip(images, 0, 1)
-
-    return sample

@@ -3,8 +3,8 @@
 Its network, training and baseline are those of the image classifier's preset `judge`.
 
 Frechet distances and the like can be compared only under one judge, so each is known by the digest
-of its weights. The one for MNIST comes with the package; `loopax judge mnist --epochs 8 --shift 2`
-makes one like it.
+of its weights. The one for MNIST comes with the package;
+`loopax train images --preset judge --epochs 8 --shift 2` makes one like it.
 """
 
 from __future__ import annotations
@@ -91,16 +91,13 @@ def judge_for(data: Splits, say: Callable[[str], None] = print, *, progress: boo
 
 def _train_alone(data: Splits, kept: Path, say: Callable[[str], None], progress: bool) -> None:
     """Trains a judge in a run of its own, which goes on after a kill, or waits for who does so."""
-    waiting = False
     while not kept.is_file():
         try:
             train_judge(data, kept, run_dir=kept.with_suffix(""), progress=progress)
         except RunInUseError as error:
-            if not waiting:
-                say(f"waiting for the judge that another program trains ({error})")
-            waiting = True
+            say(f"waiting for the judge that another program trains ({error})")
             check_time()
-            time.sleep(1)
+            time.sleep(5)
         except LoopaxError:
             if not kept.is_file():  # or the other has just finished, and removed its run
                 raise
@@ -133,11 +130,9 @@ def train_judge(
     data: Splits,
     path: Path,
     *,
-    epochs: float | None = None,
-    shift: int = 0,
     run_dir: Path | None = None,
     progress: bool = False,
-    seed: int = 0,
+    **settings: Any,
 ) -> None:
     """Trains a judge on the training images alone and leaves its weights in `path`.
 
@@ -149,13 +144,11 @@ def train_judge(
     Args:
         data: the images and their classes.
         path: a `.safetensors` file.
-        epochs: passes over the training images; at most 1,800 steps when left out.
-        shift: pixels by which training images are moved, at most, in each direction.
         run_dir: where it is trained; removed at the end.
         progress: whether to show it.
-        seed: of the weights and the order.
+        settings: of `ImagesConfig`, other than those of its preset `judge`.
     """
-    problem = problem_of(data, epochs=epochs, shift=shift, seed=seed)
+    problem = problem_of(data, **settings)
     steps = problem.steps
     run = loopax.fit(
         problem.state(),
@@ -165,7 +158,7 @@ def train_judge(
         run_dir=run_dir,
         max_seconds=seconds_left(),
         progress=progress,
-        config={"format": FORMAT, "steps": steps, "shift": shift, "seed": seed},
+        config={"format": FORMAT, "steps": steps, **settings},
     )
     if run.step < steps:  # Half a judge is none: its time is up, or a notebook was interrupted.
         check_time(math.inf)

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from loopax.deadline import check_time
 from loopax.files import replacing
 from loopax.recipes.images import as_floats, some_of
-from loopax.recipes.vae.trained import PORTION, TrainedVAE
+from loopax.recipes.vae.trained import TrainedVAE
 from loopax.report import legible, save_curves, save_figure
 
 Grid = Float[np.ndarray, "rows columns height width channels"]
@@ -33,7 +33,6 @@ FEWEST_ROWS = 5
 INTERPOLATIONS = 5
 """Rows within a class, and as many from one class to the next."""
 ENCODED_LIMIT = 3_000
-SEARCHED_LIMIT = 10_000
 
 CURVES = {
     "loss": "loss",
@@ -60,7 +59,6 @@ def draw_all(trained: TrainedVAE) -> list[Drawn]:
         "samples-prior.png": lambda trained, path: save_samples(trained.from_prior(), path),
         "reconstructions.png": save_reconstructions,
         "interpolation.png": save_interpolation,
-        "worst.png": save_worst,
         "latents.png": save_latents,
     }
     if trained.mixtures is None:
@@ -113,7 +111,8 @@ def save_interpolation(trained: TrainedVAE, path: Path) -> str:
     way = np.linspace(0, 1, COLUMNS, dtype=np.float32)
     latents = first + way[:, None] * (last - first)
     on_the_way = np.where(way < 0.5, labels[:, :1], labels[:, 1:])
-    decoded = _decoded(trained, latents, on_the_way)
+    decoded = trained.decode(latents.reshape(-1, latents.shape[-1]), on_the_way.ravel())
+    decoded = decoded.reshape(*on_the_way.shape, *decoded.shape[1:])
     save_grid(np.concatenate([images[:, :1], decoded, images[:, 1:]], axis=1), path)
     parts = [f"{_rows(len(within))} within a class"] if within else []
     if across:
@@ -125,32 +124,19 @@ def save_interpolation(trained: TrainedVAE, path: Path) -> str:
     )
 
 
-def save_worst(trained: TrainedVAE, path: Path, *, count: int = 20) -> str:
-    """Draws the test images with the largest squared error beside their reconstructions."""
-    test = trained.data.test.columns
-    searched = some_of(test["label"], SEARCHED_LIMIT)
-    errors = np.concatenate(
-        [
-            _squared_errors(trained, searched[first : first + PORTION])
-            for first in range(0, len(searched), PORTION)
-        ]
-    )
-    worst = searched[np.argsort(-errors, kind="stable")[:count]]
-    save_grid(_pairs(trained, worst, min(5, len(worst))), path)
-    return (
-        f"The {len(worst)} of {len(searched):,} test images with the largest squared error, worst "
-        "first, each with its reconstruction to its right."
-    )
-
-
 def save_latents(trained: TrainedVAE, path: Path) -> str:
     """Draws a map of the test images: the first two principal components of their latents."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    mean, labels = _encoded(trained)
+    test = trained.data.test.columns
+    chosen = some_of(test["label"], ENCODED_LIMIT)
+    labels = test["label"][chosen]
+    mean, _ = trained.encode(test["image"][chosen], labels)
     (x, y), shares = _principal(mean)
     shown = [label for label in _groups(labels) if label >= 0]
-    colours = dict(zip(shown, _colours(len(shown)), strict=True))
+    palette = matplotlib.colormaps["tab10" if len(shown) <= 10 else "tab20"]
+    colours = {label: palette(place) for place, label in enumerate(shown)}
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes = figure.subplots()
     # In a random order: else the class drawn last would lie over all others.
@@ -170,10 +156,8 @@ def save_latents(trained: TrainedVAE, path: Path) -> str:
     save_figure(figure, path)
     # Without this a reader would take the mixing for a fault.
     told = "; a model that is told the class need not keep the classes apart here"
-    mixed = len(shown) > 1 and trained.is_conditional
-    return f"A map of {len(mean):,} test images by the two main directions of their latents" + (
-        f"{told}." if mixed else "."
-    )
+    mixed = told if len(shown) > 1 and trained.is_conditional else ""
+    return f"A map of {len(mean):,} test images by the main directions of their latents{mixed}."
 
 
 def save_grid(images: Grid, path: Path) -> None:
@@ -191,13 +175,11 @@ def save_grid(images: Grid, path: Path) -> None:
 def tiled(images: Grid) -> UInt8[np.ndarray, ...]:
     """Rows of images side by side with a thin grey line between them."""
     rows, columns, height, width, channels = images.shape
-    shape = (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels)
-    canvas = np.full(shape, GREY, np.uint8)
     pixels = np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
-            canvas[top : top + height, left : left + width] = pixels[row, column]
+    line = [(0, 0), (0, 0), (GAP, 0), (GAP, 0), (0, 0)]
+    canvas = np.pad(pixels, line, constant_values=GREY).swapaxes(1, 2)
+    canvas = canvas.reshape(rows * (height + GAP), columns * (width + GAP), channels)
+    canvas = np.pad(canvas, [(0, GAP), (0, GAP), (0, 0)], constant_values=GREY)
     return canvas[..., 0] if channels == 1 else canvas
 
 
@@ -222,28 +204,6 @@ def _pairs(trained: TrainedVAE, chosen: Int[np.ndarray, " n"], in_a_row: int) ->
     return np.concatenate([pairs, blank]).reshape(-1, 2 * in_a_row, *images.shape[1:])
 
 
-def _decoded(
-    trained: TrainedVAE,
-    latents: Float[np.ndarray, "rows columns latent"],
-    labels: Int[np.ndarray, "rows columns"],
-) -> Grid:
-    images = trained.decode(latents.reshape(-1, latents.shape[-1]), labels.ravel())
-    return images.reshape(*labels.shape, *images.shape[1:])
-
-
-def _encoded(trained: TrainedVAE) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior means of some test images, and their labels."""
-    test = trained.data.test.columns
-    chosen = some_of(test["label"], ENCODED_LIMIT)
-    return trained.encode(test["image"][chosen], test["label"][chosen])[0], test["label"][chosen]
-
-
-def _squared_errors(trained: TrainedVAE, part: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    images, labels = (trained.data.test.columns[name][part] for name in ("image", "label"))
-    residual = trained.reconstruct(images, labels) - as_floats(images)
-    return np.square(residual).sum(axis=(1, 2, 3))
-
-
 def _principal(points: Float[np.ndarray, "n latent"]) -> tuple[np.ndarray, np.ndarray]:
     """Where points lie in the two main directions, and the shares of the variance of these."""
     centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
@@ -258,13 +218,6 @@ def _principal(points: Float[np.ndarray, "n latent"]) -> tuple[np.ndarray, np.nd
     return places, np.pad(shares, (0, missing))
 
 
-def _colours(count: int) -> list[Any]:
-    import matplotlib
-
-    name = "tab10" if count <= 10 else "tab20"
-    return [matplotlib.colormaps[name](index) for index in range(count)]
-
-
 def _classes_said(trained: TrainedVAE, labels: Iterable[int], each: str) -> str:
     """Which classes are shown, where there is more than one."""
     labels = list(labels)
@@ -272,13 +225,9 @@ def _classes_said(trained: TrainedVAE, labels: Iterable[int], each: str) -> str:
         return ""
     total = len(trained.class_names)
     limited = f"the first {CLASSES_SHOWN} of {total} classes, " if total > CLASSES_SHOWN else ""
-    names = ", ".join(_name(trained, label) for label in labels)
-    return f"; {limited}{each} a class, from the top: {names}"
+    named = [legible(trained.class_names[at]) if at >= 0 else "unknown class" for at in labels]
+    return f"; {limited}{each} a class, from the top: {', '.join(named)}"
 
 
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count} rows"
-
-
-def _name(trained: TrainedVAE, label: int) -> str:
-    return legible(trained.class_names[label]) if label >= 0 else "unknown class"

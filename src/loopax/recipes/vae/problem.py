@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 import loopax
 from loopax.data import Splits
 from loopax.extras import require
 from loopax.models.vae import VAE
-from loopax.recipes.images import data_of, with_validation
+from loopax.recipe import batch_size_for
+from loopax.recipes.images import ImagesProblem, data_of, with_validation
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.objective import Objective
 from loopax.run import RunDir
 from loopax.weights import read_weights, with_weights
 
-EVAL_BATCH = 500
-"""Images that are measured at once."""
 EPOCHS, STEPS_AT_LEAST = 24, 4000
 """Of a training whose length is left to the data: passes, and steps in more passes."""
 BATCH, SMALLEST_BATCH = 128, 16
@@ -25,47 +27,65 @@ BATCHES_AT_LEAST = 8
 """In a pass, where the size of batches is left to the data."""
 SHARP, SMOOTH, FEW_IMAGES = 0.005, 0.2, 1000
 """Weights of the KL divergence beside half the squared error; the second one of few images."""
-EVALUATIONS = 20
-"""In a training, about, but at most one after each pass."""
 PATIENCE = 6
 """Evaluations without a better one, after which a training of few images ends."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What a configuration says is to be trained, in the terms of `loopax.fit`.
+class Problem(ImagesProblem):
+    """A VAE of images.
 
     Attributes:
-        config: what was asked for.
         given: the images in the parts that the data has; what samples are judged by saw them all.
-        data: the same with a validation part, if one could be held out.
-        model, batches: what is trained, and on what.
     """
 
-    config: VAEConfig
     given: Splits
-    data: Splits
-    model: VAE
-    batches: Any
+    ranked_by = ("loss", "min")
 
     @classmethod
     def of(cls, config: VAEConfig) -> Problem:
-        """The problem that `config` states.
+        """The problem that `config` states, with its images.
 
         Raises:
             LoopaxError: the data cannot be used.
         """
         require("vae", "the VAE recipe", "sklearn", "PIL", "matplotlib", "jinja2", "flatbuffers")
-        weights = config.weights and loopax.data.absolute(config.weights)
-        config = replace(config, weights=weights)
         given = data_of(config)
         data = with_validation(given, config.validation)
         train = data.train
-        if config.kl_weight is None:
-            config = replace(config, kl_weight=kl_weight_for(config, len(train)))
-        model = model_of(config, train.columns["image"].shape[1:], len(train.class_names))
-        size = config.batch_size or batch_size_for(len(train))
-        return cls(config, given, data, model, train.batches(size))
+        weight, weights = config.kl_weight, config.weights
+        config = replace(
+            config,
+            weights=weights and loopax.data.absolute(weights),
+            kl_weight=kl_weight_for(config, len(train)) if weight is None else weight,
+        )
+        model = cls.model_of(config, train.columns["image"].shape[1:], len(train.class_names))
+        size = config.batch_size or batch_size_for(
+            len(train), BATCH, SMALLEST_BATCH, BATCHES_AT_LEAST
+        )
+        return cls(config, data, model, train.batches(size), given)
+
+    @staticmethod
+    def model_of(config: VAEConfig, image_shape: tuple[int, ...], classes: int) -> VAE:
+        """The network of a configuration for such images."""
+        height, width, channels = image_shape
+        return VAE(
+            image_shape=(height, width, channels),
+            classes=classes,
+            latent=config.latent,
+            widths=config.widths,
+            network=config.network,
+            activation=config.activation,
+            conditioning=config.conditioning,
+            output=config.output,
+            prior=config.prior,
+            learned_sigma=config.likelihood == "gaussian" and config.sigma == "learned",
+        )
+
+    @staticmethod
+    def inputs(image: Any) -> tuple[Any, ...]:
+        """Images and labels."""
+        return image, jax.ShapeDtypeStruct(image.shape[:1], jnp.int32)
 
     @property
     def description(self) -> str:
@@ -88,7 +108,7 @@ class Problem:
     @property
     def batch_size(self) -> int:
         """Images in a step."""
-        return int(self.batches.batch_size)
+        return self.batches.batch_size
 
     @property
     def is_lengthened(self) -> bool:
@@ -105,12 +125,7 @@ class Problem:
     @property
     def steps(self) -> int:
         """How many steps the whole training has, if nothing ends it early."""
-        return self.epochs * int(self.batches.steps_per_epoch)
-
-    @property
-    def evaluate_every(self) -> int:
-        """Steps from one evaluation, and grid of samples, to the next: whole passes."""
-        return max(1, self.epochs // EVALUATIONS) * int(self.batches.steps_per_epoch)
+        return self.epochs * self.batches.steps_per_epoch
 
     @property
     def patience(self) -> int | None:
@@ -128,32 +143,6 @@ class Problem:
     def loss_fn(self) -> Callable[..., Any]:
         """The objective, as `fit` takes it."""
         return self.objective.loss
-
-    @property
-    def evaluation(self) -> loopax.Evaluation:
-        """The images to choose by; those to test on where there is nothing to choose."""
-        data = self.data
-        name, part = (
-            ("test", data.test) if data.validation is None else ("validation", data.validation)
-        )
-        batches = part.batches(min(EVAL_BATCH, len(part)))
-        return loopax.Evaluation({name: batches}, every=self.evaluate_every)
-
-    @property
-    def ranking(self) -> tuple[str | None, Literal["min", "max"]]:
-        """What the best checkpoint is best in, and that it is best at its lowest."""
-        return None if self.data.validation is None else "validation/loss", "min"
-
-    @property
-    def noted(self) -> dict[str, Any]:
-        """What the run directory keeps, so that samples are drawn without the images."""
-        train = self.data.train
-        return {
-            "data_sha256": train.fingerprint,
-            "data": self.config.data,
-            "image_shape": list(self.model.image_shape),
-            "class_names": list(train.class_names),
-        }
 
     def state(self, *, resumed: bool = False) -> loopax.TrainState:
         """The state that training begins with.
@@ -181,28 +170,6 @@ def kl_weight_for(config: VAEConfig, images: int) -> float:
     if config.likelihood != "squared_error":
         return 1.0
     return SHARP if images >= FEW_IMAGES else SMOOTH
-
-
-def batch_size_for(images: int) -> int:
-    """A power of two by which a pass has enough steps: `BATCH`, or less for few images."""
-    fitting = max(SMALLEST_BATCH, images // BATCHES_AT_LEAST)
-    return min(BATCH, 2 ** (fitting.bit_length() - 1), max(1, images))
-
-
-def model_of(config: VAEConfig, image_shape: tuple[int, int, int], classes: int) -> VAE:
-    """The network of a configuration for such images."""
-    return VAE(
-        image_shape=image_shape,
-        classes=classes,
-        latent=config.latent,
-        widths=config.widths,
-        network=config.network,
-        activation=config.activation,
-        conditioning=config.conditioning,
-        output=config.output,
-        prior=config.prior,
-        learned_sigma=config.likelihood == "gaussian" and config.sigma == "learned",
-    )
 
 
 def weights_of(source: str, params: Any) -> Any:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
-import loopax
 from loopax.recipes.vae.config import PRESETS
 from loopax.recipes.vae.evaluation import BASELINE, Results, tables, verdict
 from loopax.recipes.vae.trained import TrainedVAE
@@ -27,7 +25,7 @@ from loopax.report import (
 
 SECTIONS = {
     "Samples": ("samples-prior.png",),
-    "Reconstructions": ("reconstructions.png", "worst.png"),
+    "Reconstructions": ("reconstructions.png",),
     "Latents": ("interpolation.png", "latents.png"),
     "Training": ("curves.png",),
 }
@@ -53,7 +51,7 @@ def write(trained: TrainedVAE, results: Results, pictures: Iterable[tuple[str, s
         title: [drawn.pop(name) for name in names if name in drawn]
         for title, names in SECTIONS.items()
     }
-    provenance, config = Provenance(trained.dir), trained.config
+    provenance = Provenance(trained.dir)
     sections = [
         Section("Summary", [*_summary(trained, results), *first]),
         Section("Samples", [*placed["Samples"], *_per_class(trained, results)]),
@@ -67,24 +65,19 @@ def write(trained: TrainedVAE, results: Results, pictures: Iterable[tuple[str, s
     ]
     name = trained.data.train.name.removesuffix(" train")
     path = trained.dir.path / "report.html"
-    about = [f"preset {config.preset}", provenance.began, f"loopax {loopax.__version__}"]
-    subtitle = " · ".join(filter(None, about))
-    write_report(path, f"A VAE of {name}", sections, subtitle=subtitle)
+    write_report(path, f"A VAE of {name}", sections, subtitle=provenance.subtitle)
     return path
 
 
 def _settings(trained: TrainedVAE) -> Table:
     """Every setting, those that followed the data as they were chosen."""
-    problem, preset = trained.problem, PRESETS[trained.config.preset]
-    epochs, batch_size = problem.epochs, problem.batch_size
-    chosen = replace(trained.config, epochs=epochs, batch_size=batch_size)
-    left = replace(
-        preset,
-        epochs=preset.epochs or epochs,
-        batch_size=preset.batch_size or batch_size,
-        kl_weight=chosen.kl_weight if preset.kl_weight is None else preset.kl_weight,
-    )
-    return settings_table(chosen, left)
+    problem, config = trained.problem, trained.config
+    followed = {
+        "epochs": problem.epochs,
+        "batch_size": problem.batch_size,
+        "kl_weight": config.kl_weight,
+    }
+    return settings_table(config, PRESETS[config.preset], followed)
 
 
 def _summary(trained: TrainedVAE, results: Results) -> Iterator[Text | Figures]:
@@ -109,13 +102,11 @@ def _summary(trained: TrainedVAE, results: Results) -> Iterator[Text | Figures]:
 
 
 def _figures(results: Results) -> Iterator[tuple[str, str, str]]:
+    """The main figures, each beside what it compares with."""
     samples, floor = _best(results), results["samples"].get("floor", {})
     if "class_accuracy" in samples:
-        yield (
-            "samples in their class",
-            f"{samples['class_accuracy']:.1%}",
-            f"real images: {floor['class_accuracy']:.1%}",
-        )
+        share, real = f"{samples['class_accuracy']:.1%}", f"{floor['class_accuracy']:.1%}"
+        yield "samples in their class", share, f"real images: {real}"
     if "frechet_distance" in samples and "frechet_distance" in floor:
         baseline = results["samples"].get("baseline")
         simple = f"baseline: {baseline['frechet_distance']:.2f}, " if baseline else ""
@@ -127,11 +118,8 @@ def _figures(results: Results) -> Iterator[tuple[str, str, str]]:
     test = results["objective"]["test"]
     if "neg_elbo_nats" in test:
         bits = test.get("neg_elbo_bits_per_dim")
-        yield (
-            "-ELBO of a test image",
-            f"{test['neg_elbo_nats']:.1f} nats",
-            "" if bits is None else f"{bits:.3f} bits per dimension; less is better",
-        )
+        said = "" if bits is None else f"{bits:.3f} bits per dimension; less is better"
+        yield "-ELBO of a test image", f"{test['neg_elbo_nats']:.1f} nats", said
     if "mse_per_pixel" in test:
         yield "squared error per pixel", f"{test['mse_per_pixel']:.4f}", "test images, from 0 to 1"
 
@@ -177,11 +165,9 @@ def _per_class(trained: TrainedVAE, results: Results) -> Iterator[Table]:
         return
     names = trained.class_names[:CLASSES_LISTED]
     limited = f", the first {CLASSES_LISTED}" if len(trained.class_names) > len(names) else ""
-    rows = [
-        (name, *(_share(values[label]) for values in columns.values()))
-        for label, name in enumerate(names)
-    ]
+    shares = ([_share(value) for value in values[: len(names)]] for values in columns.values())
     heads = ("class", *("real images" if each == "floor" else each for each in columns))
+    rows = list(zip(names, *shares, strict=True))
     yield Table(heads, rows, f"Samples in their class, by the judge{limited}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -20,22 +19,18 @@ import loopax
 from loopax.data import Splits
 from loopax.errors import ConfigError, LoopaxError
 from loopax.models.vae import VAE
-from loopax.recipes.images import as_floats, problem_of_run
-from loopax.recipes.vae.config import VAEConfig
-from loopax.recipes.vae.problem import Problem, model_of
+from loopax.recipes.images import TrainedOnImages, as_floats
+from loopax.recipes.vae.problem import Problem
 from loopax.recipes.vae.recipe import VAERecipe
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
 from loopax.run import RunDir
 from loopax.terminal import to_stderr
-from loopax.weights import read_weights, save_weights, with_weights
+from loopax.weights import read_weights, save_weights
 
 SAMPLE_SEED = 1
 PORTION = 1000
 """Images that are encoded or decoded at once."""
 SAMPLER_FILE = "sampler.safetensors"
-NOTED = {"data": str, "image_shape": (int,), "class_names": (str,)}
-"""What a run must know to be sampled without its images."""
-
 RECIPE = VAERecipe()
 train = functools.partial(loopax.recipe.train, RECIPE)
 
@@ -45,43 +40,22 @@ Labels = Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
-class TrainedVAE:
+class TrainedVAE(TrainedOnImages):
     """A VAE with its parameters and its run directory. To sample from it takes no images.
 
     Attributes:
-        config: how it was trained.
-        model, params: the Flax module, and what its `apply` takes.
-        class_names: the classes, in the order of the labels.
-        dir: the run directory.
-        step: how many updates the parameters have seen.
-        find_problem: gives the problem that it solves, with its images.
         find_mixtures: gives what the latents of samples are drawn from; None for the prior.
     """
 
-    config: VAEConfig
-    model: VAE
-    params: Any
-    class_names: tuple[str, ...]
-    dir: RunDir
-    step: int
-    find_problem: Callable[[], Problem] = field(repr=False)
     find_mixtures: Callable[[], Mixtures | None] = field(default=lambda: None, repr=False)
 
     @classmethod
     def of(cls, problem: Problem, params: Any, directory: RunDir, step: int) -> TrainedVAE:
         """From a problem whose images are at hand."""
-        names = problem.data.train.class_names
-        config, model = problem.config, problem.model
-        return cls(config, model, params, names, directory, step, lambda: problem)
-
-    @property
-    def problem(self) -> Problem:
-        """Images, model and objective; the images are read when it is first asked for.
-
-        Raises:
-            DataError: they are not where they were, or others than the run was trained on.
-        """
-        return self.find_problem()
+        shape, names = problem.model.image_shape, problem.data.train.class_names
+        return cls(
+            problem.config, problem.model, params, shape, names, directory, step, lambda: problem
+        )
 
     @property
     def mixtures(self) -> Mixtures | None:
@@ -121,9 +95,9 @@ class TrainedVAE:
 
     def latents_of(self, labels: Labels, seed: int = SAMPLE_SEED) -> Latents:
         """A latent for each label: from the mixture of its class, or from the prior."""
-        draw = _draw_from_prior if self.mixtures is None else _draw_from_mixtures
-        arrays = self.params if self.mixtures is None else self.mixtures.arrays()
-        return np.asarray(draw(self.model, arrays, jax.random.key(seed), np.asarray(labels)))
+        arrays = self.mixtures and self.mixtures.arrays()
+        key = jax.random.key(seed)
+        return np.asarray(_draw(self.model, self.params, arrays, key, np.asarray(labels)))
 
     def from_prior(self) -> TrainedVAE:
         """The same, sampling from the prior."""
@@ -131,9 +105,8 @@ class TrainedVAE:
 
     def encode(self, images: np.ndarray, labels: Labels) -> tuple[Latents, Latents]:
         """Mean and log-variance of the latent of each image, given as uint8 or in [0, 1]."""
-        mean, logvar = _in_portions(
-            functools.partial(_encode, self.model, self.params), images, labels
-        )
+        encode = functools.partial(_encode, self.model, self.params)
+        mean, logvar = _in_portions(encode, images, labels)
         return mean, logvar
 
     def decode(self, latents: Latents, labels: Labels) -> Images:
@@ -156,7 +129,8 @@ class TrainedVAE:
         given = unicodedata.normalize("NFC", str(label))
         if given in names:
             return names.index(given)
-        if given.isdecimal() and int(given) < len(names) and not all(map(_is_number, names)):
+        are_numbers = all(name.removeprefix("-").isdecimal() for name in names)
+        if given.isdecimal() and int(given) < len(names) and not are_numbers:
             return int(given)
         raise ConfigError(f"there is no class {label!r}; there are {', '.join(names)}")
 
@@ -176,14 +150,10 @@ class TrainedVAE:
         train = self.data.train
         if len(train) < FEWEST:
             return None
-        mean, _ = self.encode(*(train.columns[name] for name in ("image", "label")))
-        return fit_mixtures(
-            mean,
-            train.columns["label"],
-            len(self.class_names),
-            self.config.mixture_components,
-            seed=self.config.seed,
-        )
+        images, labels = train.columns["image"], train.columns["label"]
+        mean, _ = self.encode(images, labels)
+        count, seed = self.config.mixture_components, self.config.seed
+        return fit_mixtures(mean, labels, len(self.class_names), count, seed=seed)
 
     def save_sampler(self) -> None:
         """Keeps what was fitted in the run directory."""
@@ -198,21 +168,12 @@ class TrainedVAE:
             return None
         try:
             arrays = read_weights(file)
-            step = int(arrays.pop("step"))
-            weights, means, factors = (arrays[name] for name in ("weights", "means", "factors"))
-        except (LoopaxError, KeyError, TypeError, ValueError) as error:
+            step = arrays.pop("step")
+            kept = Mixtures(**{name: jnp.asarray(array) for name, array in arrays.items()})
+        except (LoopaxError, KeyError, TypeError) as error:
             print(f"{file}: is damaged ({error}); the sampler is fitted anew", file=sys.stderr)
             return None
-        classes, many = len(self.class_names), weights.shape[-1]
-        shape = (classes, many, self.model.latent)
-        fits = (weights.shape, means.shape, factors.shape) == (
-            (classes, many),
-            shape,
-            (*shape, self.model.latent),
-        )
-        if not fits or step != self.step:
-            return None
-        return Mixtures(*map(jnp.asarray, (weights, means, factors)))
+        return kept if step == self.step else None
 
 
 def _in_portions(
@@ -237,17 +198,16 @@ def _decode(model: VAE, params: Any, latents: Any, labels: Any) -> Any:
     return (model.apply(params, latents, labels, method=model.decode),)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _draw_from_prior(model: VAE, params: Any, key: Any, labels: Any) -> Any:
+def drawn(model: VAE, params: Any, mixtures: Any, key: Any, labels: Any) -> Any:
+    """A latent for each label from the arrays of mixtures, or from the prior; traceable."""
+    if mixtures is not None:
+        return Mixtures(**mixtures).sample(key, labels)
     prior: Any = model.apply(params, labels, method=model.prior_at)
     mean, logvar = prior
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _draw_from_mixtures(model: VAE, arrays: Any, key: Any, labels: Any) -> Any:
-    del model
-    return Mixtures(**arrays).sample(key, labels)
+_draw = jax.jit(drawn, static_argnums=0)
 
 
 def load(
@@ -258,52 +218,9 @@ def load(
     problem: Problem | None = None,
     say: Callable[[str], None] = to_stderr,
 ) -> TrainedVAE:
-    """The VAE of a run, at its `best` or `latest` checkpoint or at that of a step.
-
-    Where nothing was chosen, the best is the latest. The images are read only when something
-    needs them: what was fitted to the parameters, the sampler, is in the run directory.
-
-    Args:
-        run: its directory.
-        checkpoint: which one.
-        data: where its images are by now, if not where they were.
-        problem: with the images, where they are at hand.
-        say: is told which checkpoint it is.
-
-    Raises:
-        RunDirError: `run` is not the directory of a VAE run.
-        CheckpointError: there is no such checkpoint.
-        DataError: images are needed, and are not what the run was trained on.
-    """
-    config, directory = RECIPE.config_of(run), RunDir.open(run)
-    noted = loopax.recipe.noted(directory, NOTED)
-    height, width, channels = noted["image_shape"]
-    shape, names = (height, width, channels), tuple(noted["class_names"])
-    model = model_of(config, shape, len(names))
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    form = jax.eval_shape(
-        functools.partial(model.init, {"params": jax.random.key(0), "noise": jax.random.key(0)}),
-        image,
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    )
-    with loopax.CheckpointStore(directory.checkpoints, say=say) as store:
-        step = store.chosen(checkpoint)
-        source = str(directory.checkpoints / str(step))
-        params = with_weights(form, store.weights(step), source=source)
-
-    @functools.cache
-    def find_problem() -> Problem:
-        here = replace(config, data=data or str(noted["data"]))
-        return problem or problem_of_run(run, here, Problem.of)
-
-    return TrainedVAE(config, model, params, names, directory, step, find_problem).with_sampler()
-
-
-def _is_number(name: str) -> bool:
-    try:
-        return math.isfinite(float(name))
-    except ValueError:
-        return False
+    """The VAE of a run, as `TrainedOnImages.of_run` describes it, with its sampler."""
+    trained = TrainedVAE.of_run(RECIPE, Problem, run, checkpoint, data, problem, say)
+    return trained.with_sampler()
 
 
 def _checked(count: int) -> int:
