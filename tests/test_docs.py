@@ -82,6 +82,13 @@ def test_sources(names, tmp_path):
     assert (parts.state.params["scores"] == run.state.params["scores"]).all()
 
 
+def test_optimizers(names):
+    """One step to the mean of all tokens, however many each batch has."""
+    execute("optimizers.md", names)
+    x, mask = (np.concatenate([each[name] for each in names["data"]]) for name in ("x", "mask"))
+    assert float(names["run"].state.params["w"]) == pytest.approx(x[mask].mean())
+
+
 def test_hooks(names, capsys):
     """The run ends early, says why, and stays ended."""
     execute("hooks.md", names)

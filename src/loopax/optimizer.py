@@ -228,6 +228,8 @@ class Optimizer:
         """`build` for those who see to `freeze` and `params_ema`, as `TrainState.create` does."""
         import optax
 
+        from loopax.compute.windows import weighed
+
         updates = None if total_steps is None else self.updates_in(total_steps)
         transformation = self._one(updates)
         if self.groups:
@@ -240,7 +242,7 @@ class Optimizer:
             return transformation
         counts = [optax.constant_schedule(every) for every in plan.values()]
         every = plan[0] if len(plan) == 1 else optax.join_schedules(counts, list(plan)[1:])
-        return optax.MultiSteps(transformation, every).gradient_transformation()
+        return weighed(optax.MultiSteps(transformation, every))
 
     def _one(self, updates: int | None) -> optax.GradientTransformation:
         """The chain without groups and accumulation."""

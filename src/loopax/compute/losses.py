@@ -30,8 +30,9 @@ LossFn = Callable[..., Any]
 For Flax NNX and Equinox the first argument is the model itself, made of the parameters.
 
 `rngs.training` is True where it is differentiated and False where it is evaluated. A metric
-`weight` says how many things (examples, tokens) the loss and the other metrics are means over, and
-weighs them in every mean. In an evaluation, metrics may be arrays, which are added up.
+`weight` says how many things (examples, tokens) the loss and the other metrics are means over. It
+weighs them in every mean, and the gradients in a window of accumulated ones. In an evaluation,
+metrics may be arrays, which are added up.
 
 Of a state with a `model_state` it is `(params, batch, rngs, model_state) -> (loss, metrics,
 model_state)`; a module of NNX holds its own.

@@ -39,6 +39,7 @@ from loopax.compute.updates import (
     update_counts,
     with_slow_params,
 )
+from loopax.compute.windows import Weighed, can_be_weighed, opened, weighed
 from loopax.errors import ConfigError
 from loopax.paths import (
     PyTree,
@@ -181,7 +182,9 @@ class TrainState(Node, kw_only=True):
         trainable, rest = split_params(params, frozen)
         precision = Precision.of(compute_dtype, full_precision, params)
         opt_state = transformation.init(trainable)
-        if any(states_of(opt_state, optax.LookaheadState)):
+        if can_be_weighed(transformation, opt_state):
+            transformation, opt_state = weighed(transformation), opened(opt_state, trainable)
+        elif any(states_of(opt_state, optax.LookaheadState)):
             transformation = with_slow_params(transformation)
             opt_state = SlowParams(trainable, opt_state)
         state = cls(
@@ -354,12 +357,16 @@ def from_flax(state: train_state.TrainState) -> TrainState:
     made = TrainState.create(
         params=state.params, tx=state.tx, model_state=extra, apply_fn=state.apply_fn
     )
-    if difference := differing(forms(state.opt_state), forms(made.opt_state)):
+    opt_state = state.opt_state
+    if isinstance(made.opt_state, Weighed) and isinstance(opt_state, optax.MultiStepsState):
+        batches = jnp.asarray(opt_state.mini_step, jnp.float32)  # each of them counted once
+        opt_state = made.opt_state._replace(weight=batches, window=opt_state)
+    if difference := differing(forms(opt_state), forms(made.opt_state)):
         raise ConfigError(
             f"state is a TrainState of Flax, whose opt_state differs from a new one of its "
             f"optimiser: {difference}; make the state with loopax.TrainState.create"
         )
-    made = made.replace(step=state.step, opt_state=state.opt_state, key=key)
+    made = made.replace(step=state.step, opt_state=opt_state, key=key)
     return jax.tree.map(strongly_typed, made)
 
 

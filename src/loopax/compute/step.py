@@ -6,6 +6,7 @@ ever formed, so nothing chained in front of the optimiser can make the step pay 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,11 @@ from loopax.compute.losses import (
     number_of,
 )
 from loopax.compute.precision import rematerialised
-from loopax.compute.rows import LEARNING_RATE, SKIPPED, check_names
+from loopax.compute.rows import LEARNING_RATE, SKIPPED, WEIGHT, check_names
 from loopax.compute.soundness import is_sound
 from loopax.compute.state import STEP, TrainState
 from loopax.compute.updates import update
+from loopax.compute.windows import unweighed, weighs
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, leaf_path, merge
 from loopax.purity import calling_purely
@@ -64,6 +66,8 @@ def train_step(loss_fn: LossFn) -> Step:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         metrics, model_state, grads = differentiate(loss_fn, state, batch)
         extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
+        if WEIGHT in metrics and (line := unweighed(state.opt_state)):
+            warnings.warn(f"loopax: {line}", stacklevel=2)
         state = state.apply_gradients(grads=grads, extra_args=extra_args, model_state=model_state)
         metrics |= _learning_rates(state.opt_state)
         return state.observe(metrics["loss"], metrics), metrics
@@ -236,7 +240,8 @@ def extra_args_of(
     """
     objective = _objective(loss_fn, state, batch)
 
-    def value_fn(trainable: PyTree) -> Float[Array, ""]:
+    def value_fn(trainable: PyTree, weight: Any = None) -> Float[Array, ""]:
+        del weight  # Line searches refuse what the function does not take.
         return objective(trainable)[0]
 
     def grad_fn(trainable: PyTree, index: Any = None) -> PyTree:
@@ -244,6 +249,7 @@ def extra_args_of(
         return jax.tree.map(_ascent, jax.grad(value_fn)(trainable))
 
     return {
+        **({WEIGHT: metrics[WEIGHT]} if WEIGHT in metrics and weighs(state.opt_state) else {}),
         "value": metrics["loss"],
         "grad": grads,
         "value_fn": value_fn,

@@ -78,6 +78,11 @@ def update(
             refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             missing = re.search(r"(\w+) must be provided|missing .* argument: '(\w+)'", str(error))
             name = (missing[1] or missing[2]) if missing else ""
+            if refused and refused[1] == "weight":
+                raise ConfigError(
+                    "tx: a part of the optimiser refuses the weight of a batch, by which another "
+                    "part accumulates gradients; put optax.MultiSteps around the whole"
+                ) from error
             if refused and refused[1] in given:
                 del given[refused[1]]
             elif name in extra_args and name not in given:
