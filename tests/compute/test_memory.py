@@ -49,7 +49,13 @@ def test_a_step_that_does_not_fit_says_why_and_what_helps():
     assert "\n" not in message
     assert message.startswith("out of memory: allocating ")
     assert "TiB (batch size 16, the state takes 16 B, a step needs " in message
-    for remedy in ("batch size smaller", "accumulate", "optax.MultiSteps", "jax.checkpoint"):
+    for remedy in (
+        "batch size smaller",
+        "accumulate",
+        "optax.MultiSteps",
+        "bfloat16",
+        "jax.checkpoint",
+    ):
         assert remedy in message
     assert "RESOURCE_EXHAUSTED" in str(caught.value.__cause__)
     assert caught.value.exit_code == 8

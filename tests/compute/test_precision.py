@@ -1,4 +1,4 @@
-"""A loss in bfloat16 around float32 parameters, and activations that are computed again."""
+"""A loss in bfloat16 around parameters in float32."""
 
 import flax.linen as nn
 import jax
@@ -113,7 +113,6 @@ def test_a_number_of_three_digits_is_told():
         ({"full_precision": ("norm",)}, "there is none; give compute_dtype"),
         ({"compute_dtype": "bfloat16", "full_precision": "norm"}, r"must be a tuple.*'norm',"),
         ({"compute_dtype": "bfloat16", "full_precision": ("nrm",)}, "'nrm' matches none of"),
-        ({"remat": "all"}, "'all'; it must be one of .*dots.*nothing"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
@@ -126,17 +125,6 @@ def test_a_column_that_is_not_there_is_refused():
     state = state_of(compute_dtype="bfloat16", full_precision=("batch/picture",))
     with pytest.raises(ConfigError, match=r"'batch/picture'.*batch/image, batch/label"):
         trained(state)
-
-
-@pytest.mark.parametrize("remat", ["dots", "nothing", "everything"])
-def test_recomputing_changes_no_number(remat):
-    ours, theirs = trained(state_of(remat=remat)), trained(state_of())
-    assert ours.latest("train")["loss"] == pytest.approx(theirs.latest("train")["loss"], rel=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        ours.state.params,
-        theirs.state.params,
-    )
 
 
 def test_a_run_goes_on_in_its_precision_and_in_no_other(tmp_path, bits):
@@ -162,9 +150,3 @@ def test_a_replay_has_the_numbers_of_the_run_in_its_precision(tmp_path):
     assert [replay.step(at).metrics["loss"] for at in (0, 4)] == [seen[0], seen[4]]
     with pytest.raises(CheckpointError, match="compute_dtype"):
         loopax.diagnose.Replay(run.dir, state_of(), loss, batches()).state_at(6)
-
-
-def test_recomputing_other_parts_is_told_when_a_run_goes_on(tmp_path, capsys):
-    loopax.fit(state_of(), loss, batches(), steps=3, run_dir=tmp_path, progress=False)
-    loopax.fit(state_of(remat="dots"), loss, batches(), steps=6, run_dir=tmp_path)
-    assert "remat unset -> 'dots'; from here on" in capsys.readouterr().err

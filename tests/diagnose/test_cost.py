@@ -116,6 +116,21 @@ def test_the_lines_have_units_and_the_report_is_json():
     assert json.loads(json.dumps(found.to_json()))["trainable"] == 10240
 
 
+def test_what_is_lifted_out_of_the_computing_type_shows():
+    def lifted(params, batch, rngs):
+        noise = jax.random.normal(rngs["noise"], (8, WIDTHS[0]))
+        return loss(params, {"image": batch["image"] + noise}, rngs).astype(jnp.float32)
+
+    state = state_of(compute_dtype="bfloat16")
+    whole = estimate(state, lambda *args: jnp.float32(loss(*args)), data_of(8), **QUICK)
+    assert whole.compute_dtype == "bfloat16"
+    assert whole.computed_share == 1
+    assert any("bfloat16 (100% of all products)" in line for line in whole.lines())
+    part = estimate(state, lifted, data_of(8), **QUICK)
+    assert part.computed_share == 0
+    assert estimate(state_of(), loss, data_of(8), **QUICK).computed_share is None
+
+
 def test_a_loss_that_goes_bad_ends_the_measurement():
     reads = []
 

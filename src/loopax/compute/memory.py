@@ -51,8 +51,9 @@ def _advice(message: str, train: TrainProgram, state: TrainState, items: Items |
         facts += [] if temporary is None else [f"a step needs {binary(temporary)} beside it"]
     return (
         f"out of memory: {reason} ({', '.join(facts)}); make the batch size smaller, accumulate "
-        "gradients (loopax.Optimizer(accumulate=...), optax.MultiSteps), or recompute activations "
-        "instead of keeping them (jax.checkpoint, nn.remat)"
+        "gradients (loopax.Optimizer(accumulate=...), optax.MultiSteps), compute in half as many "
+        "bits (TrainState.create(compute_dtype='bfloat16')), or recompute activations instead of "
+        "keeping them (remat='dots', or jax.checkpoint and nn.remat around each layer)"
     )
 
 

@@ -1,12 +1,12 @@
-"""How a loss is computed: in which type of number, and what is kept for its gradient.
+"""In which type of number a loss is computed.
 
-Both are inside of what is differentiated. So gradients arrive in the type of the parameters, and
-what an update or an average adds up is as exact as without.
+The parameters are cast inside of what is differentiated. So gradients arrive in the type that the
+parameters have, and what an update or an average adds up is as exact as without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,11 +18,6 @@ from loopax.paths import PyTree, leaf_path, matches, path_mask
 
 BATCH = "batch"
 DTYPES = ("bfloat16", "float32")
-ENDING = "_saveable"
-REMAT = tuple(
-    name.removesuffix(ENDING) for name in dir(jax.checkpoint_policies) if name.endswith(ENDING)
-)
-"""JAX's policies of what is kept; all else is computed again: `nothing`, `dots` and so on."""
 
 
 @dataclass(frozen=True)
@@ -124,24 +119,3 @@ def typed_like(tree: PyTree, other: PyTree) -> PyTree:
         return leaf.astype(dtype) if dtype is not None and _is_real(leaf) else leaf
 
     return jax.tree_util.tree_map_with_path(typed, tree)
-
-
-def checked_remat(remat: Any) -> str | None:
-    """The name of a policy, or None.
-
-    Raises:
-        ConfigError: JAX has none of that name.
-    """
-    if remat is not None and remat not in REMAT:
-        raise ConfigError(
-            f"remat is {remat!r}; it must be one of {', '.join(REMAT)}: what is kept for the "
-            "gradient. For a policy of your own, give jax.checkpoint(loss_fn, policy=...) as loss"
-        )
-    return remat
-
-
-def rematerialised(function: Callable[..., Any], remat: str | None) -> Callable[..., Any]:
-    """The same function, whose gradient computes again what the policy does not keep."""
-    if remat is None:
-        return function
-    return jax.checkpoint(function, policy=getattr(jax.checkpoint_policies, remat + ENDING))

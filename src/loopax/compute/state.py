@@ -24,7 +24,8 @@ from loopax.compute.adapters import (
     taken_apart,
 )
 from loopax.compute.libraries.base import FUNCTIONS, Structure
-from loopax.compute.precision import Precision, checked_remat
+from loopax.compute.precision import Precision
+from loopax.compute.remat import checked_remat
 from loopax.compute.updates import (
     SlowParams,
     averaged,
@@ -149,7 +150,8 @@ class TrainState(Node, kw_only=True):
             full_precision: path patterns of parameters that the loss is given as they are all the
                 same; `batch/target` is a column of a batch.
             remat: what the loss keeps for its gradient: `"dots"` keeps products of matrices and
-                computes all else again. The names are those of JAX's checkpoint policies.
+                computes all else again, `"nothing"` all. The names are those of JAX's checkpoint
+                policies. It holds for each iteration of a scan, or else for the loss as a whole.
             total_steps: how many batches the run has, for the schedules of an `Optimizer`.
             **fields: the fields that a subclass adds.
 

@@ -26,7 +26,7 @@ from loopax.compute.losses import (
     measured,
     number_of,
 )
-from loopax.compute.precision import rematerialised
+from loopax.compute.remat import rematerialised
 from loopax.compute.rows import LEARNING_RATE, SKIPPED, WEIGHT, check_names
 from loopax.compute.soundness import is_sound
 from loopax.compute.state import STEP, TrainState

@@ -16,10 +16,10 @@ import numpy as np
 from loopax import jaxprs, placement
 from loopax.account import Account
 from loopax.arguments import as_state
-from loopax.batches.base import Feed, Items
+from loopax.batches.base import Batches, Feed, Items
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import on_device
-from loopax.compute.losses import LossFn
+from loopax.compute.losses import Batch, LossFn
 from loopax.compute.memory import batch_size, binary, explaining_memory, nbytes
 from loopax.compute.program import TrainProgram
 from loopax.compute.state import TrainState
@@ -45,6 +45,12 @@ class Estimate:
         argument_bytes: what is there between steps: the state, and the data on the device.
         temporary_bytes: what a step needs beside it, such as the activations.
         peak_bytes: both, and what of the result does not take an argument's place.
+        compute_dtype, remat: how the loss of the state is computed; None where nothing is said.
+        computed_share: the part of the operations of matrix products and convolutions that is done
+            in `compute_dtype`; what something lifts to float32, such as a constant or noise, is
+            not. None without a `compute_dtype`.
+        plain_temporary_bytes: what a step would need beside the state without `compute_dtype` and
+            `remat`; None where there is neither.
         seconds_per_step: measured in the training program itself, the median over its chunks.
         steps_per_epoch: None where the data has no known length.
     """
@@ -60,6 +66,10 @@ class Estimate:
     argument_bytes: int
     temporary_bytes: int
     peak_bytes: int
+    compute_dtype: str | None
+    computed_share: float | None
+    remat: str | None
+    plain_temporary_bytes: int | None
     seconds_per_step: float
     steps_per_epoch: int | None
 
@@ -82,11 +92,23 @@ class Estimate:
             f"{binary(self.temporary_bytes)} temporary",
             f"step        {step}, batch size {self.batch_size:,}",
         ]
+        if self.plain_temporary_bytes is not None:
+            lines.insert(3, f"computing   {self._computing}")
         if self.steps_per_epoch is not None:
             seconds = self.steps_per_epoch * self.seconds_per_step
             duration = f"{seconds:,.0f} s" if seconds >= 100 else _scaled(seconds, "s")
             lines.append(f"epoch       {duration}, {self.steps_per_epoch:,} steps")
         return lines
+
+    @property
+    def _computing(self) -> str:
+        how = [] if self.remat is None else [f"remat {self.remat}"]
+        if self.computed_share is not None:
+            how.insert(0, f"{self.compute_dtype} ({self.computed_share:.0%} of all products)")
+        assert self.plain_temporary_bytes is not None
+        saved = self.plain_temporary_bytes - self.temporary_bytes
+        change = f"{binary(abs(saved))} {'less' if saved >= 0 else 'more'}"
+        return f"{', '.join(how)}: {change} temporary than without"
 
 
 def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 2.0) -> Estimate:
@@ -135,9 +157,49 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
         + memory.temp_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
+        compute_dtype=None if state.precision is None else str(state.precision),
+        computed_share=_computed_share(loss_fn, state, train.batch(state, items)),
+        remat=state.remat,
+        plain_temporary_bytes=_plain_temporary_bytes(loss_fn, batches, state, items),
         seconds_per_step=pace,
         steps_per_epoch=batches.steps_per_epoch,
     )
+
+
+def _plain_temporary_bytes(
+    loss_fn: LossFn, batches: Batches, state: TrainState, items: Items
+) -> int | None:
+    """Those of the same step in the types of the parameters, with all kept that it needs."""
+    if state.precision is None and state.remat is None:
+        return None
+    train = TrainProgram(loss_fn, batches, Account())
+    plain = placement.put_state(state.replace(precision=None, remat=None))
+    memory: Any = train.compiled(plain, items).memory_analysis()
+    return memory.temp_size_in_bytes
+
+
+def _computed_share(loss_fn: LossFn, state: TrainState, batch: Batch) -> float | None:
+    """The part of a step's products whose factors are all of the type to compute in."""
+    if state.precision is None:
+        return None
+    counts = {True: 0.0, False: 0.0}
+    for equation, around in jaxprs.walk(jax.make_jaxpr(train_step(loss_fn))(state, batch)):
+        factors: list[Any] = [factor.aval for factor in equation.invars]
+        in_it = {str(factor.dtype) for factor in factors} == {state.precision.dtype}
+        counts[in_it] += _multiplications(equation) * math.prod(map(_length, around))
+    return counts[True] / (sum(counts.values()) or 1.0)
+
+
+def _multiplications(equation: jaxprs.Equation) -> int:
+    """Of a product of matrices or a convolution; 0 for any other operation."""
+    if equation.primitive not in (jax.lax.dot_general_p, jax.lax.conv_general_dilated_p):
+        return 0
+    avals: list[Any] = [var.aval for var in (*equation.invars, *equation.outvars)]
+    first, second, product = avals
+    dimensions = equation.params["dimension_numbers"]
+    if equation.primitive is jax.lax.dot_general_p:
+        return product.size * math.prod(first.shape[axis] for axis in dimensions[0][0])
+    return product.size * second.size // second.shape[dimensions.rhs_spec[0]]
 
 
 def _seconds_per_step(

@@ -180,6 +180,7 @@ def _first_cause(
     loss_fn: LossFn, state: TrainState, batch: Batch, non_finite: Mapping[str, Sequence[str]]
 ) -> NonFiniteOrigin | None:
     """The origin of what is bad first in the order of a step: loss, gradients, updated state."""
+    state = state.replace(remat=None)  # What is computed again is on no line of the program.
 
     def loss(params: PyTree, model_state: PyTree, batch: Batch) -> Any:
         how = (state.structure, state.precision)
