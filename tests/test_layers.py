@@ -12,7 +12,7 @@ from benchmarks.sizes import MODULES, imports, room, sizes
 import loopax
 
 LAYERS = [
-    {"errors", "jaxprs", "placement", "terminal"},
+    {"errors", "jaxprs", "terminal"},
     {"extras"},
     {
         "paths",
@@ -26,6 +26,7 @@ LAYERS = [
         "environment",
         "caches",
     },
+    {"placement"},
     {"batches", "weights"},
     {"data"},
     {"compute"},

@@ -24,7 +24,7 @@ from loopax.compute.step import evaluated, evaluation_rngs
 from loopax.errors import ConfigError, DataError
 from loopax.jsonlines import OWN_SOURCES
 from loopax.paths import PyTree, leaf_path
-from loopax.placement import put
+from loopax.placement import Placement
 
 EVAL_CAPACITY = 64
 
@@ -108,7 +108,7 @@ def evaluate(state: TrainState, loss_fn: LossFn, data: Any) -> Measures:
         DataError: there is no batch, or all of them weigh nothing.
     """
     state = as_state(state, loss_fn, data, own=True)
-    return evaluator(loss_fn, _batches("data", data), Account(), _warn)(state)
+    return evaluator(loss_fn, _batches("data", data), Account(), _warn, Placement.of(state))(state)
 
 
 def _warn(message: str) -> None:
@@ -133,17 +133,23 @@ def _check_source(name: Any) -> None:
 
 
 def evaluator(
-    loss_fn: LossFn, batches: Batches, account: Account, warn: Callable[[str], None]
+    loss_fn: LossFn,
+    batches: Batches,
+    account: Account,
+    warn: Callable[[str], None],
+    placement: Placement,
 ) -> Callable[[TrainState], Measures]:
     """`evaluate` compiled once, to be called many times; `warn` is told, once, what misleads."""
-    program = EvalProgram(loss_fn, batches, account)
+    program = EvalProgram(loss_fn, batches, account, placement)
     warned = False
 
     def measure(state: TrainState) -> Measures:
         nonlocal warned
         chunks, sums, first = [], list[Sums](), 0
         for items in batches.once(EVAL_CAPACITY):
-            rows, added = program(state, on_device(items), put(np.int32(first)))
+            rows, added = program(
+                state, on_device(items, placement), placement.put(np.int32(first))
+            )
             batch = _batch(batches, state, items.stacked)
             if not warned:
                 warned = True
@@ -195,7 +201,7 @@ def _batch(batches: Batches, state: TrainState, stacked: PyTree) -> Batch:
     return jax.eval_shape(
         lambda state, resident, item: batches.assemble(resident, item, evaluation_rngs(state, 0)),
         state,
-        batches.resident,
+        batches.resident(Placement.of(state)),
         item,
     )
 

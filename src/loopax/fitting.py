@@ -48,6 +48,7 @@ def fit(
     log_every: int = 100,
     probe_every: int | None = 500,
     chunk_steps: int | None = None,
+    mesh: Any = None,
     signals: bool | None = None,
     progress: bool = True,
     config: Any = None,
@@ -88,6 +89,10 @@ def fit(
             that another turn and a save would not fit.
         chunk_steps: steps in one dispatch; by default as many as take about a second, so
             that a run can be stopped within that time. The result does not depend on it.
+        mesh: the devices that train: sizes by axis, such as `"data=2,fsdp=4"`, or a
+            `jax.sharding.Mesh`. Batches are shared by both axes; parameters, averages and the
+            optimiser's state are spread over `fsdp`. By default as many devices as share a batch
+            evenly have the axis `data`; a state that lies on a mesh already stays there.
         signals: whether a first SIGINT, SIGTERM or SIGHUP lets the chunk end, saves, and raises
             `Stopped`. By default it does in the main thread of a program and not in a notebook,
             where Ctrl-C raises KeyboardInterrupt as usual; what was reached is saved then too.
@@ -125,6 +130,7 @@ def fit(
         log_every=log_every,
         probe_every=probe_every,
         chunk_steps=chunk_steps,
+        mesh=mesh,
         signals=signals,
         progress=progress,
         config=config,
@@ -152,6 +158,7 @@ def training(
     log_every: int = 100,
     probe_every: int | None = 500,
     chunk_steps: int | None = None,
+    mesh: Any = None,
     signals: bool | None = None,
     progress: bool = True,
     config: Any = None,
@@ -190,6 +197,7 @@ def training(
         log_every=log_every,
         probe_every=probe_every,
         chunk_steps=chunk_steps,
+        mesh=mesh,
         signals=signals,
         progress=progress,
         config=config,

@@ -76,12 +76,12 @@ def _is_done(attempt: Attempt) -> bool:
 def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
     """Chunk after chunk, and between them what is due."""
     run, settings, account = attempt.run, attempt.settings, attempt.account
-    clock, recorder = attempt.clock, attempt.recorder
+    clock, recorder, placement = attempt.clock, attempt.recorder, settings.placement
     loss_fn, batches, total = settings.loss_fn, settings.batches, settings.total
-    train = TrainProgram(loss_fn, batches, account, skip=settings.nonfinite == "skip")
-    probe = probe_program(loss_fn, batches, account)
+    train = TrainProgram(loss_fn, batches, account, placement, skip=settings.nonfinite == "skip")
+    probe = probe_program(loss_fn, batches, account, placement)
     moments: list[Moment | Saving] = [
-        *evaluations(run, settings.evaluation, loss_fn, recorder, batches, account),
+        *evaluations(run, settings.evaluation, loss_fn, recorder, batches, account, placement),
         *(Moment(calling(hook, run, recorder), hook.every) for hook in settings.hooks),
         *([] if attempt.keeper is None else [attempt.keeper]),
     ]
@@ -90,7 +90,7 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
     state, items = run.state, None
     opening: Rows | None = None
 
-    with Loader(batches.feed(key_words(state.key), step, plan.capacity)) as loader:
+    with Loader(batches.feed(key_words(state.key), step, plan.capacity), placement) as loader:
 
         def explaining() -> Any:
             return explaining_memory(train, lambda: (run.state, items))

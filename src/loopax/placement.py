@@ -1,39 +1,188 @@
 """Where arrays lie: the only module that moves them between the host and devices.
 
-Everything lies on one device, JAX's default, and belongs to one process. What several devices or
-processes need changes these functions and nobody who calls them.
+Several devices are a `jax.sharding.Mesh` with named axes, and JAX's own partitioner does the rest.
+Batches are spread over `data` and `fsdp`; what a state holds is spread over `fsdp` and the same on
+all of `data`. Which device has what changes no value but for the order of sums.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
+
+from loopax.errors import ConfigError
+from loopax.paths import PyTree
 
 T = TypeVar("T")
 
-
-def put(items: T) -> T:
-    """What the next steps need, on the device."""
-    return jax.device_put(items)
-
-
-def resident(columns: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
-    """Columns that stay on the device during a whole run."""
-    return jax.device_put(dict(columns))
+BATCH_AXES = ("data", "fsdp")
+"""The axes of a mesh that share the examples of a batch."""
+AXES = BATCH_AXES
+SMALLEST = 1024
+"""Elements of an array that is worth spreading; smaller ones are the same on every device."""
 
 
-def put_state(state: T) -> T:
-    """A copy of a state for chunks to use up, so that the caller's stays whole.
+@dataclass(frozen=True)
+class Placement:
+    """The devices of a run: one, JAX's default, or a mesh of them.
 
-    Each chunk reuses the memory of the state that it is given.
+    Attributes:
+        mesh: has some of the axes `data` and `fsdp`; None for a single device.
     """
-    return jax.tree.map(jnp.copy, state)
+
+    mesh: Mesh | None = None
+
+    @classmethod
+    def of(cls, state: PyTree) -> Placement:
+        """Where a state lies."""
+        for leaf in jax.tree.leaves(state):
+            sharding = getattr(leaf, "sharding", None)
+            if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+                return cls(sharding.mesh if sharding.mesh.size > 1 else None)
+        return cls()
+
+    def __str__(self) -> str:
+        if self.mesh is None:
+            return "one device"
+        return ",".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+
+    @property
+    def shares(self) -> int:
+        """Into how many parts a batch is split."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[a] for a in self._batch_axes)
+
+    def put(self, items: T) -> T:
+        """What the next steps need, on the devices: leaves `[steps, batch, ...]`, and numbers."""
+        if self.mesh is None:
+            return jax.device_put(items)
+        return jax.tree.map(lambda leaf: self._put(leaf, self._spread(np.shape(leaf), 1)), items)
+
+    def resident(self, columns: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+        """Columns that stay on the devices during a whole run, all of them on each."""
+        if self.mesh is None:
+            return jax.device_put(dict(columns))
+        return {name: self._put(column, PartitionSpec()) for name, column in columns.items()}
+
+    def put_state(self, state: T) -> T:
+        """A copy of a state for chunks to use up, so that the caller's stays whole.
+
+        Each chunk reuses the memory of the state that it is given. What lies on a mesh already
+        stays as it lies.
+        """
+        if self.mesh is None or Placement.of(state).mesh is not None:
+            return jax.tree.map(jnp.copy, state)
+        return jax.tree.map(lambda leaf: self._put(jnp.copy(leaf), self._part(leaf)), state)
+
+    def spread(self, examples: T) -> T:
+        """The examples of a batch, split over the devices; traced into the step."""
+        if self.mesh is None:
+            return examples
+
+        def split(leaf: Array) -> Array:
+            sharding = self._sharding(self._spread(leaf.shape, 0))
+            return jax.lax.with_sharding_constraint(leaf, sharding)
+
+        return jax.tree.map(split, examples)
+
+    @property
+    def _batch_axes(self) -> tuple[str, ...]:
+        assert self.mesh is not None
+        return tuple(name for name in BATCH_AXES if name in self.mesh.shape)
+
+    def _spread(self, shape: tuple[int, ...], axis: int) -> PartitionSpec:
+        """Split along `axis` where that divides."""
+        if len(shape) <= axis or shape[axis] % self.shares or not shape[axis]:
+            return PartitionSpec()
+        return PartitionSpec(*[None] * axis, self._batch_axes)
+
+    def _part(self, leaf: Array) -> PartitionSpec:
+        """Of an array of a state: along the largest axis that `fsdp` divides."""
+        assert self.mesh is not None
+        parts = self.mesh.shape.get("fsdp", 1)
+        dividing = [axis for axis, size in enumerate(leaf.shape) if size and size % parts == 0]
+        if parts == 1 or leaf.size < SMALLEST or not dividing:
+            return PartitionSpec()
+        largest = max(dividing, key=lambda axis: leaf.shape[axis])
+        return PartitionSpec(*[None] * largest, "fsdp")
+
+    def _put(self, array: Any, part: PartitionSpec) -> jax.Array:
+        return jax.device_put(array, self._sharding(part))
+
+    def _sharding(self, part: PartitionSpec) -> NamedSharding:
+        assert self.mesh is not None
+        return NamedSharding(self.mesh, part)
+
+
+ONE = Placement()
+"""A single device."""
+
+
+def placement(mesh: Any = None, batch_size: int | None = None) -> Placement:
+    """The devices that `mesh` names.
+
+    What does not divide, such as the last batch of an evaluation, is the same on every device.
+
+    Args:
+        mesh: sizes by axis, `"data=2,fsdp=4"`, or a `jax.sharding.Mesh` with these axes. None for
+            as many of the devices as share the batch evenly.
+        batch_size: examples in a batch, if that is known.
+
+    Raises:
+        ConfigError: there are not as many devices, an axis is not known, or the batch cannot be
+            shared evenly.
+    """
+    devices = jax.devices()
+    if mesh is None:
+        shares = math.gcd(len(devices), batch_size or len(devices))
+        return Placement(_mesh({"data": shares}) if shares > 1 else None)
+    made = mesh if isinstance(mesh, Mesh) else _mesh(_sizes(mesh))
+    unknown = [name for name in made.axis_names if name not in AXES]
+    if unknown:
+        raise ConfigError(f"mesh has the axis {unknown[0]!r}; its axes are {' and '.join(AXES)}")
+    where = Placement(made if made.size > 1 else None)
+    if batch_size is not None and batch_size % where.shares:
+        below = batch_size // where.shares * where.shares
+        near = f"{below} or {below + where.shares}" if below else f"{where.shares}"
+        raise ConfigError(
+            f"mesh is {where}, over which a batch of {batch_size} cannot be shared evenly; "
+            f"take a batch size of {near}"
+        )
+    return where
+
+
+def _sizes(mesh: Any) -> dict[str, int]:
+    """The size of each axis that a text names."""
+    wrong = f"mesh is {mesh!r}; it must be a text such as 'data=2,fsdp=4', or a jax.sharding.Mesh"
+    if not isinstance(mesh, str):
+        raise ConfigError(wrong)
+    pairs = [part.partition("=") for part in mesh.replace(" ", "").split(",")]
+    sizes = {name: int(size) for name, _, size in pairs if size.isdecimal() and int(size)}
+    if len(sizes) != len(pairs):
+        raise ConfigError(wrong)
+    return sizes
+
+
+def _mesh(sizes: Mapping[str, int]) -> Mesh:
+    devices, wanted = jax.devices(), math.prod(sizes.values())
+    if wanted > len(devices):
+        named = ",".join(f"{name}={size}" for name, size in sizes.items())
+        raise ConfigError(f"mesh is {named}, {wanted} devices; there are {len(devices)}")
+    chosen = devices[:wanted]
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+        devices=chosen,
+    )
 
 
 def put_like(array: np.ndarray, leaf: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import loopax
 from loopax.data import Batches, Dataset, IterableBatches, Splits, as_batches
 from loopax.errors import ConfigError, DataError
+from loopax.placement import ONE
 from loopax.randomness import Rngs
 
 SEED = (0, 7)
@@ -30,7 +31,7 @@ def batches_of(items, batches):
 
     def batch(index):
         item = jax.tree.map(lambda leaf: leaf[index], items.stacked)
-        return jax.tree.map(np.asarray, batches.assemble(batches.resident, item, None))
+        return jax.tree.map(np.asarray, batches.assemble(batches.resident(ONE), item, None))
 
     return [batch(index) for index in range(items.length)]
 
@@ -62,8 +63,8 @@ def test_device_and_host_give_the_same_batches(shuffle, drop_last):
     data = numbered(23)
     options = {"shuffle": shuffle, "drop_last": drop_last}
     device, host = (data.batches(4, resident=resident, **options) for resident in (True, False))
-    assert device.resident is not None
-    assert host.resident is None
+    assert device.is_resident
+    assert not host.is_resident
     assert sequence(device, 20) == sequence(host, 20)
 
 
@@ -218,11 +219,11 @@ def test_a_transform_with_keys_is_applied_in_training_only_and_one_without_alway
     data = Dataset({"x": np.ones(6, np.float32)})
     batches = data.batches(3, transform=[doubled, keyed])
     item, key = np.arange(3, dtype=np.int32), jax.random.key(0)
-    train = [batches.assemble(batches.resident, item, Rngs(key, step)) for step in (4, 5, 4)]
+    train = [batches.assemble(batches.resident(ONE), item, Rngs(key, step)) for step in (4, 5, 4)]
     assert [int(batch["step"]) for batch in train] == [4, 5, 4]
     first, second, again = (np.asarray(batch["x"]).tolist() for batch in train)
     assert first == again != second
-    evaluated = batches.assemble(batches.resident, item, Rngs(key, 4, training=False))
+    evaluated = batches.assemble(batches.resident(ONE), item, Rngs(key, 4, training=False))
     assert {name: column.tolist() for name, column in evaluated.items()} == {"x": [2.0] * 3}
     assert batches.example.keys() == {"x", "step"}, "the example is one to train on"
 

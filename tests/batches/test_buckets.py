@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import loopax
 from loopax.batches.buckets import BucketedBatches, bucket_lengths
 from loopax.errors import ConfigError, LoopaxError
+from loopax.placement import ONE
 
 
 def sequences(lengths):
@@ -26,7 +27,7 @@ def walked(batches, feed, steps):
         items = feed.take(steps - len(seen))
         for index in range(items.length):
             item = jax.tree.map(lambda leaf, at=index: leaf[at], items.stacked)
-            seen.append(jax.device_get(batches.assemble(batches.resident, item, None)))
+            seen.append(jax.device_get(batches.assemble(batches.resident(ONE), item, None)))
     return seen
 
 
@@ -67,7 +68,7 @@ def test_one_pass_meets_every_example_once(lengths, size):
     for items in batches.once(4):
         for index in range(items.length):
             item = jax.tree.map(lambda leaf, at=index: leaf[at], items.stacked)
-            batch = jax.device_get(batches.assemble(batches.resident, item, None))
+            batch = jax.device_get(batches.assemble(batches.resident(ONE), item, None))
             assert ((batch["ids"] > 0).sum(axis=1) == batch["length"]).all()
             met += batch["ids"].max(axis=1).tolist()
     assert sorted(met) == list(range(1, len(lengths) + 1))

@@ -10,6 +10,7 @@ import pytest
 import loopax
 from loopax.compute.convolution import with_ordered_convolutions
 from loopax.data import Dataset
+from loopax.placement import ONE
 
 pytestmark = pytest.mark.optimized
 
@@ -110,7 +111,7 @@ def test_a_training_step_has_no_convolution_out_of_order():
         Account(),
     )
     items = batches.feed([0], 0, 2).take(2)
-    text = jax.make_jaxpr(train._chunk)(state, batches.resident, items.stacked, jnp.int32(2))
+    text = jax.make_jaxpr(train._chunk)(state, batches.resident(ONE), items.stacked, jnp.int32(2))
     orders = str(text).split("dimension_numbers=ConvDimensionNumbers(")[1:]
     assert orders
     assert all(NHWC in order for order in orders)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from loopax.paths import PyTree
+from loopax.placement import Placement
 
 CHUNK_LIMIT_BYTES = 64 * 2**20
 LEAST_CAPACITY = 2
@@ -38,9 +39,6 @@ class Batches(abc.ABC):
     steps_per_epoch: int | None
     """How many batches one pass has, or None when the source does not tell."""
 
-    resident: PyTree
-    """Arrays that stay on the device during the whole run."""
-
     advice: str = ""
     """What to add where the identity is found to be another one."""
 
@@ -56,6 +54,10 @@ class Batches(abc.ABC):
     @abc.abstractmethod
     def once(self, capacity: int) -> Iterator[Items]:
         """One pass in stored order in which every example comes exactly once."""
+
+    def resident(self, placement: Placement) -> PyTree:
+        """Arrays that stay on the devices during the whole run; None where there are none."""
+        del placement
 
     @abc.abstractmethod
     def gather(self, resident: PyTree, item: PyTree) -> PyTree:

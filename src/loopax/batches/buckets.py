@@ -17,6 +17,7 @@ from loopax.batches.dataset import Dataset, checked_batch_size
 from loopax.batches.transforms import scaled, scaled_columns
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
+from loopax.placement import Placement
 
 SHORTEST = 32
 """Below this length padding costs less than another compilation."""
@@ -65,7 +66,6 @@ class BucketedBatches(Batches):
         self.buckets = bucket_lengths(int(self.lengths.max()))
         self.steps_per_epoch = len(dataset) // self.batch_size
         self.fingerprint = fingerprint or dataset.fingerprint
-        self.resident = dataset.on_device
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -75,6 +75,9 @@ class BucketedBatches(Batches):
             "buckets": list(self.buckets),
             "scale": list(self.scale),
         }
+
+    def resident(self, placement: Placement) -> PyTree:
+        return self.dataset.resident(placement)
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         return _BucketedFeed(self, seed, start, capacity)

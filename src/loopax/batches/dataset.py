@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jaxtyping import Int32
 
-from loopax import placement
 from loopax.batches.arrays import as_held, as_numbers
 from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items, affordable
 from loopax.batches.transforms import (
@@ -25,6 +24,7 @@ from loopax.batches.transforms import (
 )
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
+from loopax.placement import Placement
 from loopax.randomness import Rngs
 
 RESIDENT_LIMIT_BYTES = 2 * 2**30
@@ -119,10 +119,15 @@ class Dataset:
         """A batch of one example, as a loss sees it: to initialise a model with."""
         return self.batches(1).example
 
+    def resident(self, placement: Placement) -> Mapping[str, jax.Array]:
+        """The columns on the devices, as stored; put there once and shared by all batches."""
+        if placement not in self._residents:
+            self._residents[placement] = placement.resident(self.columns)
+        return self._residents[placement]
+
     @cached_property
-    def on_device(self) -> Mapping[str, jax.Array]:
-        """The columns on the device, as stored; put there once and shared by all batches."""
-        return placement.resident(self.columns)
+    def _residents(self) -> dict[Placement, Mapping[str, jax.Array]]:
+        return {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -180,7 +185,7 @@ class DatasetBatches(Batches):
         _checked_flag("resident", resident)
         rest = 0 if drop_last else self.batch_size - 1
         self.steps_per_epoch = (len(dataset) + rest) // self.batch_size
-        self.resident = dataset.on_device if resident else None
+        self.is_resident = bool(resident)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -200,7 +205,7 @@ class DatasetBatches(Batches):
         def batch(resident: PyTree, item: PyTree) -> PyTree:
             return self.assemble(resident, item, Rngs(jax.random.key(0), 0))
 
-        return jax.jit(batch)(self.resident, item)
+        return jax.jit(batch)(self.resident(Placement()), item)
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         return _DatasetFeed(self, seed, start, capacity)
@@ -215,6 +220,9 @@ class DatasetBatches(Batches):
         if rest := order[full * self.batch_size :].size:
             yield self.items(order[-rest:][None], 1)
 
+    def resident(self, placement: Placement) -> PyTree:
+        return self.dataset.resident(placement) if self.is_resident else None
+
     def gather(self, resident: PyTree, item: PyTree) -> PyTree:
         return item if resident is None else {k: column[item] for k, column in resident.items()}
 
@@ -226,7 +234,7 @@ class DatasetBatches(Batches):
 
     def affordable(self, capacity: int) -> int:
         """How many batches are stacked at once, to bound what is gathered on the host."""
-        if self.resident is not None:
+        if self.is_resident:
             return max(LEAST_CAPACITY, capacity)
         example_bytes = self.dataset.nbytes // len(self.dataset)
         return affordable(capacity, example_bytes * self.batch_size)
@@ -238,7 +246,7 @@ class DatasetBatches(Batches):
         return Items(self._item(padded), len(rows))
 
     def _item(self, rows: Int32[np.ndarray, ...]) -> PyTree:
-        if self.resident is not None:
+        if self.is_resident:
             return rows
         return {key: column[rows] for key, column in self.dataset.columns.items()}
 

@@ -51,7 +51,6 @@ class IterableBatches(Batches):
         if identity is not None and not isinstance(identity, str):
             raise ConfigError(f"identity is {identity!r}; it must be a name, such as 'v2, seed 3'")
         self.source = source
-        self.resident = None
         count = _length(source)
         self.steps_per_epoch = None if count is None or count >= ENDLESS else count
         self.is_read_once = isinstance(source, Iterator)

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from loopax import placement
 from loopax.batches.base import Feed, Items
+from loopax.placement import ONE, Placement
 
 PATIENCE_SECONDS = 10.0
 """How long the end of a run waits for a source that is just being read."""
@@ -38,8 +38,8 @@ class Loader:
     source is read as if by the caller: with its context variables and its settings of JAX.
     """
 
-    def __init__(self, feed: Feed) -> None:
-        self._feed = feed
+    def __init__(self, feed: Feed, placement: Placement = ONE) -> None:
+        self._feed, self._placement = feed, placement
         self._asked: SimpleQueue[tuple[int, Future[tuple[Items, int]]] | None] = SimpleQueue()
         self._next: Future[tuple[Items, int]] | None = None
         settings = {name: getattr(jax.config, name) for name in _OF_A_THREAD}
@@ -93,9 +93,9 @@ class Loader:
 
     def _load(self, n: int) -> tuple[Items, int]:
         items = self._feed.take(n)
-        return on_device(items), items.length
+        return on_device(items, self._placement), items.length
 
 
-def on_device(items: Items) -> Items:
+def on_device(items: Items, placement: Placement) -> Items:
     """Items where a chunk takes them from, their number as it counts them."""
     return placement.put(items._replace(length=np.int32(items.length)))

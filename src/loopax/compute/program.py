@@ -36,6 +36,7 @@ from loopax.compute.step import (
 )
 from loopax.errors import ConfigError, NonFiniteError
 from loopax.paths import PyTree, leaf_path
+from loopax.placement import ONE, Placement
 from loopax.randomness import Rngs
 
 
@@ -106,11 +107,13 @@ class TrainProgram:
         loss_fn: LossFn | OwnStep,
         batches: Batches,
         account: Account,
+        placement: Placement = ONE,
         *,
         skip: bool = False,
     ) -> None:
         """`skip` passes over steps whose numbers are bad, instead of ending the chunk there."""
-        self._batches = batches
+        self._batches, self._placement = batches, placement
+        self._resident = batches.resident(placement)
         self._skip = skip
         self._step = with_ordered_convolutions(
             skipping(step_of(loss_fn)) if skip else step_of(loss_fn)
@@ -125,7 +128,7 @@ class TrainProgram:
         Raises:
             NonFiniteError: `jax_debug_nans` or `jax_debug_infs` is on and found such a number.
         """
-        arguments = (state, self._batches.resident, items.stacked, items.length)
+        arguments = (state, self._resident, items.stacked, items.length)
         try:
             return self._program(*arguments)
         except FloatingPointError as error:
@@ -137,13 +140,13 @@ class TrainProgram:
 
     def compiled(self, state: TrainState, items: Items) -> jax.stages.Compiled:
         """The chunk that a call with these arguments runs, to ask what it needs."""
-        return self._program.compiled(state, self._batches.resident, items.stacked, items.length)
+        return self._program.compiled(state, self._resident, items.stacked, items.length)
 
     def examples(self, items: Items, index: int) -> PyTree:
         """The examples of one of these items, as they are stored."""
         with jax.transfer_guard("allow"):
             item = jax.tree.map(lambda leaf: jax.device_get(leaf)[index], items.stacked)
-            return jax.jit(self._batches.gather)(self._batches.resident, item)
+            return jax.jit(self._batches.gather)(self._resident, item)
 
     @property
     def is_compiled(self) -> bool:
@@ -157,7 +160,7 @@ class TrainProgram:
                 resident, _item(stacked, jnp.int32(0)), Rngs(state.key, state.step)
             ),
             state,
-            self._batches.resident,
+            self._resident,
             items.stacked,
         )
 
@@ -165,7 +168,8 @@ class TrainProgram:
         self, state: TrainState, resident: PyTree, stacked: PyTree, count: Int32[Array, ""]
     ) -> tuple[TrainState, Rows]:
         def gathered(index: Int32[Array, ""]) -> PyTree:
-            return self._batches.gather(resident, _item(stacked, index))
+            examples = self._batches.gather(resident, _item(stacked, index))
+            return self._placement.spread(examples)
 
         def step(state: TrainState, examples: PyTree) -> tuple[TrainState, Metrics]:
             return self._step(state, self._batches.prepare(examples, Rngs(state.key, state.step)))
@@ -189,8 +193,11 @@ class TrainProgram:
 class EvalProgram:
     """Measures batches without training, many in a dispatch."""
 
-    def __init__(self, loss_fn: LossFn, batches: Batches, account: Account) -> None:
-        self._batches = batches
+    def __init__(
+        self, loss_fn: LossFn, batches: Batches, account: Account, placement: Placement = ONE
+    ) -> None:
+        self._batches, self._placement = batches, placement
+        self._resident = batches.resident(placement)
         self._step = with_ordered_convolutions(eval_step(loss_fn))
         self._program = Program("evaluate", self._chunk, account, donate=())
 
@@ -201,7 +208,7 @@ class EvalProgram:
 
         `first` is the index of the first batch.
         """
-        return self._program(state, self._batches.resident, items.stacked, items.length, first)
+        return self._program(state, self._resident, items.stacked, items.length, first)
 
     def _chunk(
         self,
@@ -213,7 +220,8 @@ class EvalProgram:
     ) -> tuple[Rows, Sums]:
         def one(index: Int32[Array, ""]) -> Metrics:
             rngs = evaluation_rngs(state, first + index)
-            batch = self._batches.assemble(resident, _item(stacked, index), rngs)
+            examples = self._batches.gather(resident, _item(stacked, index))
+            batch = self._batches.prepare(self._placement.spread(examples), rngs)
             return self._step(state, batch, first + index)
 
         def body(index: Int32[Array, ""], measured: tuple[Rows, Sums]) -> tuple[Rows, Sums]:
@@ -228,16 +236,18 @@ class EvalProgram:
         return jax.lax.fori_loop(0, count, body, nothing)
 
 
-def probe_program(loss_fn: LossFn, batches: Batches, account: Account) -> Callable[..., Metrics]:
+def probe_program(
+    loss_fn: LossFn, batches: Batches, account: Account, placement: Placement = ONE
+) -> Callable[..., Metrics]:
     """Measures the norms of the step that is about to be made with the first of the items."""
     step = probe_step(loss_fn)
 
     def probe(state: TrainState, resident: PyTree, stacked: PyTree) -> Metrics:
-        item = _item(stacked, jnp.int32(0))
-        return step(state, batches.assemble(resident, item, Rngs(state.key, state.step)))
+        examples = placement.spread(batches.gather(resident, _item(stacked, jnp.int32(0))))
+        return step(state, batches.prepare(examples, Rngs(state.key, state.step)))
 
-    program = Program("probe", probe, account, donate=())
-    return lambda state, items: program(state, batches.resident, items.stacked)
+    program, columns = Program("probe", probe, account, donate=()), batches.resident(placement)
+    return lambda state, items: program(state, columns, items.stacked)
 
 
 def _shardings(tree: PyTree) -> PyTree:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from loopax import jaxprs, placement
+from loopax import jaxprs
 from loopax.account import Account
 from loopax.arguments import as_state
 from loopax.batches.base import Batches, Feed, Items
@@ -25,6 +25,7 @@ from loopax.compute.program import TrainProgram
 from loopax.compute.state import TrainState
 from loopax.compute.step import train_step
 from loopax.errors import ConfigError
+from loopax.placement import Placement
 
 CAPACITY = 100
 CHUNK_SECONDS = 0.2
@@ -132,10 +133,10 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
             f"data is a {type(data).__name__}, and the batches that estimate reads would be gone; "
             "give something that can be iterated more than once"
         )
-    batches = as_batches(data)
-    train = TrainProgram(loss_fn, batches, Account())
+    batches, placement = as_batches(data), Placement.of(state)
+    train = TrainProgram(loss_fn, batches, Account(), placement)
     feed = batches.feed([0], 0, CAPACITY)
-    items = on_device(feed.take(1))
+    items = on_device(feed.take(1), placement)
     copy = placement.put_state(state)
     with explaining_memory(train, lambda: (state, items)):
         memory: Any = train.compiled(copy, items).memory_analysis()
@@ -173,7 +174,7 @@ def _plain_temporary_bytes(
     if state.precision is None and state.remat is None:
         return None
     train = TrainProgram(loss_fn, batches, Account())
-    plain = placement.put_state(state.replace(precision=None, remat=None))
+    plain = Placement.of(state).put_state(state.replace(precision=None, remat=None))
     memory: Any = train.compiled(plain, items).memory_analysis()
     return memory.temp_size_in_bytes
 
@@ -218,7 +219,9 @@ def _seconds_per_step(
         total += duration
         if total >= seconds or bad.size:
             return statistics.median(paces[1:] or paces)
-        items = on_device(feed.take(max(1, min(CAPACITY, int(CHUNK_SECONDS / paces[-1])))))
+        items = on_device(
+            feed.take(max(1, min(CAPACITY, int(CHUNK_SECONDS / paces[-1])))), Placement.of(state)
+        )
 
 
 def flops(function: Callable[..., Any], *args: Any) -> float | None:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from loopax import placement
 from loopax.account import Account
 from loopax.arguments import as_state, trained_by
 from loopax.batches.base import Batches
@@ -30,6 +29,7 @@ from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.files import replacing, storing, write_text
 from loopax.jsonlines import as_json
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
+from loopax.placement import Placement
 from loopax.randomness import Rngs, key_words
 from loopax.run.branching import branch_of
 from loopax.run.checkpoint_reader import CheckpointReader
@@ -130,7 +130,7 @@ class Replay:
         if at is not None:
             state, _ = self._store.restore(self._initial, at)
         elif self._starts[0].step == 0:
-            state, at = placement.put_state(self._initial), 0
+            state, at = Placement.of(self._initial).put_state(self._initial), 0
         else:
             raise ConfigError(
                 f"{self._run.path}: begins at step {self._starts[0].step} and has no checkpoint up "
@@ -141,14 +141,16 @@ class Replay:
     def step(self, step: int) -> Replayed:
         """Executes the update that was made when `step` had been made before."""
         state = self.state_at(step)
-        with Loader(self._feed(state, step)) as loader:
+        with Loader(self._feed(state, step), Placement.of(state)) as loader:
             loader.request(1)
             items, _ = loader.take()
         own = isinstance(self._loss_fn, OwnStep)
         norms = {} if own else jax.tree.map(float, self._probe(state, items))
         first = jax.tree.map(lambda leaf: leaf[0], items.stacked)
         rngs = Rngs(state.key, state.step)
-        batch = jax.jit(self._batches.assemble)(self._batches.resident, first, rngs)
+        batch = jax.jit(self._batches.assemble)(
+            self._batches.resident(Placement.of(state)), first, rngs
+        )
         report = examine(self._loss_fn, state, batch)
         _, rows = self._train(state, items)
         return Replayed(step, batch, rows.steps(1)[0], norms, report)
@@ -216,7 +218,7 @@ class Replay:
     def _advanced(self, state: Any, at: int, to: int) -> tuple[Any, list[dict[str, float]]]:
         """The state after the steps from `at` up to `to`, and their rows of metrics."""
         rows: list[dict[str, float]] = []
-        with Loader(self._feed(state, at)) as loader:
+        with Loader(self._feed(state, at), Placement.of(state)) as loader:
             while at < to:
                 loader.request(to - at)
                 items, count = loader.take()

@@ -18,6 +18,7 @@ from loopax.compute.losses import LossFn
 from loopax.compute.rows import check_names
 from loopax.errors import ConfigError
 from loopax.evaluation import as_evaluation, evaluator
+from loopax.placement import Placement
 from loopax.run.hooks import Hook, evaluate_every
 from loopax.run.recorder import Recorder
 from loopax.run.run import Run
@@ -44,6 +45,7 @@ def evaluations(
     recorder: Recorder,
     batches: Batches,
     account: Account,
+    placement: Placement,
 ) -> list[Moment]:
     """A moment for each part of the evaluation data."""
     evaluation = as_evaluation(evaluation)
@@ -54,7 +56,7 @@ def evaluations(
         def warn(message: str) -> None:
             recorder.warn(f"evaluation {name!r}: {message}")
 
-        measure = evaluator(evaluation.loss_fn or loss_fn, data, account, warn)
+        measure = evaluator(evaluation.loss_fn or loss_fn, data, account, warn, placement)
 
         def act() -> None:
             run.measured[name] = measure(run.state)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from loopax import placement
 from loopax.batches.base import Batches
 from loopax.compute.rows import LEARNING_RATE, Rows
 from loopax.environment import changes, numerics
@@ -34,7 +33,7 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
         CheckpointError: there were checkpoints and none is whole, or it was made with other data,
             batches or seed.
     """
-    run.state, run.step = placement.put_state(settings.state), 0
+    run.state, run.step = settings.placement.put_state(settings.state), 0
     tail, past = Tail(settings.log_every), Past()
     if store is not None and (store.steps or store.damaged):
         run.state, meta = store.restore(run.state)

@@ -27,6 +27,7 @@ from loopax.compute.step import OwnStep
 from loopax.environment import check_fork
 from loopax.errors import ConfigError, DataError
 from loopax.evaluation import Evaluation, as_evaluation
+from loopax.placement import Placement, placement
 from loopax.run.configuration import as_mapping
 from loopax.run.hooks import Hook, as_hooks, evaluate_every
 from loopax.run.retention import Checkpoints, ranking
@@ -48,6 +49,7 @@ class Settings:
     state: Any
     loss_fn: LossFn | OwnStep
     batches: Batches
+    placement: Placement
     total: int
     run_dir: Path | None
     config: Mapping[str, Any]
@@ -84,6 +86,7 @@ class Settings:
         log_every: int,
         probe_every: int | None,
         chunk_steps: int | None,
+        mesh: Any,
         signals: bool | None,
         progress: bool,
         config: Any,
@@ -123,6 +126,7 @@ class Settings:
             state=state,
             loss_fn=trained,
             batches=batches,
+            placement=_placement(mesh, state, batches),
             total=_total_steps(steps, epochs, batches),
             run_dir=place,
             config={} if place is None else as_mapping(config),
@@ -141,6 +145,14 @@ class Settings:
             signals=signals,
             progress=bool(progress),
         )
+
+
+def _placement(mesh: Any, state: Any, batches: Batches) -> Placement:
+    """The devices of the run: those named, or where the state lies already, or all there are."""
+    there = Placement.of(state)
+    if there.mesh is not None and mesh is None:
+        return there
+    return placement(mesh, getattr(batches, "batch_size", None))
 
 
 def _seconds(max_seconds: float | None) -> float:
