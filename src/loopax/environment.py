@@ -50,10 +50,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def numerics() -> dict[str, Any]:
+def numerics(mesh: str = "data=1") -> dict[str, Any]:
     """The part of the environment that can change the bits of a result; None where unset.
 
-    XLA on a CPU divides sums among the visible cores unless `NPROC` fixes their number.
+    XLA on a CPU divides sums among the visible cores unless `NPROC` fixes their number; `mesh` says
+    among which devices a batch is divided.
     """
     devices = jax.devices()
     return {
@@ -62,6 +63,7 @@ def numerics() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "device_kinds": sorted({str(device.device_kind) for device in devices}),
         "device_count": len(devices),
+        "mesh": mesh,
         "cpu": cpu_kind(),
         "visible_cores": visible_cores(),
         **{name: os.environ.get(name) for name in VARIABLES},

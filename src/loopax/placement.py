@@ -52,8 +52,18 @@ class Placement:
 
     def __str__(self) -> str:
         if self.mesh is None:
-            return "one device"
+            return "data=1"
         return ",".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+
+    def told(self) -> str:
+        """Which of several devices train, and how many are idle; empty where there is one."""
+        used, there = 1 if self.mesh is None else self.mesh.size, len(jax.devices())
+        idle = f"; {there - used} of {there} devices are idle" if used < there else ""
+        return (
+            f"trains on {self if used == 1 else f'{used} devices, {self}'}{idle}"
+            if there > 1
+            else ""
+        )
 
     @property
     def shares(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 
 from loopax.account import Account
 from loopax.arguments import as_state, trained_by
-from loopax.batches.base import Batches
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
 from loopax.compute.losses import LossFn
@@ -29,7 +29,7 @@ from loopax.errors import CheckpointError, ConfigError, RunDirError
 from loopax.files import replacing, storing, write_text
 from loopax.jsonlines import as_json
 from loopax.paths import PyTree, differing, form_of, forms, leaf_path
-from loopax.placement import Placement
+from loopax.placement import ONE, Placement, placement
 from loopax.randomness import Rngs, key_words
 from loopax.run.branching import branch_of
 from loopax.run.checkpoint_reader import CheckpointReader
@@ -89,6 +89,15 @@ class Replayed:
         return {leaf_path(path) or "batch": np.asarray(leaf) for path, leaf in leaves}
 
 
+def _placement_of(start: Start) -> Placement:
+    """The devices of that start; where there are fewer now, those there are, which is said."""
+    try:
+        return placement(start.mesh)
+    except ConfigError as error:
+        warnings.warn(f"{error}, so that a replay may differ in the last bits", stacklevel=4)
+        return ONE
+
+
 class Replay:
     """The steps of a run, executed again with what it was trained with.
 
@@ -111,16 +120,17 @@ class Replay:
         step: Callable[..., Any] | None = None,
     ) -> None:
         self._loss_fn = trained_by(loss_fn, step)
-        self._run, self._initial = (
-            run,
-            as_state(state, self._loss_fn, data, own=isinstance(self._loss_fn, OwnStep)),
-        )
-        self._batches: Batches = as_batches(data)
+        state = as_state(state, self._loss_fn, data, own=isinstance(self._loss_fn, OwnStep))
+        self._run, self._batches = run, as_batches(data)
         self._starts = starts_of(run)
+        self._placement = _placement_of(self._starts[-1])
+        self._initial = self._placement.put_state(state)
         self._store = CheckpointReader(run.checkpoints)
         skip = self._starts[-1].nonfinite == "skip"
-        self._train = TrainProgram(self._loss_fn, self._batches, Account(), skip=skip)
-        self._probe = probe_program(self._loss_fn, self._batches, Account())
+        self._train = TrainProgram(
+            self._loss_fn, self._batches, Account(), self._placement, skip=skip
+        )
+        self._probe = probe_program(self._loss_fn, self._batches, Account(), self._placement)
 
     def state_at(self, step: int) -> Any:
         """The state as it was when `step` updates had been made."""
@@ -130,7 +140,7 @@ class Replay:
         if at is not None:
             state, _ = self._store.restore(self._initial, at)
         elif self._starts[0].step == 0:
-            state, at = Placement.of(self._initial).put_state(self._initial), 0
+            state, at = self._placement.put_state(self._initial), 0
         else:
             raise ConfigError(
                 f"{self._run.path}: begins at step {self._starts[0].step} and has no checkpoint up "
@@ -141,7 +151,7 @@ class Replay:
     def step(self, step: int) -> Replayed:
         """Executes the update that was made when `step` had been made before."""
         state = self.state_at(step)
-        with Loader(self._feed(state, step), Placement.of(state)) as loader:
+        with Loader(self._feed(state, step), self._placement) as loader:
             loader.request(1)
             items, _ = loader.take()
         own = isinstance(self._loss_fn, OwnStep)
@@ -149,7 +159,7 @@ class Replay:
         first = jax.tree.map(lambda leaf: leaf[0], items.stacked)
         rngs = Rngs(state.key, state.step)
         batch = jax.jit(self._batches.assemble)(
-            self._batches.resident(Placement.of(state)), first, rngs
+            self._batches.resident(self._placement), first, rngs
         )
         report = examine(self._loss_fn, state, batch)
         _, rows = self._train(state, items)
@@ -199,7 +209,7 @@ class Replay:
             "run": Past(len(rows)).to_json(),
             "recorder": self._tail(step, start).to_json(),
             "data": start.data,
-            "numerics": numerics(),
+            "numerics": numerics(str(self._placement)),
         }
         parent = {"run": str(self._run.path.absolute()), "step": step}
         if isinstance(state, TrainState):
@@ -218,7 +228,7 @@ class Replay:
     def _advanced(self, state: Any, at: int, to: int) -> tuple[Any, list[dict[str, float]]]:
         """The state after the steps from `at` up to `to`, and their rows of metrics."""
         rows: list[dict[str, float]] = []
-        with Loader(self._feed(state, at), Placement.of(state)) as loader:
+        with Loader(self._feed(state, at), self._placement) as loader:
             while at < to:
                 loader.request(to - at)
                 items, count = loader.take()

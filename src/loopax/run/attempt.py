@@ -9,6 +9,7 @@ from typing import Any
 from loopax.account import Account, summary
 from loopax.compute.accumulation import check_accumulation
 from loopax.compute.soundness import check_sound, flags_of
+from loopax.environment import numerics
 from loopax.placement import is_writer
 from loopax.randomness import key_words
 from loopax.run.checkpoint import CheckpointStore
@@ -87,6 +88,8 @@ class Attempt:
         unused = check_accumulation(run.state, settings.total - run.step)
         if run.step:
             self.shown.say(f"{run.name}: continuing at step {run.step:,} of {settings.total:,}")
+        if devices := settings.placement.told():
+            self.shown.say(f"{run.name}: {devices}")
         if unused is not None:
             tell(self.shown, unused)
         self.shown.begin(run.step)
@@ -136,6 +139,7 @@ class Attempt:
                 log_every=settings.log_every,
                 probe_every=settings.probe_every,
                 writers=[name_of(writer) for writer in settings.writers],
+                numerics=numerics(str(settings.placement)),
             )
             writers = [RunFiles(self.shown.say), Guarded(TensorBoard(), warn), *writers]
         for writer in writers if is_writer() else ():

@@ -245,6 +245,12 @@ class Start:
     data: dict[str, Any]
     nonfinite: str
     log_every: int
+    numerics: dict[str, Any]
+
+    @property
+    def mesh(self) -> str:
+        """The devices that trained, as `fit` takes them."""
+        return str(self.numerics["mesh"])
 
 
 def starts_of(run: RunDir) -> list[Start]:

@@ -48,7 +48,7 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
             ) from error
         seeds = (key_words(run.state.key), key_words(settings.state.key))
         _check_same(store, settings.batches, data, seeds)
-        now = numerics()
+        now = numerics(str(settings.placement))
         if before:
             before[REMAT], now[REMAT] = meta.get(REMAT), computing(run.state)[REMAT]
         if changed := changes(before, now):

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-from loopax import placement
 from loopax.batches.base import Batches
 from loopax.compute.soundness import check_sound, flags_of
 from loopax.compute.state import TrainState
@@ -24,6 +23,7 @@ from loopax.errors import (
     RunInUseError,
     StorageError,
 )
+from loopax.placement import Placement, to_host
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.recorder import Recorder
 from loopax.run.retention import source_of
@@ -42,7 +42,7 @@ class Snapshot:
 
     def on_host(self) -> Snapshot:
         """The same with a state of its own: a chunk reuses the memory of the run's."""
-        return dataclasses.replace(self, state=placement.to_host(self.state))
+        return dataclasses.replace(self, state=to_host(self.state))
 
 
 class Saving:
@@ -129,7 +129,7 @@ class Saving:
             "run": self._run.past.to_json(),
             "recorder": self._recorder.tail.to_json(),
             "data": self._identity,
-            "numerics": numerics(),
+            "numerics": numerics(str(Placement.of(self._run.state))),
         }
         metrics = {
             f"{source}/{name}": value

@@ -1,0 +1,128 @@
+"""Trains one small network on several meshes of eight virtual devices, and tells what came out.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.system.meshes DIR
+
+prints a line of JSON. It is a program of its own, as the number of devices is that of a process.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+import loopax
+from loopax.data import Dataset
+from loopax.diagnose.replay import Replay
+from loopax.errors import ConfigError
+from loopax.placement import placement
+from loopax.run import RunDir
+from tests import compiled
+
+MESHES = ("data=1", "data=8", "data=2,fsdp=4", "fsdp=8")
+STEPS = 40
+
+
+class Network(nn.Module):
+    """An array to spread, one too small for that, and dropout."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        hidden = nn.relu(nn.Dense(64)(x))
+        hidden = nn.Dropout(0.2, deterministic=not train)(hidden)
+        return nn.Dense(3)(hidden)
+
+
+rng = np.random.default_rng(0)
+data = Dataset(
+    {
+        "x": rng.normal(size=(240, 32)).astype(np.float32),
+        "label": rng.integers(0, 3, 240).astype(np.int32),
+    }
+)
+model = Network()
+state = loopax.TrainState.create(model, data, optax.adam(1e-2), ema_decay=0.9)
+
+
+def loss_fn(params, batch, rngs):
+    logits = model.apply(params, batch["x"], rngs.training, rngs=rngs)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+
+
+def trained(run_dir, mesh, steps, **options):
+    return loopax.fit(
+        state,
+        loss_fn,
+        data.batches(16),
+        steps=steps,
+        run_dir=run_dir,
+        mesh=mesh,
+        # The last of these batches cannot be shared by eight.
+        evaluation=data.batches(100),
+        log_every=10,
+        probe_every=20,
+        progress=False,
+        **options,
+    )
+
+
+def digest(tree):
+    leaves = (
+        jax.random.key_data(leaf)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf
+        for leaf in jax.tree.leaves(tree)
+    )
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def told(home, mesh):
+    """What a run on a mesh came to, whole, in pieces, and in chunks of another length."""
+    whole, parts = home / f"whole {mesh}", home / f"parts {mesh}"
+    run = trained(whole, mesh, STEPS)
+    trained(parts, mesh, 17, chunk_steps=7)
+    again = trained(parts, mesh, STEPS, chunk_steps=1)
+    replayed = Replay(RunDir.open(whole), state, loss_fn, data.batches(16)).state_at(STEPS)
+    moved = home / f"moved {mesh}"
+    elsewhere = {}
+    for other in MESHES:
+        shutil.copytree(whole, moved)
+        elsewhere[other] = digest(trained(moved, other, STEPS).state)
+        shutil.rmtree(moved)
+    kernel = run.state.trainable["params"]["Dense_0"]["kernel"]
+    return {
+        "state": digest(run.state),
+        "in parts": digest(again.state),
+        "replayed": digest(replayed),
+        "elsewhere": elsewhere,
+        "rows": (whole / "metrics.jsonl").read_text(),
+        "rows in parts": (parts / "metrics.jsonl").read_text(),
+        "kernel": kernel.size,
+        "kernel on a device": kernel.addressable_shards[0].data.size,
+        "compiled": run.account["compilations"],
+    }
+
+
+def refused(mesh, batch_size):
+    """Why a mesh is refused; empty where it is not."""
+    try:
+        placement(mesh, batch_size)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    compiled.hasten(True)
+    home = Path(sys.argv[1])
+    default = trained(home / "default", None, 1)
+    found = {mesh: told(home, mesh) for mesh in MESHES}
+    found["default"] = len(default.state.step.sharding.device_set)
+    found["refused"] = [refused("data=2,fsdp=4", 20), refused("data=8", 4), refused("data=16", 16)]
+    print(json.dumps(found))

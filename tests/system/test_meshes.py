@@ -1,0 +1,74 @@
+"""Runs on eight virtual devices, each as exact as one on a single device."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.system.meshes import MESHES
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    home = tmp_path_factory.mktemp("meshes")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.system.meshes", home],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+def losses(rows):
+    return [
+        row["loss"]
+        for row in map(json.loads, rows.splitlines())
+        if row["source"] in ("train", "test")
+    ]
+
+
+def test_all_devices_share_a_batch_that_they_divide(told):
+    assert told["default"] == 8
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_same_mesh_gives_the_same_bits(told, mesh):
+    """Whatever the length of the chunks, interrupted or not, and executed again."""
+    found = told[mesh]
+    assert found["in parts"] == found["replayed"] == found["state"]
+    # The first part also measured its own last step.
+    in_parts = found["rows in parts"].splitlines(True)
+    assert "".join(row for row in in_parts if '"step": 17' not in row) == found["rows"]
+    assert len(found["compiled"]["train"]) == 1
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_comes_to_the_same_losses(told, mesh):
+    np.testing.assert_allclose(
+        losses(told[mesh]["rows"]), losses(told["data=1"]["rows"]), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_checkpoint_is_restored_on_every_mesh(told, mesh):
+    assert set(told[mesh]["elsewhere"].values()) == {told[mesh]["state"]}
+
+
+def test_a_mesh_that_cannot_be_is_refused_with_what_would_be_right(told):
+    assert told["refused"] == [
+        "mesh is data=2,fsdp=4, over which a batch of 20 cannot be shared evenly; take a batch "
+        "size of 16 or 24",
+        "mesh is data=8, over which a batch of 4 cannot be shared evenly; take a batch size of 8",
+        "mesh is data=16, 16 devices; there are 8",
+    ]
+
+
+@pytest.mark.parametrize(("mesh", "parts"), [("data=8", 1), ("data=2,fsdp=4", 4), ("fsdp=8", 8)])
+def test_fsdp_divides_what_a_device_holds(told, mesh, parts):
+    assert told[mesh]["kernel on a device"] * parts == told[mesh]["kernel"]

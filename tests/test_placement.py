@@ -1,0 +1,27 @@
+import pytest
+
+from loopax.errors import ConfigError
+from loopax.placement import ONE, placement
+
+
+@pytest.mark.parametrize("mesh", [None, "data=1", " data = 1 , fsdp=1"])
+def test_a_single_device_has_no_mesh(mesh):
+    assert placement(mesh, 16) == ONE
+
+
+@pytest.mark.parametrize(
+    ("mesh", "wrong"),
+    [
+        ("data", "mesh is 'data'; it must be a text such as 'data=2,fsdp=4'"),
+        ("data=0", "mesh is 'data=0'; it must be"),
+        (8, "mesh is 8; it must be"),
+        ("", "mesh is ''; it must be"),
+        ("data=1,data=1", "mesh is 'data=1,data=1'; it must be"),
+        ("rows=1", "mesh has the axis 'rows'; its axes are data and fsdp"),
+        ("data=64", "mesh is data=64, 64 devices; there are 1"),
+    ],
+)
+def test_what_is_no_mesh_is_refused(mesh, wrong):
+    with pytest.raises(ConfigError) as caught:
+        placement(mesh, 16)
+    assert str(caught.value).startswith(wrong)
