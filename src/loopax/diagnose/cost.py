@@ -173,8 +173,9 @@ def _plain_temporary_bytes(
     """Those of the same step in the types of the parameters, with all kept that it needs."""
     if state.precision is None and state.remat is None:
         return None
-    train = TrainProgram(loss_fn, batches, Account())
-    plain = Placement.of(state).put_state(state.replace(precision=None, remat=None))
+    placement = Placement.of(state)
+    train = TrainProgram(loss_fn, batches, Account(), placement)
+    plain = placement.put_state(state.replace(precision=None, remat=None))
     memory: Any = train.compiled(plain, items).memory_analysis()
     return memory.temp_size_in_bytes
 
