@@ -15,6 +15,8 @@ from jaxtyping import Array, Key
 
 from loopax.compute.libraries import library_of
 from loopax.compute.libraries.base import FUNCTIONS, Parts
+from loopax.compute.updates import SlowParams, settled, states_of, with_slow_params
+from loopax.compute.windows import can_be_weighed, opened, weighed
 from loopax.errors import ConfigError
 from loopax.paths import (
     PyTree,
@@ -116,6 +118,45 @@ def as_transformation(tx: Any) -> optax.GradientTransformation:
     else:
         cure = "give it one, such as optax.adamw(1e-3)"
     raise ConfigError(f"TrainState.create: tx is {_name(tx)}, not an Optax transformation; {cure}")
+
+
+def started(
+    tx: optax.GradientTransformation, params: PyTree
+) -> tuple[optax.GradientTransformation, PyTree]:
+    """A transformation as the step calls it, with its first state.
+
+    Raises:
+        ConfigError: it wants what no step can give it.
+    """
+    opt_state = tx.init(params)
+    # Optax has it since 0.2.7.
+    if hasattr(optax, "MonitorState") and any(states_of(opt_state, optax.MonitorState)):
+        tx = settled(tx)
+        opt_state = tx.init(params)
+    _check_gets_what_it_wants(opt_state)
+    if can_be_weighed(tx, opt_state):
+        return weighed(tx), opened(opt_state, params)
+    if any(states_of(opt_state, optax.LookaheadState)):
+        return with_slow_params(tx), SlowParams(params, opt_state)
+    return tx, opt_state
+
+
+def _check_gets_what_it_wants(opt_state: PyTree) -> None:
+    if any(states_of(opt_state, optax.contrib.DifferentiallyPrivateAggregateState)):
+        raise ConfigError(
+            "tx: differentially_private_aggregate, which is in dpsgd, takes the gradient of each "
+            "example, and that of a loss is the mean over its batch; write the step: fit(step=...)"
+        )
+    searches = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+    for outer, reason in (
+        (optax.MultiStepsState, "optax.MultiSteps would go by the last batch of a window only"),
+        (optax.MaskedState, "optax.masked or partition is given the loss of all parameters"),
+    ):
+        if any(any(states_of(tuple(state), searches)) for state in states_of(opt_state, outer)):
+            raise ConfigError(
+                f"tx: a line search inside of {reason}; put it around the whole optimiser, and "
+                "make batches larger or freeze parameters instead"
+            )
 
 
 def checked_seed(seed: Any) -> int:

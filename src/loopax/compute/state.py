@@ -21,13 +21,13 @@ from loopax.compute.adapters import (
     checked_seed,
     described,
     split_params,
+    started,
     taken_apart,
 )
 from loopax.compute.libraries.base import FUNCTIONS, Structure
 from loopax.compute.precision import Precision
 from loopax.compute.remat import checked_remat
 from loopax.compute.updates import (
-    SlowParams,
     averaged,
     averages,
     eval_params,
@@ -35,12 +35,10 @@ from loopax.compute.updates import (
     kept,
     named,
     overlaid,
-    states_of,
     update,
     update_counts,
-    with_slow_params,
 )
-from loopax.compute.windows import Weighed, can_be_weighed, opened, weighed
+from loopax.compute.windows import Weighed
 from loopax.errors import ConfigError
 from loopax.paths import (
     PyTree,
@@ -183,12 +181,7 @@ class TrainState(Node, kw_only=True):
             fields.setdefault("apply_fn", model.apply)
         trainable, rest = split_params(params, frozen)
         precision = Precision.of(compute_dtype, full_precision, params)
-        opt_state = transformation.init(trainable)
-        if can_be_weighed(transformation, opt_state):
-            transformation, opt_state = weighed(transformation), opened(opt_state, trainable)
-        elif any(states_of(opt_state, optax.LookaheadState)):
-            transformation = with_slow_params(transformation)
-            opt_state = SlowParams(trainable, opt_state)
+        transformation, opt_state = started(transformation, trainable)
         state = cls(
             step=jnp.zeros((), jnp.int32),
             trainable=trainable,

@@ -114,6 +114,28 @@ def stand_ins(grads: PyTree, params: PyTree) -> dict[str, Any]:
     return {"value": value_fn(params), "grad": grads, **functions}
 
 
+def settled(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation whose first state has the form of every later one.
+
+    That of `optax.monitor` lacks what is measured first; there are zeros then.
+    """
+
+    def init(params: PyTree) -> PyTree:
+        first = tx.init(params)
+        known = named(first)
+        _, later = jax.eval_shape(
+            lambda grads: update(tx, grads, first, grads, stand_ins(grads, grads)), params
+        )
+
+        def filled(path: Any, form: Any) -> Array:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return known[name] if name in known else jnp.zeros(form.shape, form.dtype)
+
+        return jax.tree_util.tree_map_with_path(filled, later)
+
+    return tx._replace(init=init)
+
+
 def _kinds(function: Callable[..., Any]) -> set[Any]:
     return {parameter.kind for parameter in inspect.signature(function).parameters.values()}
 

@@ -17,9 +17,6 @@ from loopax.compute.updates import states_of
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, leaf_paths
 
-LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
-"""They look for the lowest loss along an update, and of a window only the last batch is there."""
-
 
 class Weighed(NamedTuple):
     """The state of `optax.MultiSteps`, and what its open window weighs and measured so far."""
@@ -37,7 +34,7 @@ def weighed(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
     A `should_skip_update_fn` sees the gradients as they go into the mean.
 
     Raises:
-        ConfigError: from `init`; there is something inside that cannot be accumulated.
+        ConfigError: from `init`; its sums cannot hold the gradients.
     """
 
     def init(params: PyTree) -> Weighed:
@@ -83,13 +80,8 @@ def opened(window: optax.MultiStepsState, params: PyTree) -> Weighed:
     """The state of a window before its first batch.
 
     Raises:
-        ConfigError: it has a line search inside, or its sums cannot hold the gradients.
+        ConfigError: its sums cannot hold the gradients.
     """
-    if any(states_of(window.inner_opt_state, LINE_SEARCHES)):
-        raise ConfigError(
-            "tx: a line search inside of optax.MultiSteps would search along the loss of the last "
-            "batch of a window, with the gradients of all; make the batch larger instead"
-        )
     for path, leaf, mean in zip(
         leaf_paths(params), *map(jax.tree.leaves, (params, window.acc_grads)), strict=True
     ):
