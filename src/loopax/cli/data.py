@@ -50,9 +50,8 @@ def _list(words: list[str]) -> int:
     from loopax.caches import cache_dir
     from loopax.data import catalogue
 
-    for name, entry in catalogue.known().items():
-        classes = ", ".join(f"{kind} {count:,}" for kind, count in entry.classes.items())
-        print(f"{name}: {entry.what}{f' ({classes})' if classes else ''}")
+    for name, entry in catalogue.ENTRIES.items():
+        print(f"{name}: {entry.what}")
         print(f"  {entry.licence}")
         try:
             print(f"  here: {catalogue.located(name, cache_dir())}")
@@ -66,8 +65,8 @@ def _get(words: list[str]) -> int:
     from loopax.caches import cache_dir
     from loopax.data import catalogue
 
-    if command.name not in catalogue.known():
-        raise ConfigError(unknown("data", command.name, catalogue.known()))
+    if command.name not in catalogue.ENTRIES:
+        raise ConfigError(unknown("data", command.name, catalogue.ENTRIES))
     # Apart from the path, which a script may want alone.
     print(
         catalogue.get(command.name, cache_dir(), lambda line: print(line, file=sys.stderr)),

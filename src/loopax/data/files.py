@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 import textwrap
-import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from loopax.data.words import shown
 from loopax.errors import ConfigError, DataError
@@ -23,43 +21,28 @@ VALIDATION_NAMES = ("val", "valid", "validation")
 PART_NAMES = ("train", "test", *VALIDATION_NAMES)
 """What a part may be called, in names of folders, files and arrays."""
 
-_BLOCK_BYTES = 2**18
-_FOREIGN = {
-    "__macosx",  # macOS, in zip files
-    "desktop.ini",  # Windows
-    "thumbs.db",
-    "ehthumbs.db",
-    "$recycle.bin",
-    "system volume information",
-    "icon\r",  # macOS
-    "@eadir",  # Synology
-    "#recycle",
-    "lost+found",  # Linux
-    "__pycache__",  # Python
-}
+_FOREIGN = (
+    *("__macosx", "icon\r"),  # macOS, in zip files and folders
+    *("desktop.ini", "thumbs.db", "$recycle.bin", "system volume information"),  # Windows
+    *("@eadir", "lost+found", "__pycache__"),  # Synology, Linux, Python
+)
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """Finds a path as people type it: with `~`, as `file://`, or with accents in another form.
+    """A path as people type it, with `~` for the home folder, or as a URL that begins `file://`.
 
-    What exists as it is written is meant; otherwise the home folder, the URL or the other way in
-    which Unicode writes the same letters (NFC, NFD) is tried.
+    What exists as it is written is meant.
 
     Raises:
         ConfigError: it is empty, which would be the folder one happens to be in, or no path.
     """
-    if not isinstance(path, str | bytes | os.PathLike) or not os.fspath(path):
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigError(f"the path is {path!r}; it must be that of a file or a folder")
-    text = os.fsdecode(path)
-    found = Path(text)
+    found = Path(path)
     if os.path.lexists(found):
         return found
-    if text.startswith("file://"):
-        found = Path(unquote(urlsplit(text).path))
-    with suppress(RuntimeError):  # there is no such user
-        found = found.expanduser()
-    others = (Path(unicodedata.normalize(form, str(found))) for form in ("NFC", "NFD"))
-    return next((each for each in (found, *others) if os.path.lexists(each)), found)
+    text = str(path)
+    return Path(os.path.expanduser(unquote(text[7:]) if text.startswith("file://") else text))
 
 
 def absolute(name: str) -> str:
@@ -104,24 +87,16 @@ def open_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """The file at `path`, which `as_path` finds, open for reading.
 
     Raises:
-        DataError: it does not exist, is a folder or a device, or may not be read; or the body
-            raises anything else.
+        DataError: it does not exist, is a folder, or may not be read; or the body raises anything
+            else.
     """
-    with reporting(path, "cannot be read"):
-        # Before opening, because to open a named pipe is to wait for somebody to write.
-        found = as_path(path)
-        mode = os.stat(found).st_mode
-        if stat.S_ISDIR(mode):
-            raise fault(path, "is a folder; it must be a file")
-        if not stat.S_ISREG(mode):
-            raise fault(path, "is a device or a pipe; it must be a file")
-        with found.open("rb") as file:
-            yield file
+    with reporting(path, "cannot be read"), as_path(path).open("rb") as file:
+        yield file
 
 
 def read_up_to(stream: SupportsRead[bytes], count: int) -> bytearray:
     """The next `count` bytes, fewer at the end; memory grows with what is there, not `count`."""
     data = bytearray()
-    while block := stream.read(min(_BLOCK_BYTES, count - len(data))):
+    while block := stream.read(min(2**18, count - len(data))):
         data += block
     return data

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-MAX_CELL_BYTES = 2**28
-"""A cell, such as an encoded image, beyond this is taken for damage."""
-_BUFFER_BYTES = 2**20
+MAX_ROW_BYTES = 2**28
+"""A row beyond this is taken for damage."""
 _PART = re.compile(rf"({'|'.join(PART_NAMES)})(?![a-z])", re.IGNORECASE)
 _SHARD = re.compile(r"(\d{5})-of-(\d{5})")
 
@@ -94,7 +93,7 @@ def open_parquet(file: File) -> Iterator[pq.ParquetFile]:
     with open_file(file) as stream, reporting(file, "cannot be read as Parquet"):
         # Without a buffer the compressed column of a whole row group is read at once.
         table = pq.ParquetFile(
-            stream, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+            stream, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
         )
         _require_plausible_sizes(file, table.metadata)
         yield table
@@ -108,13 +107,8 @@ def _require_plausible_sizes(file: File, metadata: pq.FileMetaData) -> None:
     """
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        mean_bytes = group.total_byte_size // max(1, group.num_rows)
-        if mean_bytes > MAX_CELL_BYTES:
-            raise fault(
-                file,
-                f"row group {index} has {mean_bytes:,} bytes for each row; a row can have at "
-                f"most {MAX_CELL_BYTES:,}",
-            )
+        if (mean := group.total_byte_size // max(1, group.num_rows)) > MAX_ROW_BYTES:
+            raise fault(file, f"a row has {mean:,} bytes; it can have at most {MAX_ROW_BYTES:,}")
 
 
 def declared_classes(file: File, schema: pa.Schema) -> dict[str, tuple[str, ...]]:
@@ -123,20 +117,16 @@ def declared_classes(file: File, schema: pa.Schema) -> dict[str, tuple[str, ...]
     Raises:
         DataError: the metadata cannot be read.
     """
+    classes = {}
     with reporting(file, "its Hugging Face metadata cannot be read"):
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info") or {}
-        features = {**(info.get("features") or {})}
-    classes = {}
-    for column, feature in features.items():
-        inner = feature.get("feature") if isinstance(feature, dict) else None
-        said = inner if isinstance(inner, dict) else feature  # inner: of the elements of a list
-        if isinstance(said, dict) and said.get("_type") == "ClassLabel":
-            names = said.get("names") or []
-            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise fault(
-                    file, f"the names of the classes of {column!r} must be a list of strings"
-                )
-            classes[column] = tuple(names)
+        for column, feature in (info.get("features") or {}).items():
+            inner = feature.get("feature") if isinstance(feature, dict) else None
+            said = inner if isinstance(inner, dict) else feature  # inner: of the elements of a list
+            if isinstance(said, dict) and said.get("_type") == "ClassLabel":
+                classes[column] = tuple(said.get("names") or ())
+                if not all(isinstance(name, str) for name in classes[column]):
+                    raise ValueError(f"the classes of {column!r} must have strings for names")
     return classes
 
 

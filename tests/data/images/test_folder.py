@@ -1,4 +1,3 @@
-import os
 import warnings
 
 import numpy as np
@@ -192,13 +191,9 @@ def test_the_suffix_need_not_match_the_format(tmp_path):
     np.testing.assert_array_equal(only_image(tmp_path), GREY[..., None])
 
 
-def test_a_broken_link_and_a_pipe_are_refused(tmp_path, refuses):
+def test_a_broken_link_is_refused(tmp_path, refuses):
     (tmp_path / "x.png").symlink_to("nowhere.png")
     with refuses("x.png", "No such file"):
-        read_folder(tmp_path)
-    (tmp_path / "x.png").unlink()
-    os.mkfifo(tmp_path / "x.png")
-    with refuses("x.png", "device or a pipe"):
         read_folder(tmp_path)
 
 
@@ -217,7 +212,7 @@ def test_more_than_fits_in_memory_is_refused(tmp_path, refuses, monkeypatch):
 
     save(tmp_path / "x.png", GREY)
     monkeypatch.setattr(np, "empty", full)
-    with refuses("x.png", "6x4", "do not fit in memory", "size="):
+    with refuses("x.png", "do not fit in memory", "size="):
         read_folder(tmp_path)
 
 
@@ -272,40 +267,14 @@ def test_a_folder_that_is_none_is_refused(tmp_path, refuses):
 
 
 def test_a_folder_without_images_is_refused(tmp_path, refuses):
-    with refuses(tmp_path.name, "holds no image", "only 0 files", ".png"):
-        read_folder(tmp_path)
-    (tmp_path / "notes.txt").touch()
-    with refuses(tmp_path.name, "holds no image", "only 1 files"):
+    with refuses(tmp_path.name, "holds no image", ".png"):
         read_folder(tmp_path)
     (tmp_path / "dog").mkdir()
-    with refuses(tmp_path.name, "only empty folders: dog"):
+    with refuses(tmp_path.name, "holds no image"):
         read_folder(tmp_path)
     save(tmp_path / "cat" / "x.png", GREY)
-    (tmp_path / "dog" / "notes.txt").touch()
+    (tmp_path / "dog" / "picture.heic").touch()
     with refuses("dog", "holds no image"):
-        read_folder(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["heic", "CR2", "svg"])
-def test_mostly_images_that_cannot_be_read_are_refused(tmp_path, refuses, kind):
-    save(tmp_path / "cat" / "x.png", GREY)
-    for index in range(3):
-        (tmp_path / "cat" / f"{index}.{kind}").write_bytes(b"not read")
-    with refuses(f"3 of its 4 images cannot be read (3 .{kind.lower()})", "PNG or JPEG"):
-        read_folder(tmp_path)
-
-
-def test_an_image_needs_no_suffix(tmp_path):
-    save(tmp_path / "one", GREY, format="PNG")
-    (tmp_path / "LICENSE").write_text("free")
-    found = read_folder(tmp_path)
-    np.testing.assert_array_equal(found.columns["image"], GREY[None, ..., None])
-    assert found.notes == ("1 file left out: 1 without suffix",)
-
-
-def test_an_empty_file_is_named(tmp_path, refuses):
-    (tmp_path / "x.png").touch()
-    with refuses("x.png", "is empty, 0 bytes"):
         read_folder(tmp_path)
 
 

@@ -73,9 +73,9 @@ def idx_parts(path: Path, form: Form) -> Parts:
             if not each:
                 raise fault(path, f"holds no {MNIST_IMAGES[part]}, plain or .gz")
         files = {part: each[0] for part, each in found.items()}
-    images = {part: _read_idx(file) for part, file in files.items()}
-    labels = [_read_idx(_labels_beside(file)) for file in files.values()]
-    return _datasets("IDX", images, labels, form)
+    images = {part: Source(shown(file), read_idx(file)) for part, file in files.items()}
+    beside = map(_labels_beside, files.values())
+    return _datasets("IDX", images, [Source(shown(file), read_idx(file)) for file in beside], form)
 
 
 def mnist_files(folder: Path, *names: str) -> list[Path]:
@@ -87,17 +87,14 @@ def mnist_files(folder: Path, *names: str) -> list[Path]:
 
 
 def _labels_beside(images: Path) -> Path:
-    name = images.name.removesuffix(".gz")
-    wanted = name.replace("images", "labels").replace("idx3", "idx1")
-    for file in (images.with_name(wanted), images.with_name(f"{wanted}.gz")):
-        if wanted != name and isfile(file):
+    name = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    for file in (images.with_name(name), images.with_name(f"{name}.gz")):
+        if file != images and isfile(file):
             return file
-    expected = "train-labels-idx1-ubyte for train-images-idx3-ubyte" if wanted == name else wanted
-    raise fault(images, f"its labels must lie beside it, named like {expected}, plain or .gz")
-
-
-def _read_idx(path: Path) -> Source:
-    return Source(shown(path), read_idx(path))
+    raise fault(
+        images,
+        "its labels must lie beside it, with labels-idx1 in the name for images-idx3, plain or .gz",
+    )
 
 
 def _datasets(
@@ -117,7 +114,7 @@ def _datasets(
                     flat.where,
                     f"labels are {flat.array.dtype}, but those to train on are names of classes",
                 )
-            label, known = as_labels([flat], known)
+            label, known = as_labels(flat, known)
         columns = {"image": resized(image, source.where, form), "label": label}
         datasets[part] = Dataset(columns, class_names=known, source=kind)
     return datasets
@@ -135,22 +132,17 @@ def _as_images(source: Source) -> np.ndarray:
     where, array = source
     images = array[..., None] if array.ndim == 3 else array
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
-        advice = ""
-        if images.ndim == 4 and images.shape[1] in (1, 3):
-            advice = "; channels come last, so transpose it with (0, 2, 3, 1)"
         raise fault(
             where,
             f"images have the shape {array.shape}; it must be (examples, height, width) or "
-            f"(examples, height, width, 1 or 3), and not empty{advice}",
+            "(examples, height, width, 1 or 3), and not empty; where channels come first, "
+            "transpose it with (0, 2, 3, 1)",
         )
     if array.dtype.kind not in "iuf":
         raise fault(where, f"images are {array.dtype}; they must be integers or floats")
     is_float = array.dtype.kind == "f"
-    low, high, limit = array.min(), array.max(), 1 if is_float else 255
-    if np.isnan(low):
-        example = np.isnan(array).argmax() // (array.size // len(array))
-        raise fault(where, f"image {example} holds NaN; floats must be from 0 to 1")
-    if low < 0 or high > limit:
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= (1 if is_float else 255)):  # nor where they are NaN
         raise fault(
             where,
             f"images are {array.dtype} from {low} to {high}; integers must be from 0 to 255, "
@@ -163,80 +155,61 @@ def _flat_labels(source: Source, examples: int) -> Source:
     """Labels in the shape `(examples,)`, after a check that there is one for each image."""
     where, array = source
     labels = array.ravel() if array.ndim == 2 and array.shape[1] == 1 else array
-    if labels.ndim != 1:
-        advice = "; turn one-hot rows into numbers with argmax(axis=1)" if array.ndim == 2 else ""
+    if labels.shape != (examples,):
         raise fault(
             where,
-            f"labels have the shape {array.shape}; it must be (examples,), the number of a class "
-            f"for each{advice}",
+            f"labels have the shape {array.shape} for {examples} images; each needs one number "
+            "(one-hot rows become numbers by argmax(axis=1))",
         )
-    if len(labels) != examples:
-        raise fault(where, f"holds {len(labels)} labels for {examples} images; each needs one")
     return Source(where, labels)
 
 
-def as_labels(
-    sources: Sequence[Source], known: tuple[str, ...]
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def as_labels(source: Source, known: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels as they are kept, int32 `(examples,)`, -1 where the class is not known; the classes.
 
     False is 0, true is 1, and floats may be whole numbers. Text, or bytes of UTF-8, is numbered;
     None and what is empty are unknown.
 
     Args:
-        sources: the labels as they were read, each `(examples,)`, one after the other.
+        source: the labels as they were read, `(examples,)`.
         known: the classes there are; if empty, as many as the numbers say, or the names that
             occur, in the order of `class_order`.
 
     Raises:
         DataError: they are no whole numbers and no text, or one is no class.
     """
-    if all(source.array.dtype.kind in "SUO" for source in sources):
-        return _numbered(sources, known)
+    where, labels = source
+    if labels.dtype.kind in "SUO":
+        return _numbered(source, known)
+    if labels.dtype.kind not in "biuf":
+        raise fault(where, f"labels are {labels.dtype}; they must be whole numbers, or text")
     limit = len(known) or MAX_CLASSES
-    labels = np.concatenate([_whole_numbers(source, limit) for source in sources])
+    is_label = (labels >= -1) & (labels < limit) & (labels == np.floor(labels))
+    if not is_label.all():
+        first = int(is_label.argmin())
+        raise fault(
+            where,
+            f"label {first} is {labels[first]}; labels must be whole numbers, 0 to {limit - 1}, or "
+            "-1 for unknown",
+        )
+    labels = labels.astype(np.int32)
     return labels, known or tuple(map(str, range(labels.max(initial=-1) + 1)))
 
 
-def _whole_numbers(source: Source, limit: int) -> np.ndarray:
+def _numbered(source: Source, known: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     where, labels = source
-    if labels.dtype.kind not in "biuf":
-        raise fault(
-            where, f"labels are {labels.dtype}; they must be whole numbers, from 0, or text"
-        )
-    if labels.dtype.kind == "f" and (parts := ~(np.floor(labels) == labels)).any():
-        first = int(parts.argmax())
-        raise fault(
-            where, f"label {first} is {labels[first]}; labels are whole numbers, or -1 for unknown"
-        )
-    # Wide enough to be compared with any limit.
-    labels = labels.astype({"b": np.int32, "f": np.float64}.get(labels.dtype.kind, labels.dtype))
-    if (outside := (labels < -1) | (labels >= limit)).any():
-        first = int(outside.argmax())
-        raise fault(
-            where,
-            f"label {first} is {labels[first]}; labels must be 0 to {limit - 1}, or -1 for unknown",
-        )
-    return labels.astype(np.int32)
-
-
-def _numbered(
-    sources: Sequence[Source], known: tuple[str, ...]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    words: list[tuple[str, int, str | None]] = []
-    for where, array in sources:
-        with reporting(where, "holds labels that are no text in UTF-8"):
-            names = [each.decode() if isinstance(each, bytes) else each for each in array.tolist()]
-        words += [(where, row, name) for row, name in enumerate(names)]
-    found = {name for *_, name in words if name}
+    with reporting(where, "holds labels that are no text in UTF-8"):
+        names = [each.decode() if isinstance(each, bytes) else each for each in labels.tolist()]
+    found = {*filter(None, names)}
     classes = known or tuple(sorted(found, key=class_order(found)))
     if len(classes) > MAX_CLASSES:
         raise fault(
-            sources[0].where,
-            f"holds {len(classes):,} different labels; at most {MAX_CLASSES:,} can be",
+            where, f"holds {len(classes):,} different labels; at most {MAX_CLASSES:,} can be"
+        )
+    if strange := found - {*classes}:
+        name = min(strange)
+        raise fault(
+            where, f"label {names.index(name)} is {brief(name)!r}, which no image to train on has"
         )
     numbers = {None: -1, "": -1} | {name: number for number, name in enumerate(classes)}
-    for where, row, name in words:
-        if name not in numbers:
-            raise fault(where, f"label {row} is {brief(name)!r}, which no image to train on has")
-    return np.array([numbers[name] for *_, name in words], np.int32), classes
+    return np.array([numbers[name] for name in names], np.int32), classes

@@ -20,32 +20,13 @@ from loopax.extras import require
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "AVIF")
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it for integers
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+"""Pillow's names of the formats that are read; it knows others, some of which run programs."""
+_LUMA = np.array([19595, 38470, 7471]) / 2**16  # ITU-R BT.601, as Pillow has it for integers
 
 
 def _require_pillow() -> None:
     require("images", "reading pictures", "PIL")
-
-
-def readable_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that it can read here."""
-    _require_pillow()
-    from PIL import features
-
-    return tuple(each for each in _FORMATS if each != "AVIF" or features.check("avif"))
-
-
-def is_image(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins like an image that can be read."""
-    _require_pillow()
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=readable_formats()):
-            return True
-    except Exception:  # What parsers raise on other bytes is open-ended.
-        return False
 
 
 class WhiteLevel:
@@ -87,34 +68,29 @@ class Form(NamedTuple):
             ConfigError: the size is not two positive whole numbers, the channels not 1 or 3, or the
                 background is no colour.
         """
-        size, channels, background, _ = self
-        if size is not None and not (
-            isinstance(size, Sequence)
-            and len(size) == 2
-            and all(isinstance(each, int) and each > 0 for each in size)
-        ):
+        numbers = self.size if isinstance(self.size, Sequence) else ()
+        whole = [each for each in numbers if isinstance(each, int) and each > 0]
+        if self.size is not None and not len(numbers) == len(whole) == 2:
             raise ConfigError(
-                f"size is {size!r}; it must be (height, width) in pixels, both positive"
+                f"size is {self.size!r}; it must be (height, width) in pixels, both positive"
             )
-        if channels not in (None, 1, 3):
-            raise ConfigError(f"channels is {channels!r}; it must be 1 (grey) or 3 (colour)")
-        if background is not None:
-            _colour(background)
+        if self.channels not in (None, 1, 3):
+            raise ConfigError(f"channels is {self.channels!r}; it must be 1 (grey) or 3 (colour)")
+        if self.background is not None:
+            _colour(self.background)
         return self
 
 
-def _colour(background: str) -> tuple[int, int, int]:
+def _colour(background: str) -> tuple[int, ...]:
     _require_pillow()
     from PIL import ImageColor
 
     try:
-        # Typed for all modes; in RGB it is three numbers.
-        red, green, blue = ImageColor.getcolor(background, "RGB")  # type: ignore[misc]
+        return ImageColor.getrgb(background)[:3]
     except (ValueError, AttributeError) as error:
         raise ConfigError(
             f"background is {background!r}; it must be a colour: white, black or '#rrggbb'"
         ) from error
-    return red, green, blue
 
 
 def at_one_white_level(
@@ -166,7 +142,7 @@ def decode_images(images: Iterable[EncodedImage], count: int, form: Form) -> np.
                 image = _decoded(where, stream, form)
             height, width, channels = image.shape
             if index == 0:
-                first, pixels = where, _allocated(where, (count, *image.shape))
+                first, pixels = where, _allocated(where, count, image)
             if (height, width) != pixels.shape[1:3]:
                 raise fault(
                     where,
@@ -175,7 +151,7 @@ def decode_images(images: Iterable[EncodedImage], count: int, form: Form) -> np.
                     "size=(height, width), or --image-size HEIGHT WIDTH",
                 )
             if channels > pixels.shape[3]:
-                grey, pixels = pixels, _allocated(where, (count, *image.shape))
+                grey, pixels = pixels, _allocated(where, count, image)
                 pixels[:index] = grey[:index]
             pixels[index] = image
     return pixels
@@ -190,21 +166,17 @@ def resized(images: np.ndarray, where: str, form: Form) -> np.ndarray:
     if form.size in (None, images.shape[1:3]) and form.channels in (None, images.shape[3]):
         return images
     with reporting(where, "its images cannot be resized"):
-        first = _resized_array(images[0], form)
-        result = np.empty((len(images), *first.shape), images.dtype)
-        for index, pixels in enumerate(images):
-            result[index] = _resized_array(pixels, form)
-    return result
+        return np.stack([_resized_array(pixels, form) for pixels in images])
 
 
 def _resized_array(pixels: np.ndarray, form: Form) -> np.ndarray:
     _require_pillow()
     from PIL import Image
 
-    if form.channels == 1 and pixels.shape[2] == 3 and pixels.dtype == np.uint8:
-        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    elif form.channels == 1 and pixels.shape[2] == 3:
-        pixels = (pixels @ _LUMA).astype(pixels.dtype)[..., None]
+    if form.channels == 1 and pixels.shape[2] == 3:
+        grey = pixels @ _LUMA
+        grey = np.floor(grey + 0.5) if pixels.dtype == np.uint8 else grey
+        pixels = grey.astype(pixels.dtype)[..., None]
     if form.size not in (None, pixels.shape[:2]):
         planes = [Image.fromarray(np.ascontiguousarray(each)) for each in np.moveaxis(pixels, 2, 0)]
         pixels = np.stack([np.asarray(_resized_image(plane, form)) for plane in planes], axis=-1)
@@ -212,15 +184,10 @@ def _resized_array(pixels: np.ndarray, form: Form) -> np.ndarray:
     return np.repeat(pixels, channels // pixels.shape[2], axis=2)
 
 
-def _allocated(where: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        return np.empty(shape, np.uint8)
-    except MemoryError as error:
-        raise fault(
-            where,
-            f"is {shape[1]}x{shape[2]} pixels, and {shape[0]:,} such images do not fit in memory; "
-            "pass a smaller size=(height, width)",
-        ) from error
+def _allocated(where: str | os.PathLike[str], count: int, image: np.ndarray) -> np.ndarray:
+    what = f"{count:,} images of its size do not fit in memory, pass a smaller size=(height, width)"
+    with reporting(where, what):
+        return np.empty((count, *image.shape), np.uint8)
 
 
 def _decoded(where: str | os.PathLike[str], stream: BinaryIO, form: Form) -> np.ndarray:
@@ -229,11 +196,9 @@ def _decoded(where: str | os.PathLike[str], stream: BinaryIO, form: Form) -> np.
 
     with reporting(where, "cannot be read as an image"):
         try:
-            stored = Image.open(stream, formats=readable_formats())
+            stored = Image.open(stream, formats=FORMATS)
         except UnidentifiedImageError as error:
-            if not stream.seek(0, os.SEEK_END):
-                raise fault(where, "is empty, 0 bytes; copy it anew, or delete it") from error
-            raise fault(where, f"is none of {', '.join(readable_formats())}, or damaged") from error
+            raise fault(where, f"is none of {', '.join(FORMATS)}, or damaged") from error
         frames = getattr(stored, "n_frames", 1)
         if frames > 1 and stored.format != "MPO":  # a camera's JPEG with previews
             raise fault(where, f"is animated or has pages, {frames} of them; it must be one image")
@@ -266,27 +231,19 @@ def _eight_bit(where: str | os.PathLike[str], image: Image, form: Form) -> Image
     if image.has_transparency_data:
         clear = image.convert("RGBA")
         opacity = clear.getchannel("A").getextrema()[0]
+        if opacity != 255 and form.background is None:
+            raise fault(
+                where,
+                f"has transparent pixels (opacity {opacity} of 255), whose colour is not known; "
+                "put them on a background: background='white', or --background white",
+            )
         if opacity != 255:
-            return _on_background(where, clear, opacity, form)
+            ground = Image.new("RGBA", clear.size, _colour(form.background or ""))
+            ground.alpha_composite(clear)
+            red, green, blue, _ = ground.split()
+            return red if red == green == blue else ground.convert("RGB")
         image.info.pop("transparency", None)  # or Pillow warns that it is lost
     return image.convert("L" if _is_grey(image) else "RGB")
-
-
-def _on_background(
-    where: str | os.PathLike[str], clear: Image, opacity: object, form: Form
-) -> Image:
-    from PIL import Image
-
-    if form.background is None:
-        raise fault(
-            where,
-            f"has transparent pixels (opacity {opacity} of 255), whose colour is not known; "
-            "put them on a background: background='white', or --background white",
-        )
-    ground = Image.new("RGBA", clear.size, _colour(form.background))
-    ground.alpha_composite(clear)
-    red, green, blue, _ = ground.split()
-    return red if red == green == blue else ground.convert("RGB")
 
 
 def _is_grey(image: Image) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,18 +21,10 @@ from loopax.data.images.decode import (
     WhiteLevel,
     at_one_white_level,
     decode_images,
-    is_image,
-    readable_formats,
 )
 from loopax.data.words import abridged, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_OTHER_IMAGES = (
-    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ppm", ".pgm"),
-    *(".pbm", ".pnm", ".tga", ".ico", ".exr", ".hdr", ".dcm", ".raw", ".dng", ".cr2", ".cr3"),
-    *(".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
-)
-"""Suffixes of images that are not read."""
 
 
 def read_folder(
@@ -49,7 +40,7 @@ def read_folder(
     numbers; images are in the order of class and file name. A folder in which the images lie
     directly is one class, named after the folder. What is hidden or left there by other programs
     (`Thumbs.db`, `__MACOSX`, ...) is passed over; so are files of other kinds and empty folders,
-    which `Dataset.notes` count. A file without a suffix is an image if it begins like one.
+    which `Dataset.notes` count.
 
     Args:
         path: the folder.
@@ -65,8 +56,8 @@ def read_folder(
     Raises:
         ConfigError: `size` is not two positive whole numbers, `channels` not 1 or 3, or
             `background` no colour.
-        DataError: the folder is missing or holds no image, or mostly such as cannot be read
-            (HEIC, ...); images and folders are mixed; or an image cannot be used.
+        DataError: the folder or that of a class is missing or holds no image; images and folders
+            are mixed; or an image cannot be used.
     """
     form, path = Form(size, channels, background).checked(), as_path(path)
     return at_one_white_level(lambda form: {"": _dataset(path, form)}, form)[""]
@@ -111,13 +102,11 @@ def folder_parts(folder: Path, form: Form) -> dict[str, Dataset]:
         name = folder.resolve().name
         return {part: replace(data, class_names=(name,)) for part, data in parts.items()}
     for part, data in parts.items():
-        if differing := sorted({*data.class_names} ^ {*parts["train"].class_names}):
-            is_trained = differing[0] in parts["train"].class_names
-            has, lacks = ("train", part) if is_trained else (part, "train")
+        if differing := {*data.class_names} ^ {*parts["train"].class_names}:
             raise fault(
                 folder,
-                f"{named[has].name}/ has the class {differing[0]!r}, {named[lacks].name}/ has not; "
-                "both must have the same classes",
+                f"only one of {named['train'].name}/ and {named[part].name}/ has the class "
+                f"{min(differing)!r}; both must have the same classes",
             )
     if passed_over := [each.name for each in below if each.name.lower() not in PART_NAMES]:
         note = f"left out beside the parts: {abridged(map(shown, passed_over))}"
@@ -162,18 +151,11 @@ def _listing(folder: Path) -> _Listing:
             # A link that leads nowhere is not passed over: it was the folder of a class.
             if entry.is_dir() or (not each.suffix and entry.is_symlink() and not each.exists()):
                 found.folders.append(each)
-            elif _is_read(each):
+            elif each.suffix.lower() in SUFFIXES:
                 found.images.append(each)
             else:
                 found.others[each.suffix.lower() or "without suffix"] += 1
     return found
-
-
-def _is_read(file: Path) -> bool:
-    suffix = file.suffix.lower()
-    if suffix == ".avif":
-        return "AVIF" in readable_formats()
-    return suffix in SUFFIXES or (not suffix and is_image(file))
 
 
 def _classes(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
@@ -185,53 +167,24 @@ def _classes(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
             f"holds the image {found.images[0].name!r} beside the folder "
             f"{found.folders[0].name!r}; it must hold either images or one folder per class",
         )
-    notes, below = [], {each: _listing(each) for each in found.folders}
-    if empty := [each for each, inside in below.items() if not any(inside)]:
-        names = abridged(each.name for each in empty)
-        if len(empty) == len(below):
-            raise fault(folder, f"holds no image, only empty folders: {names}")
-        notes.append(f"{len(empty):,} empty folder{'s'[: len(empty) > 1]} left out: {names}")
-    others = sum((each.others for each in below.values()), found.others)
+    below = {each: _listing(each) for each in found.folders}
+    empty = [each.name for each, inside in below.items() if not any(inside)]
     filled = {each: inside for each, inside in below.items() if any(inside)} or {folder: found}
-    _require_readable(folder, sum(len(inside.images) for inside in filled.values()), others)
-    classes: dict[str, list[Path]] = {}
     for each, inside in filled.items():
-        _require_images_only(each, inside)
-        # The same in either form of Unicode.
-        name = unicodedata.normalize("NFC", each.name) if below else folder.resolve().name
-        if name in classes:
-            raise fault(folder, f"holds two folders that are written {name!r}; make them one")
-        classes[name] = inside.images
-    if total := others.total():
-        notes.append(f"{total:,} file{'s'[: total > 1]} left out: {_by_kind(others)}")
-    return {name: classes[name] for name in sorted(classes, key=class_order(classes))}, (*notes,)
-
-
-def _by_kind(others: Counter[str]) -> str:
-    ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
-    return abridged(f"{count:,} {suffix}" for suffix, count in ranked)
-
-
-def _require_readable(folder: Path, images: int, others: Counter[str]) -> None:
-    unread = Counter({kind: n for kind, n in others.items() if kind in _OTHER_IMAGES})
-    if unread.total() > images:
-        raise fault(
-            folder,
-            f"{unread.total():,} of its {unread.total() + images:,} images cannot be read "
-            f"({_by_kind(unread)}); convert them to PNG or JPEG first",
-        )
-
-
-def _require_images_only(folder: Path, found: _Listing) -> None:
-    if found.folders:
-        raise fault(
-            folder,
-            f"is taken for the folder of a class, but holds the folder "
-            f"{found.folders[0].name!r}; it must hold images only",
-        )
-    if not found.images:
-        raise fault(
-            folder,
-            f"holds no image, only {found.others.total()} files of other kinds; images end in "
-            f"{', '.join(SUFFIXES)}",
-        )
+        inner = inside.folders if each in below else []
+        if inner or not inside.images:
+            held = f"the folder {inner[0].name!r}" if inner else "no image"
+            raise fault(
+                each,
+                f"holds {held}; the folder of a class must hold images only, which end in "
+                f"{', '.join(SUFFIXES)}",
+            )
+    notes = (f"empty folders left out: {abridged(empty)}",) if empty else ()
+    if others := sum((each.others for each in below.values()), found.others):
+        kinds = abridged(f"{count:,} {suffix}" for suffix, count in others.most_common())
+        notes = (*notes, f"other files left out: {kinds}")
+    images = {
+        each.name if below else folder.resolve().name: inside.images
+        for each, inside in filled.items()
+    }
+    return {name: images[name] for name in sorted(images, key=class_order(images))}, notes

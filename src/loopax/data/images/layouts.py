@@ -44,7 +44,7 @@ def load(
     - a folder with the four files of MNIST, `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`
       and the same with `t10k`, each plain or `.gz` (plain is preferred);
     - a folder with Parquet files, which `find_shards` puts together, or a Parquet file, each as
-      `read_parquet` reads it: the form of Hugging Face's image sets;
+      `parquet_parts` reads it: the form of Hugging Face's image sets;
     - a folder with `train/` beside `test/` or `validation/` (`val/`, `valid/`) or both, each as
       `read_folder` reads it and with the same classes;
     - a folder as `read_folder` reads it;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from os.path import isdir
 from pathlib import Path
@@ -16,42 +16,19 @@ from loopax.data.columns import IMAGE_NAMES, LABEL_NAMES, only_column, require_c
 from loopax.data.files import fault, reporting
 from loopax.data.images.arrays import Parts, Source, as_labels
 from loopax.data.images.decode import EncodedImage, Form, decode_images
-from loopax.data.parquet import (
-    MAX_CELL_BYTES,
-    File,
-    declared_classes,
-    find_shards,
-    kind_of,
-    open_parquet,
-)
+from loopax.data.parquet import File, declared_classes, find_shards, kind_of, open_parquet
 from loopax.data.words import brief, quoted, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _IMAGE_ROWS = 16
-_LABEL_ROWS = 2**16
-_AS_STORED = Form()
 
 
 def parquet_parts(
-    path: Path, form: Form, image_column: str | None, label_column: str | None
+    path: Path, form: Form, image_column: str | None = None, label_column: str | None = None
 ) -> Parts:
-    """The images in a Parquet file, or in the shards of a folder, as `read_parquet` reads them."""
-    files = find_shards(path) if isdir(path) else {"": [path]}
-    if not files:
-        raise fault(path, "holds no Parquet file; their names must end in .parquet")
-    return read_parquet(files, form=form, image_column=image_column, label_column=label_column)
-
-
-def read_parquet(
-    parts: Mapping[str, Sequence[File]],
-    *,
-    form: Form = _AS_STORED,
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> Parts:
-    """The images in Parquet files, a dataset for each part.
+    """The images in a Parquet file, or in the files of a folder that `find_shards` puts together.
 
     A column of images holds the bytes of a PNG, JPEG, ..., as they are or as the field `bytes` of
     a struct; they are read as those in a folder are. A column of labels holds whole numbers, -1
@@ -67,6 +44,9 @@ def read_parquet(
         DataError: a file is damaged; a column is not there, or it is not clear which is meant; a
             cell is no image or no label; or the files do not belong together.
     """
+    parts = find_shards(path) if isdir(path) else {"": [path]}
+    if not parts:
+        raise fault(path, "holds no Parquet file; their names must end in .parquet")
     ordered = sorted(parts, key=lambda part: part != "train")
     first, *others = [file for part in ordered for file in parts[part]]
     columns = _find_columns(first, image_column, label_column)
@@ -90,7 +70,7 @@ class _Columns(NamedTuple):
     """The columns to read; `class_names` are those that the metadata give to integers."""
 
     image: str
-    label: str | None
+    label: str
     is_text: bool
     class_names: tuple[str, ...]
 
@@ -99,37 +79,30 @@ def _find_columns(file: File, image: str | None, label: str | None) -> _Columns:
     with open_parquet(file) as table:
         types = {field.name: field.type for field in table.schema_arrow}
         declared = declared_classes(file, table.schema_arrow)
-    image = _image_column(file, types, image)
+    if image is None:
+        found = [name for name, kind in types.items() if _holds_images(kind)]
+        found = usual(found, IMAGE_NAMES) or found
+        if not found:
+            raise fault(
+                file,
+                "no column holds bytes of encoded images, or a struct with a field 'bytes'; its "
+                f"columns are {quoted(types, types)}",
+            )
+        image = only_column(file, found, "images", "image_column", types)
     if label is None:
         found = [name for name in types if name in declared and _is_label(types[name])]
         found = usual(found or types, LABEL_NAMES) or found
         label = only_column(file, found, "labels", "label_column", types) if found else ""
-    if not label:
-        return _Columns(image, None, False, ())
-    require_column(file, label, types, types)
-    if not _is_label(types[label]):
-        raise fault(
-            file,
-            f"column {label!r} is {brief(types[label])}; labels must be whole numbers or strings, "
-            'one for each image (label_column="" does without)',
-        )
-    is_text = kind_of(types[label]) == "text"
+    for name, is_fit, what in (
+        (image, _holds_images, "bytes of encoded images"),
+        (label, _is_label, 'a whole number or a string for each image (label_column="": none)'),
+    ):
+        if name:
+            require_column(file, name, types, types)
+            if not is_fit(types[name]):
+                raise fault(file, f"column {name!r} is {brief(types[name])}; it must be {what}")
+    is_text = bool(label) and kind_of(types[label]) == "text"
     return _Columns(image, label, is_text, () if is_text else declared.get(label, ()))
-
-
-def _image_column(file: File, types: Mapping[str, pa.DataType], given: str | None) -> str:
-    form = "bytes of encoded images, or a struct with a field 'bytes'"
-    if given is None:
-        found = [name for name, kind in types.items() if _holds_images(kind)]
-        if not found:
-            raise fault(file, f"no column holds {form}; its columns are {quoted(types, types)}")
-        return only_column(
-            file, usual(found, IMAGE_NAMES) or found, "images", "image_column", types
-        )
-    require_column(file, given, types, types)
-    if not _holds_images(types[given]):
-        raise fault(file, f"column {given!r} is {brief(types[given])}; it must be {form}")
-    return given
 
 
 def _is_label(column: pa.DataType) -> bool:
@@ -149,13 +122,15 @@ def _read_part(
     files: Sequence[File], columns: _Columns, known: tuple[str, ...], form: Form
 ) -> Dataset:
     """The rows of `files`, with the classes that are known, or else those that the labels show."""
-    count = sum(map(_count_rows, files))
+    count = 0
+    for file in files:
+        with open_parquet(file) as table:
+            count += int(table.metadata.num_rows)
     if count == 0:
         raise fault(files[0], "holds no rows; there must be at least one")
     label, source = np.full(count, -1, np.int32), f"Parquet, images in {columns.image!r}"
-    if columns.label is not None:
-        stored = [_read_labels(file, columns.label, columns.is_text) for file in files]
-        label, known = as_labels(stored, known)
+    if columns.label:
+        label, known = as_labels(_read_labels(files, columns), known)
         source += f", labels in {columns.label!r}"
     images = (image for file in files for image in _encoded_images(file, columns.image))
     return Dataset(
@@ -166,43 +141,33 @@ def _read_part(
     )
 
 
-def _count_rows(file: File) -> int:
-    with open_parquet(file) as table:
-        return int(table.metadata.num_rows)
-
-
-def _read_labels(file: File, column: str, is_text: bool) -> Source:
-    """A column as text, None for null, or as integers, -1 for null."""
+def _read_labels(files: Sequence[File], columns: _Columns) -> Source:
+    """A column of several files as text, None for null, or as integers, -1 for null."""
     import pyarrow as pa
 
-    where, kind = f"{shown(file)}: column {column!r}", pa.large_string() if is_text else pa.int64()
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    where = f"{shown(files[0])}{more}: column {columns.label!r}"
+    kind = pa.large_string() if columns.is_text else pa.int64()
+    pieces = [cells for file in files for _, cells in _batches(file, columns.label, 2**16)]
     with reporting(where, "cannot be read as labels"):
-        pieces = [cells.cast(kind) for _, cells in _batches(file, column, _LABEL_ROWS)]
-        cells = pa.chunked_array(pieces, kind)
-        if is_text:
-            return Source(where, np.array(cells.to_pylist(), object))
-        return Source(where, cells.fill_null(-1).to_numpy())
+        cells = pa.chunked_array([piece.cast(kind) for piece in pieces], kind)
+    if columns.is_text:
+        return Source(where, np.array(cells.to_pylist(), object))
+    return Source(where, cells.fill_null(-1).to_numpy())
 
 
 def _encoded_images(file: File, column: str) -> Iterator[EncodedImage]:
-    import pyarrow.compute as pc
-
     for start, cells in _batches(file, column, _IMAGE_ROWS):
-        is_struct = cells.type.num_fields > 0
-        contents = pc.struct_field(cells, "bytes") if is_struct else cells
-        for row, (cell, content) in enumerate(zip(cells, contents, strict=True), start):
+        for row, cell in enumerate(cells.to_pylist(), start):
             where = f"{shown(file)}: row {row}"
-            if not content.is_valid:
-                path = (cell.as_py() or {}).get("path") if is_struct else None
+            content = cell.get("bytes") if isinstance(cell, dict) else cell
+            if content is None:
+                path = (cell or {}).get("path")
                 held = f"only the path {brief(path)!r}" if path else "only null"
                 raise fault(
                     where, f"column {column!r} holds {held}; it must hold the bytes of an image"
                 )
-            if (size := content.as_buffer().size) > MAX_CELL_BYTES:
-                raise fault(
-                    where, f"holds {size:,} bytes; an image can have at most {MAX_CELL_BYTES:,}"
-                )
-            yield EncodedImage(where, nullcontext(io.BytesIO(content.as_py())))
+            yield EncodedImage(where, nullcontext(io.BytesIO(content)))
 
 
 def _batches(file: File, column: str, rows: int) -> Iterator[tuple[int, pa.Array]]:
@@ -211,11 +176,9 @@ def _batches(file: File, column: str, rows: int) -> Iterator[tuple[int, pa.Array
         promised, end = table.metadata.num_rows, 0
         for batch in table.iter_batches(rows, columns=[column]):
             start, end = end, end + len(batch)
-            if end <= promised:
-                cells = batch.column(column)
-                is_packed = hasattr(cells, "dictionary_decode")
-                yield start, cells.dictionary_decode() if is_packed else cells
+            if end > promised:
+                break
+            cells = batch.column(column)
+            yield start, cells.dictionary_decode() if hasattr(cells, "indices") else cells
         if end != promised:
-            raise fault(
-                file, f"its footer says {promised:,} rows, but column {column!r} has {end:,}"
-            )
+            raise fault(file, f"its footer says {promised:,} rows, but there are {end:,}")

@@ -131,6 +131,6 @@ def located(name: str) -> str:
     """A path or name, or where `loopax data get` has put what is called so."""
     from loopax.data import catalogue
 
-    if Path(name).exists() or name not in catalogue.known():
+    if Path(name).exists() or name not in catalogue.ENTRIES:
         return name
     return str(catalogue.located(name, cache_dir()))
