@@ -132,8 +132,11 @@ def scopes(equation: Equation) -> str:
     return str(equation.source_info.name_stack)
 
 
-def source_lines(equation: Equation) -> list[str]:
-    """`/path/vae.py:34` for each call that led to an equation, innermost first."""
+def source_lines(equation: Equation) -> list[tuple[str, str]]:
+    """`("/path/vae.py:34", "VAE.__call__")` for each call that led to an equation, innermost first.
+
+    The second is the function that the line is of.
+    """
     summary = source_info_util.summarize(equation.source_info, num_frames=100)
-    frames = (re.match(r"(.*?:\d+)(?::\d+)? \(", frame) for frame in summary.splitlines()[::-1])
-    return [frame[1] for frame in frames if frame]
+    frames = (re.match(r"(.*?:\d+)(?::\d+)? \((.*)\)", f) for f in summary.splitlines()[::-1])
+    return [(frame[1], frame[2]) for frame in frames if frame]

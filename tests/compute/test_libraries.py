@@ -5,6 +5,7 @@ All five are trained on the same batches.
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,13 @@ from flax import nnx
 
 import loopax
 from loopax.data import Dataset
+from loopax.diagnose import Replay
+from loopax.diagnose.examine import examine
 from loopax.errors import ConfigError
+from loopax.paths import leaf_paths, map_with_path
+from loopax.randomness import Rngs
+from loopax.run.checkpoint import CheckpointStore
+from loopax.weights import read_weights, save_weights, with_weights
 
 PLAIN = {"progress": False, "probe_every": None}
 RATE, MOMENTUM, EPSILON = 0.25, 0.9, 1e-5
@@ -49,6 +56,30 @@ def linen_loss(params, batch, rngs, model_state):
     return cross_entropy(logits, batch), {}, model_state
 
 
+def linen_loop(state, tx, batches, keys):
+    @jax.jit
+    def step(variables, opt_state, batch, key):
+        def loss(params):
+            logits, updates = Linen().apply(
+                {**variables, "params": params},
+                batch["x"],
+                True,
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )
+            return cross_entropy(logits, batch), updates
+
+        params = variables["params"]
+        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return {"params": optax.apply_updates(params, updates), **stats}, opt_state, value
+
+    variables, opt_state = {**state.params, **state.model_state}, tx.init(state.params["params"])
+    for batch, key in zip(batches, keys, strict=True):
+        variables, opt_state, loss = step(variables, opt_state, batch, key)
+        yield loss
+
+
 # --- NNX -------------------------------------------------------------------------------------
 
 
@@ -65,6 +96,20 @@ class Nnx(nnx.Module):
 
 def nnx_loss(model, batch, rngs):
     return cross_entropy(model(batch["x"]), batch)
+
+
+def nnx_loop(state, tx, batches, keys):
+    @nnx.jit
+    def step(model, optimizer, batch, key):
+        nnx.reseed(model, policy="match_shape", dropout=key)
+        loss, grads = nnx.value_and_grad(lambda m: cross_entropy(m(batch["x"]), batch))(model)
+        optimizer.update(model, grads)
+        return loss
+
+    model = state.model
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    for batch, key in zip(batches, keys, strict=True):
+        yield step(model, optimizer, batch, key)
 
 
 # --- Equinox ---------------------------------------------------------------------------------
@@ -97,6 +142,28 @@ def equinox_loss(model, batch, rngs, model_state):
     return cross_entropy(logits, batch), {}, model_state
 
 
+def equinox_loop(state, tx, batches, keys):
+    @eqx.filter_jit
+    def step(model, statistics, opt_state, batch, key):
+        def loss(model, statistics):
+            keys = jax.random.split(key, len(batch["x"]))
+            call = jax.vmap(model, (0, None, 0), (0, None), axis_name="batch")
+            logits, statistics = call(batch["x"], statistics, keys)
+            return cross_entropy(logits, batch), statistics
+
+        (value, statistics), grads = eqx.filter_value_and_grad(loss, has_aux=True)(
+            model, statistics
+        )
+        updates, opt_state = tx.update(grads, opt_state, eqx.filter(model, eqx.is_inexact_array))
+        return eqx.apply_updates(model, updates), statistics, opt_state, value
+
+    model, statistics = state.model, state.model_state
+    opt_state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+    for batch, key in zip(batches, keys, strict=True):
+        model, statistics, opt_state, loss = step(model, statistics, opt_state, batch, key)
+        yield loss
+
+
 # --- Haiku -----------------------------------------------------------------------------------
 
 
@@ -116,10 +183,32 @@ def haiku_loss(params, batch, rngs, model_state):
     return cross_entropy(logits, batch), {}, model_state
 
 
+def pure_loop(call):
+    """The loop of Haiku's users, and of those who write functions alone."""
+
+    def loop(state, tx, batches, keys):
+        @jax.jit
+        def step(params, statistics, opt_state, batch, key):
+            def loss(params):
+                logits, after = call(params, statistics, key, batch["x"], True)
+                return cross_entropy(logits, batch), after
+
+            (value, after), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), after, opt_state, value
+
+        params, statistics, opt_state = state.params, state.model_state, tx.init(state.params)
+        for batch, key in zip(batches, keys, strict=True):
+            params, statistics, opt_state, value = step(params, statistics, opt_state, batch, key)
+            yield value
+
+    return loop
+
+
 # --- Plain functions -------------------------------------------------------------------------
 
 
-def plain(params, state, x, key, training):
+def plain(params, state, key, x, training):
     x = x @ params["first"]["w"] + params["first"]["b"]
     moments = {"mean": x.mean(0, keepdims=True), "var": x.var(0, keepdims=True)}
     used = moments if training else state
@@ -133,7 +222,7 @@ def plain(params, state, x, key, training):
 
 
 def plain_loss(params, batch, rngs, model_state):
-    logits, model_state = plain(params, model_state, batch["x"], rngs["dropout"], rngs.training)
+    logits, model_state = plain(params, model_state, rngs["dropout"], batch["x"], rngs.training)
     return cross_entropy(logits, batch), {}, model_state
 
 
@@ -151,6 +240,12 @@ DATA = Dataset(
 )
 
 
+LIST = [
+    {name: column[at : at + 20] for name, column in DATA.columns.items()}
+    for at in range(0, 200, 20)
+]
+
+
 def plain_arguments():
     first, last = jax.random.split(jax.random.key(0))
     ones, zeros = jnp.ones((1, 16)), jnp.zeros((1, 16))
@@ -166,20 +261,40 @@ class Case:
     arguments: Callable[[], dict[str, Any]]
     """Of `TrainState.create`."""
     loss: Callable[..., Any]
-    first: str
-    """A pattern of the parameters of the first layer."""
+    loop: Callable[..., Any]
+    """Yields the losses of a loop as the library's users write it."""
+    paths: tuple[str, ...]
+    """Of what are `PATHS` in plain functions."""
 
     def state(self, **options):
         options = {"tx": optax.adam(1e-2), "seed": 7} | options
         return loopax.TrainState.create(**self.arguments(), **options)
 
 
+PATHS = ("first/w", "first/b", "norm/scale", "norm/offset", "last/w", "last/b")
+NNX_PATHS = (
+    *("layers/0/kernel", "layers/0/bias", "norm/scale", "norm/bias"),
+    *("layers/1/kernel", "layers/1/bias"),
+)
+EQUINOX_PATHS = (
+    *("layers/0/weight", "layers/0/bias", "norm/weight", "norm/bias"),
+    *("layers/1/weight", "layers/1/bias"),
+)
+LINEN_PATHS = (
+    *("first/kernel", "first/bias", "norm/scale", "norm/bias", "last/kernel", "last/bias"),
+)
 CASES = {
-    "linen": Case(lambda: {"model": Linen(), "example": DATA}, linen_loss, "first"),
-    "nnx": Case(lambda: {"model": Nnx(nnx.Rngs(0))}, nnx_loss, "layers/0"),
-    "equinox": Case(lambda: {"model": Equinox(jax.random.key(0))}, equinox_loss, "layers/0"),
-    "haiku": Case(lambda: {"model": haiku, "example": DATA}, haiku_loss, "first"),
-    "plain": Case(plain_arguments, plain_loss, "first"),
+    "linen": Case(lambda: {"model": Linen(), "example": DATA}, linen_loss, linen_loop, LINEN_PATHS),
+    "nnx": Case(
+        lambda: {"model": Nnx(nnx.Rngs(params=0, dropout=1))}, nnx_loss, nnx_loop, NNX_PATHS
+    ),
+    "equinox": Case(
+        lambda: {"model": Equinox(jax.random.key(0))}, equinox_loss, equinox_loop, EQUINOX_PATHS
+    ),
+    "haiku": Case(
+        lambda: {"model": haiku, "example": DATA}, haiku_loss, pure_loop(haiku.apply), PATHS
+    ),
+    "plain": Case(plain_arguments, plain_loss, pure_loop(plain), PATHS),
 }
 
 
@@ -194,6 +309,46 @@ def trained(case):
     return loopax.fit(
         case.state(ema_decay=0.9), case.loss, DATA.batches(BATCHES), steps=30, **PLAIN
     )
+
+
+def alike(case):
+    """The state of a case with the first parameters of the plain functions."""
+    params = CASES["plain"].state().params
+    values = dict(zip(case.paths, (params[a][b] for a, b in map(split, PATHS)), strict=True))
+    state = case.state()
+
+    def value(path, leaf):
+        return jnp.reshape(values[path].T if path.endswith("weight") else values[path], leaf.shape)
+
+    return state.with_params(map_with_path(value, state.params))
+
+
+def split(path):
+    return path.split("/")
+
+
+def losses_by_fit(case, steps):
+    run = loopax.fit(alike(case), case.loss, LIST, steps=steps, log_every=1, **PLAIN)
+    return [row["loss"] for row in run.history.of("train")]
+
+
+STEPS = 300
+
+
+def test_the_losses_are_those_of_the_librarys_own_loop(case):
+    state = alike(case)
+    batches = (LIST[step % len(LIST)] for step in range(STEPS))
+    keys = (Rngs(state.key, step)["dropout"] for step in range(STEPS))
+    own = [float(loss) for loss in case.loop(state, optax.adam(1e-2), batches, keys)]
+    np.testing.assert_allclose(losses_by_fit(case, STEPS), own, rtol=1e-5)
+    assert own[-1] < own[0]
+
+
+def test_without_dropout_all_libraries_have_the_same_losses(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "RATE", 0.0)
+    losses = {name: losses_by_fit(case, STEPS) for name, case in CASES.items()}
+    for each in losses.values():
+        np.testing.assert_allclose(each, losses["plain"], rtol=1e-4)
 
 
 def test_a_run_goes_on_exactly_where_it_was(case, bits, tmp_path):
@@ -238,3 +393,75 @@ def test_the_trained_model_is_had_back(name):
     assert jax.tree.leaves(state.eval_model.layers[0])[-1].tolist() == first[1]
     with pytest.raises(ConfigError, match=r"call model.apply\(state.eval_params"):
         _ = trained(CASES["linen"]).state.model
+
+
+@pytest.fixture(scope="module")
+def frozen_runs(tmp_path_factory):
+    """By name, a run whose first layer does not train, with checkpoints."""
+
+    @functools.cache
+    def run(name):
+        return loopax.fit(
+            CASES[name].state(frozen=frozen(CASES[name]), ema_decay=0.9),
+            CASES[name].loss,
+            DATA.batches(BATCHES),
+            steps=8,
+            run_dir=tmp_path_factory.mktemp(name),
+            checkpoints=loopax.Checkpoints(every=4),
+            **PLAIN,
+        )
+
+    return run
+
+
+def frozen(case):
+    return (case.paths[0].rsplit("/", 1)[0],)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_frozen_by_path_stays_and_is_exported_with_the_rest(name, frozen_runs, tmp_path):
+    run, case = frozen_runs(name), CASES[name]
+    before, after = (
+        dict(zip(leaf_paths(each), jax.tree.leaves(each), strict=True))
+        for each in (case.state().params, run.state.params)
+    )
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert moved == set(case.paths[2:])
+    file = tmp_path / "weights.safetensors"
+    save_weights(file, run.state.eval_params)
+    weights = read_weights(file)
+    assert set(weights) == set(case.paths)
+    stored = CheckpointStore(run.dir.checkpoints).weights()
+    assert all(np.array_equal(stored[path], weights[path]) for path in case.paths)
+    params = with_weights(case.state().params, weights, source="file")
+    assert jax.tree.structure(params) == jax.tree.structure(run.state.params)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_step_is_made_again(name, frozen_runs):
+    run, case = frozen_runs(name), CASES[name]
+    state = case.state(frozen=frozen(case), ema_decay=0.9)
+    replay = Replay(run.dir, state, case.loss, DATA.batches(BATCHES))
+    logged = loopax.fit(state, case.loss, DATA.batches(BATCHES), steps=7, log_every=1, **PLAIN)
+    assert replay.step(6).metrics["loss"] == list(logged.history.of("train"))[-1]["loss"]
+
+
+LAYERS = {
+    "linen": "Linen/first",
+    "nnx": "Nnx/Linear",
+    "equinox": "eqx.nn.Linear",
+    "haiku": "first",
+    "plain": "",
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_where_a_nan_began_is_told_by_layer_and_by_the_users_own_line(name):
+    case = CASES[name]
+    params = map_with_path(
+        lambda path, leaf: jnp.full_like(leaf, 3e38) if path == case.paths[0] else leaf,
+        case.state().params,
+    )
+    report = examine(case.loss, case.state().replace(params=params), LIST[0])
+    assert report.origin.layer == LAYERS[name]
+    assert report.origin.source.startswith(__file__)

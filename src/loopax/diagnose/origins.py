@@ -13,16 +13,15 @@ import inspect
 import itertools
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool
 
 import loopax.compute.state
@@ -41,9 +40,8 @@ UNROLLED_LIMIT = 50_000
 """Equations up to which a scan is walked through; a longer one is named as a whole."""
 
 # A line in one of these says less than the line that called it.
-LIBRARIES = (
-    os.path.dirname(flax.__file__) + os.sep,
-    os.path.dirname(optax.__file__) + os.sep,
+LIBRARIES = ("flax", "optax", "equinox", "haiku")
+OURS = (
     loopax.compute.state.__file__,
     loopax.compute.step.__file__,
     loopax.compute.updates.__file__,
@@ -136,11 +134,14 @@ class _Place(NamedTuple):
     scopes: str = ""
     source: str = ""
     iteration: int | None = None
+    modules: str = ""
 
     def of(self, equation: jaxprs.Equation) -> _Place:
         """The place of an equation that stands in the body of another one's."""
         scopes = f"{self.scopes}/{jaxprs.scopes(equation)}"
-        return _Place(scopes, _line(equation) or self.source, self.iteration)
+        lines = _lines(equation)
+        source = _own(line for line, _ in lines) or self.source
+        return _Place(scopes, source, self.iteration, _modules(lines) or self.modules)
 
     def origin(
         self, primitive: str, kinds: Iterable[str], inputs: tuple[str, ...] = ()
@@ -149,7 +150,7 @@ class _Place(NamedTuple):
         backward = "transpose(" in self.scopes
         return NonFiniteOrigin(
             what=_name(kinds),
-            layer=_layer(self.scopes),
+            layer=_layer(self.scopes) or self.modules,
             primitive=primitive,
             source=self.source,
             pass_="backward" if backward else "forward",
@@ -323,9 +324,22 @@ def _layer(scopes: str) -> str:
     return "/".join(name for name in names if name not in ("", "rematted_computation"))
 
 
-def _line(equation: jaxprs.Equation) -> str:
-    """`/path/vae.py:34`: the innermost line that is the user's own, if there is one."""
+def _lines(equation: jaxprs.Equation) -> list[tuple[str, str]]:
+    """The calls that led to an equation from what was looked at, innermost first."""
     lines = jaxprs.source_lines(equation)
-    inside = list(itertools.takewhile(lambda line: not line.startswith(HERE), lines))
-    own = (line for line in inside if not line.startswith(LIBRARIES))
-    return next(own, inside[0] if inside else "")
+    return list(itertools.takewhile(lambda line: not line[0].startswith(HERE), lines))
+
+
+def _own(lines: Iterable[str]) -> str:
+    """`/path/vae.py:34`: the innermost line that is the user's own, if there is one."""
+    paths = (getattr(sys.modules.get(name), "__file__", None) for name in LIBRARIES)
+    others = (*(os.path.dirname(path) + os.sep for path in paths if path), *OURS)
+    inside = list(lines)
+    return next((line for line in inside if not line.startswith(others)), "".join(inside[:1]))
+
+
+def _modules(lines: Sequence[tuple[str, str]]) -> str:
+    """`VAE/Linear`: the classes that were called, for modules without scopes as those of NNX."""
+    ending = ".__call__"
+    names = (name.removesuffix(ending) for _, name in reversed(lines) if name.endswith(ending))
+    return "/".join(name.rpartition(".")[2] for name in names)
