@@ -5,6 +5,7 @@ All five are trained on the same batches.
 
 import dataclasses
 import functools
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -465,3 +466,174 @@ def test_where_a_nan_began_is_told_by_layer_and_by_the_users_own_line(name):
     report = examine(case.loss, case.state().replace(params=params), LIST[0])
     assert report.origin.layer == LAYERS[name]
     assert report.origin.source.startswith(__file__)
+
+
+class Leaf(eqx.Module):
+    """A module with a leaf of any kind beside one that trains."""
+
+    weight: jax.Array
+    leaf: Any
+
+
+class Attribute(nnx.Module):
+    def __init__(self, leaf):
+        self.weight = nnx.Param(jnp.ones(3))
+        self.leaf = leaf
+
+
+LEAVES = {
+    "a function": jax.nn.relu,
+    "a text": "text",
+    "nothing": None,
+    "a whole number": 3,
+    "a boolean": True,
+    "complex numbers": jnp.ones(2) + 1j,
+    "no numbers": jnp.zeros((0, 3)),
+    "an array of NumPy": np.ones(2, np.float32),
+}
+FIXED = {
+    "whole numbers": jnp.arange(3),
+    "booleans": np.array([True]),
+    "a random key": jax.random.key(0),
+}
+
+
+def norm(model, batch, rngs):
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    return sum(jnp.abs(leaf).sum() for leaf in leaves)
+
+
+@pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES.keys())
+@pytest.mark.parametrize("kind", [Leaf, Attribute])
+def test_leaves_of_every_kind_are_kept_and_go_on(kind, leaf, bits, tmp_path):
+    model = Leaf(jnp.ones(3), leaf) if kind is Leaf else Attribute(leaf)
+    state = loopax.TrainState.create(model, tx=optax.sgd(0.1), ema_decay=0.5)
+    loss = norm if kind is Leaf else lambda model, batch, rngs: (model.weight[...] ** 2).sum()
+    for steps in (2, 4):
+        run = loopax.fit(state, loss, LIST, steps=steps, run_dir=tmp_path, **PLAIN)
+    undisturbed = loopax.fit(state, loss, LIST, steps=4, **PLAIN)
+    assert bits(run.state) == bits(undisturbed.state)
+    assert np.all(np.asarray(run.state.model.weight[...]) < 1)
+    assert not callable(leaf) or run.state.model.leaf is leaf
+
+
+@pytest.mark.parametrize("leaf", FIXED.values(), ids=FIXED.keys())
+@pytest.mark.parametrize("kind", [Leaf, Attribute])
+def test_what_cannot_be_differentiated_stays_and_is_said(kind, leaf):
+    model = Leaf(jnp.ones(3), leaf) if kind is Leaf else Attribute(nnx.Param(leaf))
+    with pytest.warns(UserWarning, match=r"not of a type that can be trained .*: leaf \("):
+        state = loopax.TrainState.create(model, tx=optax.sgd(0.1))
+    assert leaf_paths(state.trainable) == ["weight"]
+
+
+NNX = {"model": Attribute(1), "tx": optax.sgd(0.1)}
+STATEFUL, STATISTICS = eqx.nn.make_with_state(Equinox)(jax.random.key(0))
+WRONG = {
+    "a function in a variable": (
+        {**NNX, "model": Attribute(nnx.Variable(jax.nn.relu))},
+        "model_state: leaf is the function relu",
+    ),
+    "a text in a parameter": (
+        {**NNX, "model": Attribute(nnx.Param("text"))},
+        "params: leaf is the text 'text'",
+    ),
+    "arrays that are not there yet": (
+        {**NNX, "model": nnx.eval_shape(lambda: Nnx(nnx.Rngs(0)))},
+        "params: layers/0/bias is ShapeDtypeStruct",
+    ),
+    "a leaf that cannot be compared": (
+        {**NNX, "model": Leaf(jnp.ones(3), {1, 2})},
+        "the model's leaf is set, which is neither an array nor a constant",
+    ),
+    "parameters beside a module": ({**NNX, "params": {}}, "Attribute holds its parameters"),
+    "variables beside a module": ({**NNX, "model_state": {}}, "Attribute holds its variables"),
+    "the optimiser second": (
+        {"model": Attribute(1), "example": optax.sgd(0.1)},
+        r"example is an optimiser: create\(model, tx=...\)",
+    ),
+    "an optimiser of NNX": (
+        {**NNX, "tx": nnx.Optimizer(Attribute(1), optax.sgd(0.1), wrt=nnx.Param)},
+        "tx is Optimizer, .* its .tx",
+    ),
+    "a state that is missing": ({**NNX, "model": STATEFUL}, "give it as model_state="),
+    "a state twice": (
+        {**NNX, "model": Equinox(jax.random.key(0)), "model_state": STATISTICS},
+        "leave model_state out",
+    ),
+    "a model and its state in one": (
+        {**NNX, "model": (STATEFUL, STATISTICS)},
+        "of a model and its state give the second as model_state=",
+    ),
+    "no example": ({**NNX, "model": haiku}, "the Haiku function needs an example"),
+    "another example": (
+        {**NNX, "model": haiku, "example": {"image": np.ones(2)}},
+        "the Haiku function takes x, training, and the example has image: 'x' is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_cannot_be_trained_is_named(arguments, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        loopax.TrainState.create(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def adding(model, batch, rngs):
+    model.seen = nnx.Variable(jnp.ones(2))
+    return model.weight[...].sum()
+
+
+def noting(model, batch, rngs):
+    model.seen = nnx.Intermediate(model.weight[...])
+    return model.weight[...].sum()
+
+
+def test_a_loss_may_note_down_but_not_add_what_lasts():
+    state = loopax.TrainState.create(Attribute(1), tx=optax.sgd(0.1))
+    with pytest.raises(ConfigError, match="the loss added seen to the model"):
+        loopax.fit(state, adding, LIST, steps=1, **PLAIN)
+    assert not loopax.fit(state, noting, LIST, steps=2, **PLAIN).state.model_state
+
+
+@nnx.remat
+def remat_loss(model, batch, rngs):
+    return nnx_loss(model, batch, rngs)
+
+
+def test_a_loss_may_be_transformed_by_nnx():
+    """What it hands back of a module is then made anew, the parameters too."""
+    case = CASES["nnx"]
+    states = [
+        loopax.fit(case.state(), loss, LIST, steps=3, **PLAIN).state
+        for loss in (case.loss, remat_loss)
+    ]
+    means = [state.model_state["norm"]["mean"] for state in states]
+    np.testing.assert_allclose(*means, rtol=1e-5)
+
+
+def test_a_module_split_by_hand_is_merged_in_the_loss():
+    """As Flax's guide of its functional interface has it, without a copy."""
+    graph, params, seeds, rest = nnx.split(
+        Nnx(nnx.Rngs(params=0, dropout=1)), nnx.Param, nnx.RngState, ...
+    )
+
+    def loss(params, batch, rngs, model_state):
+        model = nnx.merge(graph, params, *model_state)
+        value = cross_entropy(model(batch["x"]), batch)
+        return value, {}, nnx.split(model, nnx.Param, nnx.RngState, ...)[2:]
+
+    state = loopax.TrainState.create(params=params, model_state=(seeds, rest), tx=optax.sgd(0.1))
+    run = loopax.fit(state, loss, LIST, steps=3, **PLAIN)
+    assert not np.array_equal(run.state.model_state[1]["norm"]["mean"][...], np.zeros(16))
+
+
+def test_no_library_is_imported_before_a_model_of_it_is_there():
+    program = (
+        "import sys, jax.numpy as jnp, numpy as np, optax, loopax\n"
+        "state = loopax.TrainState.create(params=jnp.ones(2), tx=optax.sgd(0.1))\n"
+        "loopax.fit(state, lambda p, b, r: p.sum(), [np.ones(1)], steps=1, progress=False)\n"
+        "print([name for name in ('flax.nnx', 'equinox', 'haiku') if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "[]"

@@ -168,11 +168,11 @@ WRONG = {
     ),
     "a text among parameters": (
         {"params": {**PARAMS, "name": "x"}, "tx": optax.sgd(1)},
-        "params: name is the text 'x'; parameters are arrays and numbers",
+        "params: name is the text 'x'; parameters and what .* are arrays and numbers",
     ),
     "a function among parameters": (
         {"params": {"layer": {"activation": nn.relu}}, "tx": optax.sgd(1)},
-        "params: layer/activation is the function relu; parameters are arrays",
+        "params: layer/activation is the function relu; parameters .* are arrays",
     ),
     "nothing to train": ({"params": {}, "tx": optax.sgd(1)}, "no parameters are left.*are none"),
     "everything frozen": (

@@ -82,12 +82,6 @@ def check_arguments(model: Any, example: Any, tx: Any, params: PyTree) -> None:
             f"TrainState.create: example is {_name(example)}, which has several parts; give it one "
             "of them, such as data.train"
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not _is_parameter(leaf):
-            raise ConfigError(
-                f"params: {leaf_path(path) or 'all of it'} is {_name(leaf)}; parameters are "
-                f"arrays and numbers"
-            )
 
 
 def as_transformation(tx: Any) -> optax.GradientTransformation:
@@ -192,6 +186,8 @@ def _is_optimiser(value: Any) -> bool:
 
 
 def _is_parameter(leaf: Any) -> bool:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return False
     return is_array(leaf) or isinstance(leaf, (bool, int, float, complex))
 
 
@@ -229,18 +225,31 @@ def taken_apart(
         ConfigError: there is nothing, or what there is does not fit together.
     """
     library = library_of(model)
-    if library is None or (params is not None and not library.HOLDS_PARAMS):
-        if params is None:
-            raise ConfigError(
-                "TrainState.create: there is no model; give it one, or parameters as params="
-            )
-        return Parts(params, {} if model_state is None else model_state, FUNCTIONS)
-    if params is not None:
+    if params is None and library is not None:
+        parts = library.parts_of(model, example, key, model_state)
+    elif params is None:
+        raise ConfigError(
+            "TrainState.create: there is no model; give it one, or parameters as params="
+        )
+    elif library is None or not library.HOLDS_PARAMS:
+        parts = Parts(params, {} if model_state is None else model_state, FUNCTIONS)
+    else:
         raise ConfigError(
             f"TrainState.create: {type(model).__name__} holds its parameters; leave params out, or "
             "replace them afterwards by state.with_params(params)"
         )
-    return library.parts_of(model, example, key, model_state)
+    _check_arrays("params", parts.params)
+    _check_arrays("model_state", parts.model_state)
+    return parts
+
+
+def _check_arrays(name: str, tree: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not _is_parameter(leaf):
+            raise ConfigError(
+                f"{name}: {leaf_path(path) or 'all of it'} is {_name(leaf)}; parameters and what "
+                "changes beside them are arrays and numbers"
+            )
 
 
 def split_params(params: PyTree, frozen: tuple[str, ...]) -> tuple[PyTree, PyTree]:

@@ -85,7 +85,7 @@ def call_loss(
         )
     after = model_state
     if has_model_state or structure.holds_state:
-        after = parts[2] if has_model_state else structure.changed(model, params)
+        after = parts[2] if has_model_state else structure.changed(model)
         after = typed_like(after, model_state) if precision is not None else after
     return {name: measured(name, value, training) for name, value in metrics.items()}, after
 

@@ -27,13 +27,11 @@ class Structure(Protocol):
     def model(self, params: PyTree, model_state: PyTree, rngs: Rngs) -> Any:
         """What the loss is given first; ready to be evaluated where `rngs.training` is False."""
 
-    def changed(self, model: Any, params: PyTree) -> PyTree:
+    def changed(self, model: Any) -> PyTree:
         """The model state after the loss was called, where the model holds it.
 
-        `params` are those that the model was merged with.
-
         Raises:
-            ConfigError: the loss changed in the model what it may not change.
+            ConfigError: the loss added something to the model.
         """
 
 
@@ -72,7 +70,7 @@ class Functions(NamedTuple):
         del model_state, rngs
         return params
 
-    def changed(self, model: PyTree, params: PyTree) -> PyTree:
+    def changed(self, model: PyTree) -> PyTree:
         raise NotImplementedError
 
 

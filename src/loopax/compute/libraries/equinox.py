@@ -57,7 +57,7 @@ class Static:
         model: eqx.Module = eqx.combine(params, static)
         return model if rngs.training else eqx.nn.inference_mode(model)
 
-    def changed(self, model: eqx.Module, params: PyTree) -> PyTree:
+    def changed(self, model: eqx.Module) -> PyTree:
         """Nothing: a module of Equinox cannot be changed."""
         raise NotImplementedError
 

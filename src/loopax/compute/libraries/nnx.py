@@ -32,7 +32,7 @@ def parts_of(model: nnx.Module, example: Any, key: Key[Array, ""], model_state: 
     """The values of the parameters and of the other variables; it is initialised already.
 
     Raises:
-        ConfigError: a model state is given beside it, or a variable holds no array.
+        ConfigError: a model state is given beside it, or an attribute cannot be kept.
     """
     del example, key
     if model_state is not None:
@@ -74,21 +74,13 @@ class Module:
             model.eval()
         return model
 
-    def changed(self, model: nnx.Module, params: PyTree) -> PyTree:
+    def changed(self, model: nnx.Module) -> PyTree:
         """The variables of a module that was called."""
-        _, trained, _, rest = _split(model, nnx.Param, PASSING, ...)
-        for path, value in _flat(trained).items():
-            if path not in self.params or value is not _at(params, path):
-                raise ConfigError(
-                    f"the loss changed the parameter {_name(path)}, which only the optimiser may; "
-                    "make it another kind of nnx.Variable, or change it in a step of your own"
-                )
-        state = _flat(rest)
+        state = _flat(_split(model, nnx.Param, PASSING, ...)[3])
         for path in state.keys() - {*self.state}:
             raise ConfigError(
-                f"the loss added {_name(path)} to the model; what lasts from step to step is there "
-                "when the state is created: call the model once before, or make it an "
-                "nnx.Intermediate"
+                f"the loss added {'/'.join(map(str, path))} to the model; what lasts from step to "
+                "step must be there when the state is created, or else be an nnx.Intermediate"
             )
         return _tree(state)
 
@@ -114,7 +106,3 @@ def _at(tree: PyTree, path: Path) -> Any:
     for key in path:
         tree = tree[str(key)]
     return tree
-
-
-def _name(path: Path) -> str:
-    return "/".join(map(str, path))
