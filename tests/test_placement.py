@@ -1,4 +1,5 @@
 import pytest
+from jax.sharding import PartitionSpec
 
 from loopax.errors import ConfigError
 from loopax.placement import ONE, placement
@@ -17,7 +18,7 @@ def test_a_single_device_has_no_mesh(mesh):
         (8, "mesh is 8; it must be"),
         ("", "mesh is ''; it must be"),
         ("data=1,data=1", "mesh is 'data=1,data=1'; it must be"),
-        ("rows=1", "mesh has the axis 'rows'; its axes are data and fsdp"),
+        ("rows=1", "mesh has the axis 'rows'; its axes are data, fsdp, tensor"),
         ("data=64", "mesh is data=64, 64 devices; there are 1"),
     ],
 )
@@ -25,3 +26,9 @@ def test_what_is_no_mesh_is_refused(mesh, wrong):
     with pytest.raises(ConfigError) as caught:
         placement(mesh, 16)
     assert str(caught.value).startswith(wrong)
+
+
+@pytest.mark.parametrize("part", ["data", PartitionSpec("tensor")])
+def test_an_array_is_spread_by_an_axis_of_the_mesh(part):
+    with pytest.raises(ConfigError, match=r"it must be a jax.sharding.PartitionSpec of the axes d"):
+        placement("data=1", 16, {"**/kernel": part})

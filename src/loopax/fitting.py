@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ def fit(
     probe_every: int | None = 500,
     chunk_steps: int | None = None,
     mesh: Any = None,
+    sharding: Mapping[str, Any] | None = None,
     signals: bool | None = None,
     progress: bool = True,
     config: Any = None,
@@ -93,6 +94,9 @@ def fit(
             `jax.sharding.Mesh`. Batches are shared by both axes; parameters, averages and the
             optimiser's state are spread over `fsdp`. By default as many devices as share a batch
             evenly have the axis `data`; a state that lies on a mesh already stays there.
+        sharding: how arrays of the state are spread otherwise, such as
+            `{"**/mlp/kernel": jax.sharding.PartitionSpec(None, "tensor")}`, by patterns of paths as
+            in `frozen`. What an optimiser keeps for a parameter follows it.
         signals: whether a first SIGINT, SIGTERM or SIGHUP lets the chunk end, saves, and raises
             `Stopped`. By default it does in the main thread of a program and not in a notebook,
             where Ctrl-C raises KeyboardInterrupt as usual; what was reached is saved then too.
@@ -131,6 +135,7 @@ def fit(
         probe_every=probe_every,
         chunk_steps=chunk_steps,
         mesh=mesh,
+        sharding=sharding,
         signals=signals,
         progress=progress,
         config=config,
@@ -159,6 +164,7 @@ def training(
     probe_every: int | None = 500,
     chunk_steps: int | None = None,
     mesh: Any = None,
+    sharding: Mapping[str, Any] | None = None,
     signals: bool | None = None,
     progress: bool = True,
     config: Any = None,
@@ -198,6 +204,7 @@ def training(
         probe_every=probe_every,
         chunk_steps=chunk_steps,
         mesh=mesh,
+        sharding=sharding,
         signals=signals,
         progress=progress,
         config=config,

@@ -1,8 +1,9 @@
 """Where arrays lie: the only module that moves them between the host and devices.
 
 Several devices are a `jax.sharding.Mesh` with named axes, and JAX's own partitioner does the rest.
-Batches are spread over `data` and `fsdp`; what a state holds is spread over `fsdp` and the same on
-all of `data`. Which device has what changes no value but for the order of sums.
+Batches are spread over `data` and `fsdp`; what a state holds is spread over `fsdp`, or as patterns
+of paths say, and the same on all of `data`. Which device has what changes no value but for the
+order of sums.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import jax
@@ -20,13 +21,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from loopax.errors import ConfigError
-from loopax.paths import PyTree
+from loopax.paths import PyTree, leaf_path, map_with_path, matches
 
 T = TypeVar("T")
 
 BATCH_AXES = ("data", "fsdp")
 """The axes of a mesh that share the examples of a batch."""
-AXES = BATCH_AXES
+AXES = (*BATCH_AXES, "tensor")
 SMALLEST = 1024
 """Elements of an array that is worth spreading; smaller ones are the same on every device."""
 
@@ -36,10 +37,12 @@ class Placement:
     """The devices of a run: one, JAX's default, or a mesh of them.
 
     Attributes:
-        mesh: has some of the axes `data` and `fsdp`; None for a single device.
+        mesh: has some of the axes `data`, `fsdp` and `tensor`; None for a single device.
+        patterns: how arrays of a state are spread whose paths they pick, in the place of the rule.
     """
 
     mesh: Mesh | None = None
+    patterns: Mapping[str, PartitionSpec] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, state: PyTree) -> Placement:
@@ -90,7 +93,10 @@ class Placement:
         """
         if self.mesh is None or Placement.of(state).mesh is not None:
             return jax.tree.map(jnp.copy, state)
-        return jax.tree.map(lambda leaf: self._put(jnp.copy(leaf), self._part(leaf)), state)
+        self._check_patterns(state)
+        return map_with_path(
+            lambda path, leaf: self._put(jnp.copy(leaf), self._part(path, leaf)), state
+        )
 
     def spread(self, examples: T) -> T:
         """The examples of a batch, split over the devices; traced into the step."""
@@ -114,15 +120,47 @@ class Placement:
             return PartitionSpec()
         return PartitionSpec(*[None] * axis, self._batch_axes)
 
-    def _part(self, leaf: Array) -> PartitionSpec:
-        """Of an array of a state: along the largest axis that `fsdp` divides."""
+    def _part(self, path: str, leaf: Array) -> PartitionSpec:
+        """Of an array of a state: as a pattern says, or by the largest axis that `fsdp` divides.
+
+        What an optimiser keeps for a parameter has its path at the end of its own.
+        """
         assert self.mesh is not None
+        for pattern, part in self.patterns.items():
+            if len(part) == leaf.ndim and matches(path, f"**/{pattern}"):
+                return part
         parts = self.mesh.shape.get("fsdp", 1)
         dividing = [axis for axis, size in enumerate(leaf.shape) if size and size % parts == 0]
         if parts == 1 or leaf.size < SMALLEST or not dividing:
             return PartitionSpec()
         largest = max(dividing, key=lambda axis: leaf.shape[axis])
         return PartitionSpec(*[None] * largest, "fsdp")
+
+    def _check_patterns(self, state: PyTree) -> None:
+        """Whether each pattern picks an array that it can spread.
+
+        Raises:
+            ConfigError: it picks none of as many axes, or an axis that does not divide.
+        """
+        forms = {leaf_path(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(state)}
+        for pattern, part in self.patterns.items():
+            picked = {
+                path: shape
+                for path, shape in forms.items()
+                if len(shape) == len(part) and matches(path, f"**/{pattern}")
+            }
+            if not picked:
+                raise ConfigError(
+                    f"sharding: {pattern!r} picks no array of {len(part)} axes, as {part} asks for"
+                )
+            for path, shape in picked.items():
+                try:
+                    self._sharding(part).shard_shape(shape)
+                except ValueError as error:
+                    raise ConfigError(
+                        f"sharding: {path} has the shape {shape}, which {part} cannot divide over "
+                        f"mesh {self}"
+                    ) from error
 
     def _put(self, array: Any, part: PartitionSpec) -> jax.Array:
         return jax.device_put(array, self._sharding(part))
@@ -136,7 +174,11 @@ ONE = Placement()
 """A single device."""
 
 
-def placement(mesh: Any = None, batch_size: int | None = None) -> Placement:
+def placement(
+    mesh: Any = None,
+    batch_size: int | None = None,
+    sharding: Mapping[str, PartitionSpec] | None = None,
+) -> Placement:
     """The devices that `mesh` names.
 
     What does not divide, such as the last batch of an evaluation, is the same on every device.
@@ -145,20 +187,21 @@ def placement(mesh: Any = None, batch_size: int | None = None) -> Placement:
         mesh: sizes by axis, `"data=2,fsdp=4"`, or a `jax.sharding.Mesh` with these axes. None for
             as many of the devices as share the batch evenly.
         batch_size: examples in a batch, if that is known.
+        sharding: how to spread arrays of the state whose paths the patterns pick.
 
     Raises:
-        ConfigError: there are not as many devices, an axis is not known, or the batch cannot be
-            shared evenly.
+        ConfigError: there are not as many devices, an axis is not known, the batch cannot be
+            shared evenly, or `sharding` is no such mapping.
     """
     devices = jax.devices()
     if mesh is None:
         shares = math.gcd(len(devices), batch_size or len(devices))
-        return Placement(_mesh({"data": shares}) if shares > 1 else None)
+        mesh = f"data={shares}"
     made = mesh if isinstance(mesh, Mesh) else _mesh(_sizes(mesh))
     unknown = [name for name in made.axis_names if name not in AXES]
     if unknown:
-        raise ConfigError(f"mesh has the axis {unknown[0]!r}; its axes are {' and '.join(AXES)}")
-    where = Placement(made if made.size > 1 else None)
+        raise ConfigError(f"mesh has the axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
+    where = Placement(made if made.size > 1 else None, _checked_sharding(sharding, made))
     if batch_size is not None and batch_size % where.shares:
         below = batch_size // where.shares * where.shares
         near = f"{below} or {below + where.shares}" if below else f"{where.shares}"
@@ -167,6 +210,19 @@ def placement(mesh: Any = None, batch_size: int | None = None) -> Placement:
             f"take a batch size of {near}"
         )
     return where
+
+
+def _checked_sharding(
+    sharding: Mapping[str, PartitionSpec] | None, mesh: Mesh
+) -> Mapping[str, PartitionSpec]:
+    for pattern, part in (sharding or {}).items():
+        names = [name for each in part for name in (each if isinstance(each, tuple) else (each,))]
+        if not isinstance(part, PartitionSpec) or not {*names} <= {None, *mesh.axis_names}:
+            raise ConfigError(
+                f"sharding: {pattern!r} is {part!r}; it must be a jax.sharding.PartitionSpec of "
+                f"the axes {', '.join(mesh.axis_names)}"
+            )
+    return dict(sharding or {})
 
 
 def _sizes(mesh: Any) -> dict[str, int]:

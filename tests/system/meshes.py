@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 import loopax
 from loopax.data import Dataset
@@ -24,7 +25,8 @@ from loopax.placement import placement
 from loopax.run import RunDir
 from tests import compiled
 
-MESHES = ("data=1", "data=8", "data=2,fsdp=4", "fsdp=8")
+MESHES = ("data=1", "data=8", "data=2,fsdp=4", "fsdp=8", "data=2,tensor=4")
+SHARDING = {"data=2,tensor=4": {"Dense_0/kernel": PartitionSpec(None, "tensor")}}
 STEPS = 40
 
 
@@ -63,6 +65,7 @@ def trained(run_dir, mesh, steps, **options):
         steps=steps,
         run_dir=run_dir,
         mesh=mesh,
+        sharding=SHARDING.get(mesh),
         # The last of these batches cannot be shared by eight.
         evaluation=data.batches(100),
         log_every=10,
@@ -96,6 +99,7 @@ def told(home, mesh):
         elsewhere[other] = digest(trained(moved, other, STEPS).state)
         shutil.rmtree(moved)
     kernel = run.state.trainable["params"]["Dense_0"]["kernel"]
+    moments = run.state.opt_state[0].mu["params"]["Dense_0"]["kernel"]
     return {
         "state": digest(run.state),
         "in parts": digest(again.state),
@@ -105,6 +109,7 @@ def told(home, mesh):
         "rows in parts": (parts / "metrics.jsonl").read_text(),
         "kernel": kernel.size,
         "kernel on a device": kernel.addressable_shards[0].data.size,
+        "its moments on a device": moments.addressable_shards[0].data.size,
         "compiled": run.account["compilations"],
     }
 

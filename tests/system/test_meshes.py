@@ -69,6 +69,9 @@ def test_a_mesh_that_cannot_be_is_refused_with_what_would_be_right(told):
     ]
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [("data=8", 1), ("data=2,fsdp=4", 4), ("fsdp=8", 8)])
-def test_fsdp_divides_what_a_device_holds(told, mesh, parts):
+@pytest.mark.parametrize(
+    ("mesh", "parts"), [("data=8", 1), ("data=2,fsdp=4", 4), ("fsdp=8", 8), ("data=2,tensor=4", 4)]
+)
+def test_a_mesh_divides_what_a_device_holds(told, mesh, parts):
     assert told[mesh]["kernel on a device"] * parts == told[mesh]["kernel"]
+    assert told[mesh]["its moments on a device"] * parts == told[mesh]["kernel"]

@@ -87,6 +87,7 @@ class Settings:
         probe_every: int | None,
         chunk_steps: int | None,
         mesh: Any,
+        sharding: Mapping[str, Any] | None,
         signals: bool | None,
         progress: bool,
         config: Any,
@@ -126,7 +127,7 @@ class Settings:
             state=state,
             loss_fn=trained,
             batches=batches,
-            placement=_placement(mesh, state, batches),
+            placement=_placement(mesh, sharding, state, batches),
             total=_total_steps(steps, epochs, batches),
             run_dir=place,
             config={} if place is None else as_mapping(config),
@@ -147,12 +148,14 @@ class Settings:
         )
 
 
-def _placement(mesh: Any, state: Any, batches: Batches) -> Placement:
+def _placement(
+    mesh: Any, sharding: Mapping[str, Any] | None, state: Any, batches: Batches
+) -> Placement:
     """The devices of the run: those named, or where the state lies already, or all there are."""
     there = Placement.of(state)
-    if there.mesh is not None and mesh is None:
+    if there.mesh is not None and mesh is None and sharding is None:
         return there
-    return placement(mesh, getattr(batches, "batch_size", None))
+    return placement(mesh, getattr(batches, "batch_size", None), sharding)
 
 
 def _seconds(max_seconds: float | None) -> float:
