@@ -1,7 +1,7 @@
 """A recipe of one's own: found where it is, refused in one line, and as good as those that ship."""
 
 import json
-import subprocess
+import os
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from loopax.cli import main
 from loopax.errors import ConfigError
 from loopax.recipe import finding
+from tests.system.processes import Process
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_recipe.py"
 FAULTY = """
@@ -42,8 +43,8 @@ number = 3
         ("no_such_module:Digits", "'no_such_module' cannot be imported (No module named"),
         ("faulty_recipes:Digits", "there is no 'Digits' in faulty_recipes"),
         ("faulty_recipes:number", "is no recipe; make it a subclass of loopax.recipe.Recipe"),
-        ("faulty_recipes:Empty", "has no presets"),
-        ("faulty_recipes:Plain", "its preset 'default' is {'epochs': 3}"),
+        ("faulty_recipes:Empty", "its presets are {}; give instances of a dataclass"),
+        ("faulty_recipes:Plain", "its presets are {'default': {'epochs': 3}}"),
         ("faulty_recipes:Named", "is called 'digits', by which it would not be found again"),
         ("veo", "there is no recipe 'veo'; did you mean vae?; one of your own is given as"),
     ],
@@ -80,12 +81,12 @@ def test_an_installed_package_makes_its_recipe_known_by_a_name(tmp_path, monkeyp
     assert "digits        faulty_recipes:Named" in capsys.readouterr().out
 
 
-PROGRAM = """
-import sys
-from loopax.cli import main
-for words in sys.argv[1:]:
-    assert main(words.split()) == 0, words
-"""
+def in_folder(folder, commands):
+    """Commands one after the other, in a folder that is not in the path."""
+    os.chdir(folder)
+    sys.path[:] = [path for path in sys.path if path]
+    for words in commands:
+        assert main(words.split()) == 0, words
 
 
 def test_the_commands_work_on_a_recipe_of_ones_own(tmp_path):
@@ -106,22 +107,17 @@ def test_the_commands_work_on_a_recipe_of_ones_own(tmp_path):
         "report run",
         "runs .",
     ]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM, *commands],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with Process(in_folder, tmp_path, commands, log=tmp_path / "log") as process:
+        assert process.wait() == 0, process.said
+        printed = process.printed
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["recipe"] == "mine:Digits"
     assert config["width"] == 8
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["measures"]["validation"]["accuracy"] > 0.9
-    assert "│ accuracy" in done.stdout
+    assert "│ accuracy" in printed
     assert "<h2>Measures</h2>" in (tmp_path / "run" / "report.html").read_text()
     for file in ("evaluation.json", "replay/3/report.json", "weights.safetensors"):
         assert (tmp_path / "run" / file).is_file()
     assert json.loads((tmp_path / "branch" / "config.json").read_text())["learning_rate"] == 0.001
-    assert "mine:Digits" in done.stdout.splitlines()[-2]
+    assert "mine:Digits" in printed.splitlines()[-2]

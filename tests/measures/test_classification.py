@@ -8,11 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from loopax.measures import (
+    beside_others,
     calibration,
-    guessing,
     save_calibration,
     save_confusion,
-    scores,
     surest_mistakes,
     tables,
     wilson_interval,
@@ -35,9 +34,7 @@ def measured(labels, probabilities, names=NAMES):
     results = {
         "step": 7,
         "data": "some.csv",
-        "class_names": list(names),
-        **scores(probabilities, labels),
-        "floor": guessing(labels, names),
+        **beside_others(probabilities, labels, names, None),
     }
     assert results == json.loads(json.dumps(results, allow_nan=False))
     return results
@@ -69,7 +66,7 @@ def test_a_perfect_classifier_has_nothing_against_it():
     results = measured(LABELS, sure(LABELS, probability=1.0))
     assert results["accuracy"] == results["macro_f1"] == 1
     assert results["nll_nats"] == results["calibration"]["error"] == 0
-    assert not len(surest_mistakes(sure(LABELS), np.array(LABELS), 10))
+    assert surest_mistakes(sure(LABELS), np.array(LABELS), NAMES, 10) == []
     assert results["accuracy_interval"][1] == 1
 
 

@@ -1,5 +1,6 @@
 """One small run that tests of the VAE look at: to train and to judge another takes seconds."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,18 @@ from loopax.recipes import vae
 from loopax.recipes.vae import judge
 
 
-@pytest.fixture(scope="module")
-def hasty_judges():
+@contextmanager
+def in_haste():
     """Asks of a judge that there is one, not that it is good."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(judge.PRESETS, "judge", replace(judge.PRESETS["judge"], epochs=1.0))
         patch.setattr(judge, "accuracy_of_baseline", lambda train, test: 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def hasty_judges():
+    with in_haste():
         yield
 
 
@@ -40,4 +47,5 @@ def tiny_config(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_vae(tiny_config, tmp_path_factory):
     """The finished run of `tiny_config`; nobody changes it."""
-    return vae.train(tiny_config, tmp_path_factory.mktemp("runs") / "colour", progress=False)
+    with in_haste():
+        return vae.train(tiny_config, tmp_path_factory.mktemp("runs") / "colour", progress=False)

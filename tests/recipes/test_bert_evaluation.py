@@ -110,6 +110,7 @@ def test_the_surest_mistakes_come_first_and_are_cut():
     found = measured([0, 1, 1, 1], probabilities, ("no", "yes"), rows)["mistakes"]
     assert [each["text"][:4] for each in found] == ["one ", "x yx", "unsu"]
     assert found[0] == {
+        "index": 2,
         "text": "one | two",
         "class": "yes",
         "predicted": "no",

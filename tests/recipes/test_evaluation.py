@@ -196,7 +196,7 @@ def test_without_a_weight_of_the_kl_divergence_there_is_no_density_and_no_figure
     assert not any("ELBO" in name or "log p" in name for name in rows)
     assert "training objective" in rows
     trained.dir.pictures.mkdir(exist_ok=True)
-    assert "nan" not in report.write(trained, results, []).read_text().split()
+    assert "nan" not in report.write(trained, results, {}).read_text().split()
 
 
 # --- Samples ------------------------------------------------------------------

@@ -25,7 +25,7 @@ from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.explorer import Explorer
 from loopax.recipes.vae.problem import Problem
 from loopax.recipes.vae.server import listen
-from loopax.recipes.vae.trained import TrainedVAE, train
+from loopax.recipes.vae.trained import TrainedVAE
 from loopax.run.directory import RunDir
 
 PATIENCE_S = 60.0
@@ -221,34 +221,26 @@ def test_the_page_brings_all_it_needs(server):
     assert addresses == ["://www.w3.org/2000/svg"]  # a name, not a place
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run with a checkpoint."""
-    directory = tmp_path_factory.mktemp("run")
-    vae = trained_vae(directory, (4, 4, 1), 2, sampler="prior")
-    train(vae.config, directory / "run", steps=2, progress=False)
-    return directory / "run"
-
-
-def test_the_command_serves_until_it_is_interrupted(run):
-    command = [sys.executable, "-m", "loopax", "explore", str(run), "--no-open-browser"]
+def test_the_command_serves_until_it_is_interrupted(tiny_vae):
+    run = str(tiny_vae.dir.path)
+    command = [sys.executable, "-m", "loopax", "explore", run, "--no-open-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         address = process.stdout.readline().decode().split()[0]
         host = address.removeprefix("http://").rstrip("/")
         connection = http.client.HTTPConnection(host, timeout=PATIENCE_S)
         connection.request("GET", "/model.json")
-        assert json.loads(connection.getresponse().read())["run"] == "run"
+        assert json.loads(connection.getresponse().read())["run"] == "colour"
         process.send_signal(signal.SIGINT)
         _, complaint = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert complaint.count(b"\n") == 1, "which checkpoint it is"
 
 
-def test_a_port_in_use_and_one_that_is_none_are_one_line(run, capsys):
+def test_a_port_in_use_and_one_that_is_none_are_one_line(tiny_vae, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for wrong in (port, 65536):
-            assert main(["explore", str(run), "--port", str(wrong)]) == 2
+            assert main(["explore", str(tiny_vae.dir.path), "--port", str(wrong)]) == 2
             assert f"port {wrong} cannot be had: " in capsys.readouterr().err
 
 

@@ -141,8 +141,8 @@ def test_the_surest_mistakes_are_shown_with_their_images(trained, tmp_path):
     beginner = replace(trained, params=trained.problem.state().params)
     results = images.evaluate(beginner)
     wrong, test = results["mistakes"], trained.problem.data.test.columns
-    found = beginner.probabilities(test["image"][[each["image"] for each in wrong]])
-    true = [NAMES[test["label"][each["image"]]] for each in wrong]
+    found = beginner.probabilities(test["image"][[each["index"] for each in wrong]])
+    true = [NAMES[test["label"][each["index"]]] for each in wrong]
     assert [each["class"] for each in wrong] == true
     assert all(each["class"] != each["predicted"] for each in wrong)
     sure = [each["probability"] for each in wrong]

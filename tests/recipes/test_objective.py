@@ -1,6 +1,7 @@
 """Bounds and estimates against a VAE whose likelihood is known, and gradients against theory."""
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -77,14 +78,14 @@ def objective(**changes):
     return Objective(LinearVAE(), dataclasses.replace(CONFIG, **changes))
 
 
-def gradient(bound, images, key, at, samples=5):
-    chosen = objective(bound=bound, importance_samples=samples)
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(bound, images, key, at):
+    chosen = objective(bound=bound, importance_samples=5)
     batch, rngs = {"image": images, "label": LABEL}, Rngs(key, 0)
     return jax.grad(lambda params: chosen.loss(params, batch, rngs)[0])(at)["params"]
 
 
-@pytest.mark.parametrize("samples", [1, 3, 50])
-@pytest.mark.parametrize("per_pass", [1, 14, 4000])
+@pytest.mark.parametrize(("samples", "per_pass"), [(1, 4000), (3, 14), (50, 1), (50, 4000)])
 def test_with_the_exact_posterior_every_estimate_is_the_likelihood(
     samples, per_pass, images, exact
 ):
@@ -119,7 +120,7 @@ def test_the_elbo_is_the_likelihood_less_the_distance_of_the_posteriors(images, 
 def test_dreg_has_the_decoders_gradient_of_iwae_and_on_average_the_encoders(images):
     at, keys = params(0.3, 0.4), jax.random.split(jax.random.key(3), 3000)
     plain, double = (
-        jax.vmap(lambda key, bound=bound: gradient(bound, images, key, at))(keys)
+        jax.vmap(functools.partial(gradient, bound), (None, 0, None))(images, keys, at)
         for bound in ("iwae", "dreg")
     )
     np.testing.assert_allclose(plain["basis"], double["basis"], rtol=2e-4, atol=2e-4)

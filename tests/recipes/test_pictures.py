@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(trained):
-    return dict(pictures.draw_all(trained))
+    return pictures.draw_all(trained)
 
 
 def cells(path, shape):
@@ -96,7 +96,7 @@ def test_all_are_drawn_and_said(trained, drawn):
 
 def test_they_are_the_same_again(trained, drawn):
     before = {path.name: path.read_bytes() for path in trained.dir.pictures.iterdir()}
-    assert dict(pictures.draw_all(trained)) == drawn
+    assert pictures.draw_all(trained) == drawn
     assert {path.name: path.read_bytes() for path in trained.dir.pictures.iterdir()} == before
 
 
@@ -205,7 +205,7 @@ def test_images_that_lie_class_by_class_are_all_on_the_map(trained, monkeypatch,
 )
 def test_any_data_is_drawn(options, rows, tmp_path):
     trained = made(tmp_path, **options, sampler="prior")
-    drawn = dict(pictures.draw_all(trained))
+    drawn = pictures.draw_all(trained)
     assert set(drawn) == {*GRIDS, "latents.png", "curves.png"}, "no second picture of the prior"
     for name in GRIDS:
         assert cells_of(trained, name).std() > 0

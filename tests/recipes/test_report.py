@@ -73,7 +73,7 @@ def pictures(trained):
     """Each of another grey; with what it shows."""
     for grey, name in enumerate(PICTURES):
         Image.new("L", (4, 3), grey).save(trained.dir.pictures / name)
-    return [(name, f"This is {name}.") for name in PICTURES]
+    return {name: f"This is {name}." for name in PICTURES}
 
 
 def recorded(trained, starts=1):
@@ -120,7 +120,7 @@ def test_every_picture_is_embedded_and_samples_come_first(trained, pictures):
     wanted = [(trained.dir.pictures / name).read_bytes() for name in PICTURES]
     assert embedded[0] == wanted[0]
     assert sorted(embedded) == sorted(wanted)
-    assert set(page.texts("figcaption")) == {caption for _, caption in pictures}
+    assert set(page.texts("figcaption")) == {*pictures.values()}
     assert page.texts("h2")[:2] == ["Summary", "Samples"]
 
 
@@ -167,7 +167,7 @@ def test_a_run_that_went_on_says_so(trained, pictures):
 
 
 def test_without_a_judge_or_records_it_says_what_is_known(trained, pictures):
-    page = page_of(report.write(trained, UNJUDGED, pictures[:1]))
+    page = page_of(report.write(trained, UNJUDGED, {"samples.png": "Samples."}))
     assert page.texts("dt") == ["-ELBO of a test image", "squared error per pixel"]
     assert "judge" not in " ".join(page.texts("p"))
     assert page.texts("h2") == ["Summary", "Measures", "Configuration"]
@@ -196,5 +196,5 @@ def test_a_preset_as_it_is_has_nothing_beside_it(trained, pictures):
 )
 def test_times_are_told_in_what_fits_them(seconds, said, trained):
     trained.dir.write_json("account.json", {"wall_s": seconds, "shares": {}})
-    page = page_of(report.write(trained, RESULTS, []))
+    page = page_of(report.write(trained, RESULTS, {}))
     assert f", in {said}." in " ".join(page.texts("p"))

@@ -44,11 +44,11 @@ class Runs:
 def export(words: list[str]) -> int:
     """`loopax export RUN`."""
     command = parse(Export, words, "loopax export")
-    from loopax.recipe import export_weights
+    from loopax.recipe import export as usual
     from loopax.run import RunDir
 
     name, said = RunDir.open(command.run).config.get("recipe"), list[str]()
-    write = export_weights if name is None else find(name).export
+    write = usual if name is None else find(name).export
     written = write(command.run, command.checkpoint, command.out, said.append)
     to_stderr(*said)
     print("\n".join(map(str, written)))

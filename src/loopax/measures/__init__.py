@@ -1,10 +1,10 @@
 """How good a model is: measures of classifiers and of generated images, as numbers and shown."""
 
 from loopax.measures.classification import (
+    beside_others,
     calibration,
     guessing,
     scores,
-    scores_of_baseline,
     surest_mistakes,
     wilson_interval,
 )
@@ -31,6 +31,7 @@ __all__ = [
     "ClassScores",
     "NeighbourhoodScores",
     "PointSet",
+    "beside_others",
     "calibration",
     "class_scores",
     "frechet_distance",
@@ -43,7 +44,6 @@ __all__ = [
     "save_confusion",
     "save_training",
     "scores",
-    "scores_of_baseline",
     "sections",
     "surest_mistakes",
     "tables",

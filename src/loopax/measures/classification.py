@@ -57,11 +57,31 @@ def scores(probabilities: Probabilities, labels: Labels) -> Results:
     }
 
 
-def scores_of_baseline(name: str, probabilities: Probabilities, labels: Labels) -> Results:
-    """The overall scores of a simple classifier, which has a `name` to be called by."""
-    found = scores(probabilities, labels)
-    kept = ("accuracy", "accuracy_interval", "macro_f1", "nll_nats")
-    return {each: found[each] for each in kept} | {"name": name}
+def beside_others(
+    probabilities: Probabilities,
+    labels: Labels,
+    class_names: Sequence[str],
+    baseline: tuple[str, Probabilities] | None,
+) -> Results:
+    """The scores of a classifier, beside those of guessing and of a simple one.
+
+    Args:
+        probabilities: of the classifier.
+        labels: the true classes.
+        class_names: by which they are told.
+        baseline: what the simple one is called, and its probabilities.
+    """
+    found = {
+        "class_names": list(class_names),
+        **scores(probabilities, labels),
+        "floor": guessing(labels, class_names),
+    }
+    if baseline is not None:
+        name, answers = baseline
+        theirs = scores(answers, labels)
+        overall = ("accuracy", "accuracy_interval", "macro_f1", "nll_nats")
+        found["baseline"] = {each: theirs[each] for each in overall} | {"name": name}
+    return found
 
 
 def guessing(labels: Labels, class_names: Sequence[str]) -> Results:
@@ -117,11 +137,24 @@ def calibration(probabilities: Probabilities, labels: Labels) -> Results:
 
 
 def surest_mistakes(
-    probabilities: Probabilities, labels: Labels, count: int
-) -> Int[np.ndarray, " mistakes"]:
-    """The places of at most `count` wrong answers, those with the highest probability first."""
-    wrong = np.flatnonzero(probabilities.argmax(-1) != labels)
-    return wrong[np.argsort(-probabilities[wrong].max(-1), kind="stable")][:count]
+    probabilities: Probabilities, labels: Labels, class_names: Sequence[str], count: int
+) -> list[Results]:
+    """At most `count` wrong answers, those with the highest probability first.
+
+    Each has the place of its example, `index`, the true `class`, the `predicted` one and its
+    `probability`.
+    """
+    predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
+    wrong = np.flatnonzero(predicted != labels)
+    return [
+        {
+            "index": index,
+            "class": class_names[labels[index]],
+            "predicted": class_names[predicted[index]],
+            "probability": float(confidence[index]),
+        }
+        for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:count].tolist()
+    ]
 
 
 def _known(value: float) -> float | None:

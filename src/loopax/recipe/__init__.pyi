@@ -2,6 +2,7 @@
 
 from .base import Problem as Problem
 from .base import Recipe as Recipe
+from .base import Say as Say
 from .base import batch_size_for as batch_size_for
 from .base import check_fields as check_fields
 from .commands import Command as Command
@@ -17,7 +18,7 @@ from .model_file import check_data as check_data
 from .model_file import noted as noted
 from .simple import SimpleProblem as SimpleProblem
 from .simple import Trained as Trained
-from .simple import export_weights as export_weights
+from .simple import export as export
 from .simple import params_at as params_at
 from .training import RESULTS_FILE as RESULTS_FILE
 from .training import train as train

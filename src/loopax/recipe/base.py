@@ -5,6 +5,7 @@ Importing this does not import JAX: the command line reads presets before anythi
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -73,12 +74,15 @@ class Recipe:
             that say where data is.
         commands: dataclasses by the name of the command that each is, beside those that work on
             every recipe; `Evaluate` and `OfRun` show how.
+        parts: a module whose `load`, `evaluate`, `tables` and `export`, as far as it has them, do
+            what the methods of these names say.
         name: what `config.json` calls the recipe, so that it is found again: `module:Class`, or
             the name of its entry point in the group `loopax.recipes`.
     """
 
     presets: ClassVar[Mapping[Any, Any]] = {}
     commands: ClassVar[Mapping[str, type[Any]]] = {}
+    parts: ClassVar[str | None] = None
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
@@ -122,15 +126,12 @@ class Recipe:
             RunDirError: `run` is not the directory of a run of this recipe.
             CheckpointError: there is no such checkpoint.
         """
-        from loopax.recipe.simple import load
-
-        return load(self, run, checkpoint, problem, say)
+        return self._part("load")(run, checkpoint, problem=problem, say=say)
 
     def evaluate(self, trained: Any) -> Mapping[str, Any]:
         """The results of what `load` gave, as plain values for JSON: what `tables` shows."""
-        from loopax.recipe.simple import evaluate
-
-        return evaluate(trained)
+        results: Mapping[str, Any] = self._part("evaluate")(trained)
+        return results
 
     def finish(self, trained: Any, problem: Any, say: Say, progress: bool) -> Mapping[str, Any]:
         """Measures, draws and reports at the end of a training; the results are kept last."""
@@ -147,9 +148,8 @@ class Recipe:
 
     def tables(self, results: Any) -> Sequence[Table]:
         """Results for people."""
-        from loopax.recipe.simple import tables
-
-        return tables(results)
+        shown: Sequence[Table] = self._part("tables")(results)
+        return shown
 
     def costs(self, config: Any) -> list[str]:
         """What a step of this training costs, in lines."""
@@ -163,9 +163,15 @@ class Recipe:
         self, run: str | Path, checkpoint: str | int, out: Path | None, say: Say = print
     ) -> list[Path]:
         """Writes what a run has trained for use elsewhere; returns the files."""
-        from loopax.recipe.simple import export_weights
+        files: list[Path] = self._part("export")(run, checkpoint, out, say)
+        return files
 
-        return export_weights(run, checkpoint, out, say)
+    def _part(self, name: str) -> Callable[..., Any]:
+        """A function of `parts`, which is imported only now, as it may import JAX."""
+        usual = importlib.import_module("loopax.recipe.simple")
+        own = importlib.import_module(self.parts) if self.parts else usual
+        part: Callable[..., Any] = getattr(own, name, None) or getattr(usual, name)
+        return part
 
     def as_json(self, config: Any) -> dict[str, Any]:
         """A configuration as `config.json` keeps it."""

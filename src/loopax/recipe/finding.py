@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -82,23 +81,15 @@ def _loaded(where: str) -> Recipe:
     recipe = found() if isinstance(found, type) and issubclass(found, Recipe) else found
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"{where}: is no recipe; make it a subclass of loopax.recipe.Recipe")
-    _check(recipe, where)
-    return recipe
-
-
-def _check(recipe: Recipe, where: str) -> None:
-    if not isinstance(recipe.presets, Mapping) or not recipe.presets:
+    presets = recipe.presets
+    if not presets or not all(is_dataclass(config) for config in presets.values()):
         raise ConfigError(
-            f"{where}: has no presets; give configurations by name: "
+            f"{where}: its presets are {presets!r}; give instances of a dataclass by name: "
             'presets = {"default": Config()}'
         )
-    for name, config in recipe.presets.items():
-        if not is_dataclass(config) or isinstance(config, type):
-            raise ConfigError(
-                f"{where}: its preset {name!r} is {config!r}; it must be an instance of a dataclass"
-            )
     if ":" not in recipe.name and recipe.name not in known():
         raise ConfigError(
             f"{where}: is called {recipe.name!r}, by which it would not be found again; leave out "
             f"its name, or make it an entry point of the group {GROUP}"
         )
+    return recipe

@@ -15,7 +15,8 @@ from loopax.compute.state import TrainState
 from loopax.deadline import check_time
 from loopax.evaluation import Evaluation
 from loopax.evaluation import evaluate as evaluate_state
-from loopax.recipe.base import Problem, Recipe, Say
+from loopax.recipe.base import Problem, Say
+from loopax.recipe.finding import recipe_of
 from loopax.report import Table
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.directory import RunDir
@@ -64,11 +65,12 @@ class Trained:
 
 
 def load(
-    recipe: Recipe, run: str | Path, checkpoint: str | int, problem: Problem | None, say: Say
+    run: str | Path, checkpoint: str | int = "best", *, problem: Problem | None = None, say: Say
 ) -> Trained:
-    """A run at one of its checkpoints."""
+    """A run of any recipe at one of its checkpoints."""
     directory = RunDir.open(run)
     if problem is None:
+        recipe = recipe_of(run)
         problem = recipe.problem(recipe.config_of(run), say)
     with CheckpointStore(directory.checkpoints, say=say) as store:
         step = store.chosen(checkpoint)
@@ -110,9 +112,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def export_weights(
-    run: str | Path, checkpoint: str | int, out: Path | None, say: Say
-) -> list[Path]:
+def export(run: str | Path, checkpoint: str | int, out: Path | None, say: Say) -> list[Path]:
     """Writes the weights of any run, averaged where it averages, as a safetensors file."""
     directory = RunDir.open(run)
     path = out or directory.path / "weights.safetensors"

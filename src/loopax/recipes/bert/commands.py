@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from tyro.conf import Positional
 
 from loopax.errors import ConfigError
-from loopax.recipe import Command, Evaluate, Recipe
+from loopax.recipe import Evaluate, OfRun, Recipe
 from loopax.recipes import bert
 
 
@@ -30,7 +30,7 @@ class EvaluateBERT(Evaluate):
 
 
 @dataclass(frozen=True)
-class Predict(Command):
+class Predict(OfRun):
     """Classify texts with a fine-tuned run.
 
     The texts given, those of a file, or those of standard input, which has one on each line and
@@ -41,14 +41,10 @@ class Predict(Command):
 
     is_ended_by_ctrl_c: ClassVar = True
 
-    run: Positional[Path]
-    """The run directory."""
     texts: Positional[tuple[str, ...]] = ()
     """The texts; standard input when there are none, and no file."""
     file: Path | None = None
     """A table with the columns that the run was trained on, or a .txt with a text on each line."""
-    checkpoint: str = "best"
-    """best, latest, or the number of a step."""
     format: Literal["text", "jsonl", "csv"] = "text"
     """text: class, probability and text, with tabs between; the others tell of each class."""
     batch_size: int = 64

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 import loopax
 from loopax import measures
@@ -18,7 +17,6 @@ from loopax.recipes.bert.trained import TrainedClassifier
 from loopax.report import Table
 
 Results = dict[str, Any]
-Probabilities = Float[np.ndarray, "texts classes"]
 
 NOUN = "texts"
 MISTAKES = 10
@@ -39,10 +37,9 @@ def evaluate(
     Args:
         trained: what to measure.
         texts: to measure it on, with the run's own classes; the test texts of the run's data when
-            left out. Those without a label are.
+            left out. Those without a label are left out.
         parts: the run's own data, read anew when left out.
-        baseline: whether a simple classifier is measured beside it, which takes the texts that the
-            run was trained on.
+        baseline: whether a simple classifier, fitted to the run's own texts, is measured too.
         say: is told what is left out.
 
     Raises:
@@ -70,41 +67,17 @@ def evaluate(
         raise DataError(f"{texts.name}: no text has a label; there is nothing to measure by")
     if left_out := len(texts) - len(labelled):
         say(f"{texts.name}: {left_out:,} of {len(texts):,} texts have no label and are left out")
-    probabilities = trained.probabilities(labelled.rows)
-    simple = _simple(parts, labelled) if baseline and parts is not None else {}
+    labels, names = labelled.labels, trained.class_names
+    probabilities, simple = trained.probabilities(labelled.rows), None
+    if baseline and parts and (fitted := fit_baseline(parts.train, parts.validation)):
+        simple = BASELINE, fitted.probabilities(labelled.rows)
+    mistakes = measures.surest_mistakes(probabilities, labels, names, MISTAKES)
     return {
         "step": trained.step,
         "data": texts.name,
-        "class_names": list(trained.class_names),
-        **measures.scores(probabilities, labelled.labels),
-        **simple,
-        "floor": measures.guessing(labelled.labels, trained.class_names),
-        "mistakes": mistakes(probabilities, labelled),
+        **measures.beside_others(probabilities, labels, names, simple),
+        "mistakes": [{**each, "text": _excerpt(labelled.rows[each["index"]])} for each in mistakes],
     }
-
-
-def _simple(parts: Parts, texts: Texts) -> Results:
-    """What the baseline scores on these texts; nothing where none can be fitted."""
-    baseline = fit_baseline(parts.train, parts.validation)
-    if baseline is None:
-        return {}
-    probabilities = baseline.probabilities(texts.rows)
-    return {"baseline": measures.scores_of_baseline(BASELINE, probabilities, texts.labels)}
-
-
-def mistakes(probabilities: Probabilities, texts: Texts) -> list[Results]:
-    """The texts that a wrong class was most probable for, most probable first."""
-    predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
-    chosen = measures.surest_mistakes(probabilities, texts.labels, MISTAKES)
-    return [
-        {
-            "text": _excerpt(texts.rows[index]),
-            "class": texts.class_names[texts.labels[index]],
-            "predicted": texts.class_names[predicted[index]],
-            "probability": float(confidence[index]),
-        }
-        for index in chosen.tolist()
-    ]
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:

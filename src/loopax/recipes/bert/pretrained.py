@@ -58,7 +58,7 @@ class Pretrained:
         source: where it was found, in words.
         folder: where its files are.
         config: its architecture.
-        weights: float32 arrays by our paths: all of `bert/...` (the pooler if the file has it), and
+        weights: float32 arrays by our paths: `bert/...` (the pooler if the file has it), and
             `classifier/...` if the file has a classifier of texts.
         tokenizer: neither cuts nor pads, whatever its file says.
         digest: SHA-256 of the files of weights.
@@ -252,12 +252,8 @@ def _poolings(folder: Path) -> list[str]:
 
 
 def _class_names(stored: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """As `id2label` has them; numbers where it says nothing sensible."""
-    if "classifier/bias" not in weights:
-        return ()
+    """As `id2label` has them; numbers where it says nothing sensible; none without a head."""
+    classes = range(len(weights.get("classifier/bias", ())))
     names = stored.get("id2label")
     names = names if isinstance(names, dict) else {}
-    return tuple(
-        str(names.get(str(index), f"LABEL_{index}"))
-        for index in range(len(weights["classifier/bias"]))
-    )
+    return tuple(str(names.get(str(index), f"LABEL_{index}")) for index in classes)

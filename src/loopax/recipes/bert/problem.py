@@ -176,7 +176,7 @@ class Problem:
         name = "hook/macro_f1" if metric == "macro-f1" else f"validation/{metric}"
         return name, "min" if metric == "loss" else "max"
 
-    @property
+    @cached_property
     def evaluation(self) -> loopax.Evaluation:
         """The validation texts, and when they are measured."""
         data = self.tokens(self.texts.validation)
@@ -222,8 +222,13 @@ class Problem:
             f"to test on; model {self.pretrained.source}",
             *self.texts.notes,
             *self.pretrained.notes,
-            *self._head_said(),
         ]
+        if self._takes_head:
+            count = len(train.class_names)
+            lines.append(f"the head of the model is taken: it is of the same {count} classes")
+        elif theirs := self.pretrained.class_names:
+            listed = ", ".join(theirs[:6]) + (", ..." if len(theirs) > 6 else "")
+            lines.append(f"the head is new: that of the model is of the classes {listed}")
         passes, _ = LENGTHS[self.config.preset]
         if self.epochs > passes or self.batch_size < (self.config.batch_size or BATCH_SIZE):
             lines.append(
@@ -231,17 +236,6 @@ class Problem:
                 f"({self.steps:,} steps)"
             )
         return "\n".join(lines)
-
-    def _head_said(self) -> list[str]:
-        """What becomes of a head that the model came with."""
-        theirs = self.pretrained.class_names
-        if not theirs:
-            return []
-        if self._takes_head:
-            count = len(self.texts.train.class_names)
-            return [f"the head of the model is taken: it is of the same {count} classes"]
-        listed = ", ".join(theirs[:6]) + (", ..." if len(theirs) > 6 else "")
-        return [f"the head is new: that of the model is of the classes {listed}"]
 
     @property
     def loss_fn(self) -> Callable[..., Any]:
@@ -267,19 +261,13 @@ class Problem:
 
     def _logits(self, params: Any, batch: Any, settled: bool, rngs: Any) -> Any:
         """Of a batch; `settled` leaves out the dropout of the pretrained part."""
-        model = self.model
-        features = batch.get("features")
+        model, features = self.model, batch.get("features")
         if features is None:
-            features = model.apply(
-                params,
-                *model_inputs(batch),
-                deterministic=settled,
-                method=model.features,
-                rngs=rngs,
-            )
-        return model.apply(
-            params, features, deterministic=rngs is None, method=model.classify, rngs=rngs
-        )
+            inputs = model_inputs(batch)
+            told: Any = {"method": model.features, "rngs": rngs}
+            features = model.apply(params, *inputs, deterministic=settled, **told)
+        told = {"method": model.classify, "rngs": rngs}
+        return model.apply(params, features, deterministic=rngs is None, **told)
 
     def state(self, *, resumed: bool = False) -> loopax.TrainState:
         """The state that training begins with; for one that is resumed no probe is fitted."""
@@ -328,18 +316,13 @@ def model_of(
 ) -> BertForSequenceClassification:
     """The classifier that a configuration makes of a pretrained model."""
     architecture = pretrained.config
-    if config.dropout is not None:
-        architecture = dataclasses.replace(
-            architecture,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            classifier_dropout=config.dropout,
-        )
+    if (rate := config.dropout) is not None:
+        places = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+        rates: Any = dict.fromkeys(places, rate)
+        architecture = dataclasses.replace(architecture, **rates)
+    pooling = pretrained.pooling if config.pooling == "auto" else config.pooling
     return BertForSequenceClassification(
-        architecture,
-        classes=len(class_names),
-        pooling=pretrained.pooling if config.pooling == "auto" else config.pooling,
-        dtype=jnp.dtype(config.dtype),
+        architecture, len(class_names), pooling, jnp.dtype(config.dtype)
     )
 
 

@@ -5,18 +5,15 @@ Importing this does not import JAX; the names of `bert` are loaded when they are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import loopax
-from loopax.recipe import Recipe
+from loopax.recipe import Recipe, Say
 from loopax.recipes import bert
 from loopax.recipes.bert.commands import COMMANDS
 from loopax.recipes.bert.config import PRESETS, FineTuneConfig
-
-if TYPE_CHECKING:
-    from loopax.report import Table
 
 
 class BERTRecipe(Recipe):
@@ -25,25 +22,16 @@ class BERTRecipe(Recipe):
     name = "bert"
     presets = PRESETS
     commands = COMMANDS
+    parts = "loopax.recipes.bert"
 
-    def problem(self, config: FineTuneConfig, say: Callable[[str], None] = print) -> bert.Problem:
+    def problem(self, config: FineTuneConfig, say: Say = print) -> bert.Problem:
         return bert.Problem.of(config, say)
 
     def hooks(self, problem: bert.Problem) -> Sequence[loopax.Hook | loopax.EarlyStopping]:
         return problem.hooks
 
-    def load(self, *arguments: Any, **options: Any) -> bert.TrainedClassifier:
-        return bert.load(*arguments, **options)
-
-    def evaluate(self, trained: bert.TrainedClassifier, **options: Any) -> bert.Results:
-        return bert.evaluate(trained, **options)
-
     def finish(
-        self,
-        trained: bert.TrainedClassifier,
-        problem: bert.Problem,
-        say: Callable[[str], None],
-        progress: bool,
+        self, trained: bert.TrainedClassifier, problem: bert.Problem, say: Say, progress: bool
     ) -> bert.Results:
         """Measures a run that has come to its end, and leaves its report."""
         tested = len(problem.texts.test)
@@ -58,18 +46,5 @@ class BERTRecipe(Recipe):
 
         return report.write(trained, results)
 
-    def tables(self, results: bert.Results) -> list[Table]:
-        return bert.tables(results)
-
     def costs(self, config: FineTuneConfig) -> list[str]:
         return bert.costs(config)
-
-    def export(
-        self,
-        run: str | Path,
-        checkpoint: str | int,
-        out: Path | None,
-        say: Callable[[str], None] = print,
-    ) -> list[Path]:
-        """A folder that PyTorch transformers loads as well."""
-        return bert.export(run, checkpoint, out, say)

@@ -66,7 +66,7 @@ def save_pretrained(
         StorageError: it cannot be written.
     """
     folder = Path(folder).resolve()
-    if len(class_names) != model.classes or len(set(class_names)) != model.classes:
+    if not len(class_names) == len(set(class_names)) == model.classes:
         raise ConfigError(
             f"class_names are {len(set(class_names))} different names; the model has "
             f"{model.classes} classes"

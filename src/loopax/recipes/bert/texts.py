@@ -96,9 +96,8 @@ def texts_of(config: FineTuneConfig, tokenizer: Tokenizer, longest: int) -> Part
 def _seen(tokenizer: Any, texts: Texts, longest: int) -> tuple[list[bytes], int]:
     """Of each text what the model sees of it, and how many are cut."""
     columns, cut = encode(tokenizer, texts.rows, longest)
-    ids, length = columns["input_ids"], columns["length"]
-    contents = [row[:end].tobytes() for row, end in zip(ids, length.tolist(), strict=True)]
-    return contents, int(cut.sum())
+    rows = zip(columns["input_ids"], columns["length"].tolist(), strict=True)
+    return [row[:end].tobytes() for row, end in rows], int(cut.sum())
 
 
 def _split(
@@ -115,16 +114,12 @@ def _notes(texts: Texts, contents: Sequence[bytes]) -> list[str]:
     labels: dict[bytes, set[int]] = {}
     for content, label in zip(contents, texts.labels.tolist(), strict=True):
         labels.setdefault(content, set()).add(label)
-    notes = []
-    if again := len(contents) - len(labels):
-        notes.append(
-            f"of the texts to train on {again:,} repeat others; such stay in one part together"
-        )
-    if torn := sum(len(each) > 1 for each in labels.values()):
-        notes.append(
-            f"different labels of the same text: {torn:,} times; one of them must be wrong"
-        )
-    return notes
+    again, torn = len(contents) - len(labels), sum(len(each) > 1 for each in labels.values())
+    notes = {
+        f"of the texts to train on {again:,} repeat others; such stay in one part together": again,
+        f"different labels of the same text: {torn:,} times; one of them must be wrong": torn,
+    }
+    return [note for note, count in notes.items() if count]
 
 
 def located(name: str) -> str:

@@ -22,8 +22,6 @@ from loopax.recipes.bert.layout import CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCA
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
 CUT = ("input_ids", "token_type_ids")
 """The columns that are cut to the length of their bucket."""
 BATCH = 64
@@ -121,53 +119,33 @@ def in_batches(
     lengths = columns["length"]
     order = np.argsort(lengths, kind="stable")
     bounds = [min(bound, longest) for bound in bucket_lengths(longest)]
-    results = None
+    results = []
     for first in range(0, len(order), size):
         rows = order[first : first + size]
         bound = next(bound for bound in bounds if bound >= lengths[rows].max())
-        filled = np.resize(rows, size)
-        batch = {
-            name: _cut(column[filled], bound) if name in CUT else column[filled]
-            for name, column in columns.items()
-        }
-        result = np.asarray(function(batch))[: len(rows)]
-        if results is None:
-            results = np.empty((len(order), *result.shape[1:]), result.dtype)
-        results[rows] = result
-    assert results is not None, "there are no rows"
-    return results
-
-
-def _cut(column: np.ndarray, bound: int) -> np.ndarray:
-    """Columns that are shorter than their bucket are filled up, so that shapes stay few."""
-    short = max(0, bound - column.shape[1])
-    return np.pad(column[:, :bound], ((0, 0), (0, short)))
+        batch = {name: column[np.resize(rows, size)] for name, column in columns.items()}
+        for name in CUT:
+            if name in batch:  # Columns that are shorter than their bucket are filled up.
+                short = max(0, bound - batch[name].shape[1])
+                batch[name] = np.pad(batch[name][:, :bound], ((0, 0), (0, short)))
+        results.append(np.asarray(function(batch))[: len(rows)])
+    return np.concatenate(results)[np.argsort(order)]
 
 
 def _read_vocabulary(folder: Path) -> Tokenizer:
     """The tokenizer of a folder that has its words alone, as BERT reads texts."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import BertWordPieceTokenizer, Tokenizer
 
     settings = folder / TOKENIZER_CONFIG
     said = read_json(settings) if settings.is_file() else {}
-    vocabulary = models.WordPiece.read_file(str(folder / VOCABULARY))
-    if missing := [token for token in SPECIAL[:4] if token not in vocabulary]:
-        raise ValueError(f"it has no {missing[0]}")
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.add_special_tokens([token for token in SPECIAL if token in vocabulary])
-    tokenizer.normalizer = normalizers.BertNormalizer(
+    tokenizer = BertWordPieceTokenizer(
+        str(folder / VOCABULARY),
         lowercase=said.get("do_lower_case", True),
         strip_accents=said.get("strip_accents"),
         handle_chinese_chars=said.get("tokenize_chinese_chars", True),
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = {token: vocabulary[token] for token in ("[CLS]", "[SEP]")}
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=list(ends.items()),
-    )
-    return tokenizer
+    plain: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    return plain
 
 
 def _padded(rows: Sequence[Sequence[int]], length: np.ndarray, fill: int) -> np.ndarray:

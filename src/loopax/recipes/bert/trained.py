@@ -107,57 +107,39 @@ def load(
     problem: Problem | None = None,
     say: Callable[[str], None] = to_stderr,
 ) -> TrainedClassifier:
-    """The classifier of a run, at its `best` or `latest` checkpoint or at that of a step.
+    """The classifier of a run, for which neither the pretrained model nor the texts are needed.
 
-    A run that was stopped before its validation texts were measured has no best; what is loaded
-    then is the latest. `say` is told which it is. The run directory is all that it takes: neither
-    the pretrained model nor the texts are needed.
+    Args:
+        run: its directory.
+        checkpoint: `best` (the latest, before validation texts were measured), `latest`, or a step.
+        problem: makes no difference here.
+        say: is told which checkpoint it is.
 
     Raises:
-        RunDirError: `run` is not the directory of a fine-tuning run.
+        RunDirError: `run` is not the directory of a fine-tuning run, or is damaged.
         CheckpointError: there is no such checkpoint.
     """
     del problem
-    config, directory = RECIPE.config_of(run), RunDir.open(run)
-    noted = loopax.recipe.noted(directory, NOTED)
-    class_names = tuple(noted["class_names"])
-    model, tokenizer = _model_of(directory, noted, config)
-    form = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    params, step = params_at(directory, checkpoint, form, say)
-    columns = Columns(tuple(noted["text"]), noted.get("label"))
-    return TrainedClassifier(
-        config, tokenizer, model, params, class_names, columns, directory, step
-    )
-
-
-def _model_of(
-    directory: RunDir, noted: Mapping[str, Any], config: FineTuneConfig
-) -> tuple[BertForSequenceClassification, Tokenizer]:
-    """The model and the tokenizer that a run directory keeps.
-
-    Raises:
-        RunDirError: they are damaged.
-    """
-    file = directory.path / MODEL_FILE
     require("bert", "a pretrained BERT", "tokenizers")
     from tokenizers import Tokenizer
 
+    config, directory = RECIPE.config_of(run), RunDir.open(run)
+    noted = loopax.recipe.noted(directory, NOTED)
+    names = tuple(noted["class_names"])
     try:
         tokenizer: Tokenizer = Tokenizer.from_str(noted["tokenizer"])
         architecture = BertConfig.from_json(noted["architecture"], "architecture")
     except Exception as error:  # The library raises nothing narrower.
-        reason = ascii(str(error))[1:-1][:200]
         raise RunDirError(
-            f"{file}: is damaged ({reason}); remove it, and the same training command writes it "
-            "anew"
+            f"{directory.path / MODEL_FILE}: is damaged ({ascii(str(error))[1:-1][:200]}); remove "
+            "it, and the same training command writes it anew"
         ) from error
-    model = BertForSequenceClassification(
-        architecture,
-        classes=len(noted["class_names"]),
-        pooling=noted["pooling"],
-        dtype=jnp.dtype(config.dtype),
-    )
-    return model, tokenizer
+    dtype = jnp.dtype(config.dtype)
+    model = BertForSequenceClassification(architecture, len(names), noted["pooling"], dtype)
+    form = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    params, step = params_at(directory, checkpoint, form, say)
+    columns = Columns(tuple(noted["text"]), noted.get("label"))
+    return TrainedClassifier(config, tokenizer, model, params, names, columns, directory, step)
 
 
 def texts_like(trained: TrainedClassifier, path: str | Path) -> Texts:
@@ -175,13 +157,7 @@ def export(
 ) -> list[Path]:
     """Writes a run's classifier as a folder that PyTorch transformers loads as well."""
     trained = load(run, checkpoint, say=say)
+    model, params, names = trained.model, trained.params, trained.class_names
     out = out or trained.dir.path / "exported"
-    save_pretrained(
-        out,
-        trained.model,
-        trained.params,
-        trained.tokenizer,
-        trained.class_names,
-        max_length=trained.longest,
-    )
+    save_pretrained(out, model, params, trained.tokenizer, names, max_length=trained.longest)
     return [out]

@@ -134,7 +134,7 @@ class TrainedOnImages:
         problem: ImagesProblem | None,
         say: Callable[[str], None],
     ) -> Self:
-        """The model of a run at a checkpoint; its images are read only when something needs them.
+        """The model of a run; its images are read only when something needs them.
 
         Args:
             recipe, kind: what was trained.

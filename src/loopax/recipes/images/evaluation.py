@@ -27,23 +27,12 @@ def evaluate(trained: TrainedClassifier) -> Results:
     test = known_only(data.test)
     images, labels = test.columns["image"], test.columns["label"]
     probabilities = trained.probabilities(images)
-    simple = fit_baseline(data.train).probabilities(images)
+    simple = BASELINE, fit_baseline(data.train).probabilities(images)
     return {
         "step": trained.step,
         "data": test.name,
-        "class_names": list(names),
-        **measures.scores(probabilities, labels),
-        "baseline": measures.scores_of_baseline(BASELINE, simple, labels),
-        "floor": measures.guessing(labels, names),
-        "mistakes": [
-            {
-                "image": index,
-                "class": names[labels[index]],
-                "predicted": names[probabilities[index].argmax()],
-                "probability": float(probabilities[index].max()),
-            }
-            for index in measures.surest_mistakes(probabilities, labels, MISTAKES).tolist()
-        ],
+        **measures.beside_others(probabilities, labels, names, simple),
+        "mistakes": measures.surest_mistakes(probabilities, labels, names, MISTAKES),
     }
 
 

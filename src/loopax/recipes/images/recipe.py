@@ -5,17 +5,14 @@ Importing this does not import JAX; the names of `images` are loaded when they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loopax.recipe import Recipe
+from loopax.recipe import Recipe, Say
 from loopax.recipes import images
 from loopax.recipes.images.commands import COMMANDS
 from loopax.recipes.images.config import PRESETS, ImagesConfig
-
-if TYPE_CHECKING:
-    from loopax.report import Table
 
 
 class ImagesRecipe(Recipe):
@@ -24,22 +21,13 @@ class ImagesRecipe(Recipe):
     name = "images"
     presets = PRESETS
     commands = COMMANDS
+    parts = "loopax.recipes.images"
 
-    def problem(self, config: ImagesConfig, say: Callable[[str], None] = print) -> images.Problem:
+    def problem(self, config: ImagesConfig, say: Say = print) -> images.Problem:
         return images.Problem.of(config)
 
-    def load(self, *arguments: Any, **options: Any) -> images.TrainedClassifier:
-        return images.load(*arguments, **options)
-
-    def evaluate(self, trained: images.TrainedClassifier) -> images.Results:
-        return images.evaluate(trained)
-
     def finish(
-        self,
-        trained: images.TrainedClassifier,
-        problem: images.Problem,
-        say: Callable[[str], None],
-        progress: bool,
+        self, trained: images.TrainedClassifier, problem: images.Problem, say: Say, progress: bool
     ) -> images.Results:
         """Measures a run that has come to its end, and leaves its report."""
         count = len(problem.data.test)
@@ -52,6 +40,3 @@ class ImagesRecipe(Recipe):
         from loopax.recipes.images import report
 
         return report.write(trained, results)
-
-    def tables(self, results: images.Results) -> list[Table]:
-        return images.tables(results)

@@ -80,7 +80,7 @@ def save_mistakes(trained: TrainedClassifier, results: Mapping[str, Any], path: 
     for axes in panels:
         axes.axis("off")
     for axes, each in zip(panels, wrong, strict=False):
-        image = as_floats(images[each["image"]])
+        image = as_floats(images[each["index"]])
         grey = image.shape[-1] == 1
         axes.imshow(image.squeeze(-1) if grey else image, cmap="gray", vmin=0, vmax=1)
         true, taken = (legible(each[name], 16) for name in ("class", "predicted"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -19,7 +19,7 @@ from loopax import measures
 from loopax.data import Dataset
 from loopax.deadline import check_time
 from loopax.recipes.images import as_floats, flat_portions, known_only, some_of
-from loopax.recipes.vae.baseline import fit_baseline
+from loopax.recipes.vae.baseline import Baseline, fit_baseline
 from loopax.recipes.vae.judge import Judge, judge_for
 from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE
 
@@ -30,16 +30,6 @@ SAMPLES_LIMIT = 10_000
 NEIGHBOURS = 5
 NEAREST_OF = 500
 """Images whose nearest training image is looked for."""
-
-
-class Sampler(Protocol):
-    """What draws images of given classes: a VAE, or the baseline."""
-
-    def latents_of(self, labels: np.ndarray, seed: int) -> np.ndarray:
-        """A latent for each label."""
-
-    def decode(self, latents: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The image of each latent, not clipped."""
 
 
 def compare(
@@ -65,18 +55,24 @@ def compare(
         }
         judge = judge if judge.is_sound else None
     chosen = some_of(test.columns["image"], SAMPLES_LIMIT)
-    reference = _Reference.of(test.columns["image"][chosen], train, judge, trained.config.output)
-    labels = _labels_for(test.columns["label"][chosen], train.columns["label"])
+    images, labels = test.columns["image"][chosen], test.columns["label"][chosen]
+    if (labels < 0).any():  # Then as often as in training.
+        known = train.columns["label"][train.columns["label"] >= 0]
+        labels = np.random.default_rng(0).choice(known, len(labels))
     if judge is not None and len(labels) <= NEIGHBOURS:
         say(f"{len(labels)} test images are too few for all distances")
-    samplers: dict[str, Sampler] = {"prior": trained.from_prior()}
-    if trained.mixtures is not None:
-        samplers = {"mixture": trained, **samplers}
-    if (baseline := fit_baseline(train)) is not None:
-        samplers["baseline"] = baseline
+    points = None if judge is None else measures.PointSet(judge.opinion(images).features)
+    reference = _Reference(images, points, train.columns["image"], judge, trained.config.output)
+    samplers: dict[str, TrainedVAE | Baseline | None] = {
+        "mixture": trained if trained.mixtures is not None else None,
+        "prior": trained.from_prior(),
+        "baseline": fit_baseline(train),
+    }
     for name, sampler in samplers.items():
-        seeds = range(SAMPLE_SEED, SAMPLE_SEED + draws)
-        results["samples"][name] = _mean([reference.judged(sampler, labels, s) for s in seeds])
+        if sampler is not None:
+            seeds = range(SAMPLE_SEED, SAMPLE_SEED + draws)
+            scored = [reference.judged(sampler, labels, seed) for seed in seeds]
+            results["samples"][name] = _mean(scored)
     results["samples"]["floor"] = _mean([_floor(train, labels, reference)])
     return results
 
@@ -90,12 +86,7 @@ class _Reference(NamedTuple):
     judge: Judge | None
     output: str
 
-    @classmethod
-    def of(cls, images: np.ndarray, train: Dataset, judge: Judge | None, output: str) -> _Reference:
-        points = None if judge is None else measures.PointSet(judge.opinion(images).features)
-        return cls(images, points, train.columns["image"], judge, output)
-
-    def judged(self, sampler: Sampler, labels: np.ndarray, seed: int) -> Scores:
+    def judged(self, sampler: TrainedVAE | Baseline, labels: np.ndarray, seed: int) -> Scores:
         """What a sampler's images of these classes score."""
         check_time()
         raw = sampler.decode(sampler.latents_of(labels, seed), labels)
@@ -145,14 +136,6 @@ def _or_none(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _labels_for(test: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """The classes of the samples: of the test images, or as often as in training."""
-    if (test >= 0).all():
-        return test
-    known = train[train >= 0]
-    return np.random.default_rng(0).choice(known, len(test))
-
-
 def _floor(train: Dataset, labels: np.ndarray, reference: _Reference) -> Scores:
     """What as many real training images of the same classes score."""
     chosen = with_labels(train.columns["label"], labels, seed=1)
@@ -189,12 +172,12 @@ def _mean(scored: Sequence[Scores]) -> Scores:
 
     A class without images has no accuracy: None.
     """
-    mean = {name: np.mean([s[name] for s in scored], axis=0).tolist() for name in scored[0]}
-    if len(scored) > 1:
-        numbers = [name for name in mean if name != "per_class_accuracy"]
-        mean |= {
-            f"{name}_std": float(np.std([s[name] for s in scored], ddof=1)) for name in numbers
-        }
+    mean: Scores = {}
+    for name in scored[0]:
+        values = [scores[name] for scores in scored]
+        mean[name] = np.mean(values, axis=0).tolist()
+        if len(values) > 1 and name != "per_class_accuracy":
+            mean[f"{name}_std"] = float(np.std(values, ddof=1))
     if shares := mean.get("per_class_accuracy"):
         mean["per_class_accuracy"] = [*map(_or_none, shares)]
     return mean

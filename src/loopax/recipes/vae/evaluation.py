@@ -140,18 +140,15 @@ def density(trained: TrainedVAE) -> Objective:
     return replace(objective, config=replace(config, sigma=sigma))
 
 
-def likelihood(trained: TrainedVAE, samples: int, images: int | None = None) -> Results:
+def likelihood(trained: TrainedVAE, samples: int) -> Results:
     """An importance-sampled bound on -log p of the test images of known class, with fixed keys.
 
-    `images` limits it to so many, drawn from all. Where no class is known it is of all of them,
-    with no class on, which bounds nothing else. For Bernoulli the ink is drawn once, with a fixed
-    key too: the same images for every model and seed.
+    Where no class is known it is of all of them, with no class on, which bounds nothing else. For
+    Bernoulli the ink is drawn once, with a fixed key too: the same images for every model and seed.
     """
     objective = density(trained)
     estimate = objective.negative_log_likelihood(samples)
-    test = known_only(trained.data.test)
-    chosen = some_of(test.columns["label"], images or len(test))
-    columns = {name: column[chosen] for name, column in test.columns.items()}
+    columns = known_only(trained.data.test).columns
     key, total = jax.random.key(0), []
     for first in range(0, len(columns["label"]), LIKELIHOOD_BATCH):
         check_time()

@@ -114,16 +114,14 @@ def read_judge(path: Path, data: Splits) -> Judge:
     Raises:
         CheckpointError: the file is damaged, or of a judge of other images.
     """
-    problem = problem_of(data)
+    problem, test = problem_of(data), data.test.columns
     form = jax.eval_shape(lambda: problem.state().params)
     params = with_weights(form, read_weights(path), source=str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    judge = Judge(problem.model, params, digest, float("nan"), _plain_accuracy(path, data))
-    labels = data.test.columns["label"]
-    found = judge.opinion(data.test.columns["image"]).probabilities.argmax(axis=-1)
-    known = labels >= 0
-    accuracy = float((found == labels)[known].mean()) if known.any() else float("nan")
-    return replace(judge, test_accuracy=accuracy)
+    found = answers(problem.model, params, test["image"]).probabilities.argmax(axis=-1)
+    known = test["label"] >= 0
+    right = float((found == test["label"])[known].mean()) if known.any() else float("nan")
+    return Judge(problem.model, params, digest, right, _plain_accuracy(path, data))
 
 
 def train_judge(
@@ -136,10 +134,9 @@ def train_judge(
 ) -> None:
     """Trains a judge on the training images alone and leaves its weights in `path`.
 
-    Beside them, in a file of the same name that ends in `.json`, is the accuracy on the test
-    images of logistic regression on pixels. Where time is short
-    (`loopax.deadline.time_limit`), training stops and the block is left; with a `run_dir` it goes
-    on from there the next time.
+    Beside them, in a file of the same name that ends in `.json`, is the accuracy on the test images
+    of logistic regression on pixels. Where time is short (`loopax.deadline.time_limit`), training
+    stops and the block is left; with a `run_dir` it goes on from there the next time.
 
     Args:
         data: the images and their classes.

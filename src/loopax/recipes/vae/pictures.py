@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -41,35 +40,31 @@ CURVES = {
     "kl_nats": "KL, nats",
     "neg_elbo_nats": "-ELBO, nats",
 }
-CURVES_SAID = "The loss and its parts over the steps, without the high values of the first ones."
 OTHERS = (0.6, 0.6, 0.6, 1.0)
 
 
-class Drawn(NamedTuple):
-    """A picture in the run directory: the name of its file, and what it shows."""
-
-    name: str
-    caption: str
-
-
-def draw_all(trained: TrainedVAE) -> list[Drawn]:
-    """Leaves every picture in the run directory."""
+def draw_all(trained: TrainedVAE) -> dict[str, str]:
+    """Leaves every picture in the run directory; returns what each shows, by its file's name."""
     drawings: dict[str, Callable[[TrainedVAE, Path], str]] = {
         "samples.png": save_samples,
         "samples-prior.png": lambda trained, path: save_samples(trained.from_prior(), path),
         "reconstructions.png": save_reconstructions,
         "interpolation.png": save_interpolation,
         "latents.png": save_latents,
+        "curves.png": _save_curves,
     }
     if trained.mixtures is None:
         del drawings["samples-prior.png"]
-    folder = trained.dir.pictures
-    drawn = []
+    drawn = {}
     for name, draw in drawings.items():
         check_time()
-        drawn.append(Drawn(name, draw(trained, folder / name)))
-    save_curves(trained.dir.metrics, folder / "curves.png", CURVES)
-    return [*drawn, Drawn("curves.png", CURVES_SAID)]
+        drawn[name] = draw(trained, trained.dir.pictures / name)
+    return drawn
+
+
+def _save_curves(trained: TrainedVAE, path: Path) -> str:
+    save_curves(trained.dir.metrics, path, CURVES)
+    return "The loss and its parts over the steps, without the high values of the first ones."
 
 
 def save_samples(trained: TrainedVAE, path: Path) -> str:
@@ -114,14 +109,10 @@ def save_interpolation(trained: TrainedVAE, path: Path) -> str:
     decoded = trained.decode(latents.reshape(-1, latents.shape[-1]), on_the_way.ravel())
     decoded = decoded.reshape(*on_the_way.shape, *decoded.shape[1:])
     save_grid(np.concatenate([images[:, :1], decoded, images[:, 1:]], axis=1), path)
-    parts = [f"{_rows(len(within))} within a class"] if within else []
-    if across:
-        said = f"{_rows(len(across))} from one class to the next, which changes in the middle"
-        parts.append(said)
-    return (
-        "Between two test images (outermost), along the straight line between their latents"
-        f"{': ' if parts else ''}{', then '.join(parts)}."
-    )
+    said = "Between two test images (outermost), along the straight line between their latents"
+    rows = {"within a class": len(within), "from one class to the next, in the middle": len(across)}
+    counted = [f"{count} row{'s' * (count > 1)} {which}" for which, count in rows.items() if count]
+    return f"{said}{': ' if counted else ''}{', then '.join(counted)}."
 
 
 def save_latents(trained: TrainedVAE, path: Path) -> str:
@@ -206,16 +197,14 @@ def _pairs(trained: TrainedVAE, chosen: Int[np.ndarray, " n"], in_a_row: int) ->
 
 def _principal(points: Float[np.ndarray, "n latent"]) -> tuple[np.ndarray, np.ndarray]:
     """Where points lie in the two main directions, and the shares of the variance of these."""
-    centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
-    variances, directions = np.linalg.eigh(centred.T @ centred)
-    variances, directions = variances[::-1][:2], directions[:, ::-1][:, :2]
-    # The sign is arbitrary; fixed, the map does not flip between two machines.
-    strongest = np.abs(directions).argmax(axis=0)
-    directions = directions * np.sign(directions[strongest, np.arange(directions.shape[1])])
-    missing = 2 - directions.shape[1]
-    places = np.pad(centred @ directions, [(0, 0), (0, missing)]).T
-    shares = variances.clip(min=0) / max(np.square(centred).sum(), np.finfo(float).tiny)
-    return places, np.pad(shares, (0, missing))
+    from sklearn.decomposition import PCA
+
+    pca = PCA(min(2, *points.shape))
+    with np.errstate(invalid="ignore"):  # A single image has no variance.
+        places = pca.fit_transform(points.astype(np.float64))
+    missing = 2 - places.shape[1]
+    shares = np.nan_to_num(pca.explained_variance_ratio_)
+    return np.pad(places, [(0, 0), (0, missing)]).T, np.pad(shares, (0, missing))
 
 
 def _classes_said(trained: TrainedVAE, labels: Iterable[int], each: str) -> str:
@@ -227,7 +216,3 @@ def _classes_said(trained: TrainedVAE, labels: Iterable[int], each: str) -> str:
     limited = f"the first {CLASSES_SHOWN} of {total} classes, " if total > CLASSES_SHOWN else ""
     named = [legible(trained.class_names[at]) if at >= 0 else "unknown class" for at in labels]
     return f"; {limited}{each} a class, from the top: {', '.join(named)}"
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"

@@ -118,9 +118,8 @@ class Problem(ImagesProblem):
     @property
     def epochs(self) -> int:
         """Passes over the training images, if nothing ends them early."""
-        if self.config.epochs is not None:
-            return self.config.epochs
-        return max(EPOCHS, -(-STEPS_AT_LEAST // self.batches.steps_per_epoch))
+        at_least = -(-STEPS_AT_LEAST // self.batches.steps_per_epoch)
+        return self.config.epochs or max(EPOCHS, at_least)
 
     @property
     def steps(self) -> int:
@@ -152,13 +151,9 @@ class Problem(ImagesProblem):
         Raises:
             LoopaxError: the weights to begin with cannot be used.
         """
-        config = self.config
+        config, train = self.config, self.data.train
         state = loopax.TrainState.create(
-            self.model,
-            self.data.train,
-            config.optimizer,
-            total_steps=self.steps,
-            seed=config.seed,
+            self.model, train, config.optimizer, total_steps=self.steps, seed=config.seed
         )
         if config.weights is None or resumed:
             return state

@@ -5,19 +5,16 @@ Importing this does not import JAX; the names of `vae` are loaded when they are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import loopax
 from loopax.deadline import check_time
-from loopax.recipe import Recipe
+from loopax.recipe import Recipe, Say
 from loopax.recipes import vae
 from loopax.recipes.vae.commands import COMMANDS
 from loopax.recipes.vae.config import PRESETS, VAEConfig
-
-if TYPE_CHECKING:
-    from loopax.report import Table
 
 
 class VAERecipe(Recipe):
@@ -26,8 +23,9 @@ class VAERecipe(Recipe):
     name = "vae"
     presets = PRESETS
     commands = COMMANDS
+    parts = "loopax.recipes.vae"
 
-    def problem(self, config: VAEConfig, say: Callable[[str], None] = print) -> vae.Problem:
+    def problem(self, config: VAEConfig, say: Say = print) -> vae.Problem:
         return vae.Problem.of(config)
 
     def hooks(self, problem: vae.Problem) -> Sequence[loopax.Hook | loopax.EarlyStopping]:
@@ -45,18 +43,8 @@ class VAERecipe(Recipe):
         stopping = loopax.EarlyStopping("validation/loss", problem.patience, every=every)
         return [loopax.Hook(draw, every), stopping]
 
-    def load(self, *arguments: Any, **options: Any) -> vae.TrainedVAE:
-        return vae.load(*arguments, **options)
-
-    def evaluate(self, trained: vae.TrainedVAE, **options: Any) -> vae.Results:
-        return vae.evaluate(trained, **options)
-
     def finish(
-        self,
-        trained: vae.TrainedVAE,
-        problem: vae.Problem,
-        say: Callable[[str], None],
-        progress: bool,
+        self, trained: vae.TrainedVAE, problem: vae.Problem, say: Say, progress: bool
     ) -> vae.Results:
         """Files are replaced whole, and where it is ended a next call goes on."""
         path = trained.dir.path
@@ -73,16 +61,3 @@ class VAERecipe(Recipe):
         from loopax.recipes.vae import pictures, report
 
         return report.write(trained, dict(results), pictures.draw_all(trained))
-
-    def tables(self, results: vae.Results) -> list[Table]:
-        return vae.tables(results)
-
-    def export(
-        self,
-        run: str | Path,
-        checkpoint: str | int,
-        out: Path | None,
-        say: Callable[[str], None] = print,
-    ) -> list[Path]:
-        """The weights, and beside them the sampler, as `sampler.stablehlo`."""
-        return vae.export(run, checkpoint, out, say)

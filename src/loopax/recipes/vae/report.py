@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,19 @@ SECTIONS = {
 CLASSES_LISTED = 100
 
 
-def write(trained: TrainedVAE, results: Results, pictures: Iterable[tuple[str, str]]) -> Path:
+def write(trained: TrainedVAE, results: Results, pictures: Mapping[str, str]) -> Path:
     """Leaves `report.html` in the run directory.
 
     Args:
         trained: what the report is on.
         results: what `evaluate` measured.
-        pictures: names of files among the run's pictures, and what they show.
+        pictures: what each of the run's pictures shows, by its name.
 
     Raises:
         LoopaxError: a picture cannot be read, or the report cannot be written.
     """
     folder = trained.dir.pictures
-    drawn = {name: Picture(folder / name, caption) for name, caption in pictures}
+    drawn = {name: Picture(folder / name, caption) for name, caption in pictures.items()}
     first = [drawn.pop(name) for name in ("samples.png",) if name in drawn]
     placed = {
         title: [drawn.pop(name) for name in names if name in drawn]

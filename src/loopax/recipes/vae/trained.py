@@ -79,15 +79,14 @@ class TrainedVAE(TrainedOnImages):
         Raises:
             ConfigError: there is no such class, or `count` is below 1.
         """
-        return self.samples_of(np.full(_checked(count), self.label_of(label)), seed)
+        return self.samples_of(np.repeat(self.label_of(label), _checked(count)), seed)
 
     def samples_by_class(
         self, count: int, *, seed: int = SAMPLE_SEED
     ) -> Float[np.ndarray, "classes count height width channels"]:
         """A row of samples for each class."""
-        classes = len(self.class_names)
-        images = self.samples_of(np.repeat(np.arange(classes), _checked(count)), seed)
-        return images.reshape(classes, count, *images.shape[1:])
+        labels = np.repeat(np.arange(len(self.class_names)), _checked(count))
+        return self.samples_of(labels, seed).reshape(-1, count, *self.image_shape)
 
     def samples_of(self, labels: Labels, seed: int = SAMPLE_SEED) -> Images:
         """One image for each label, in [0, 1]."""
@@ -135,10 +134,10 @@ class TrainedVAE(TrainedOnImages):
         raise ConfigError(f"there is no class {label!r}; there are {', '.join(names)}")
 
     def with_sampler(self) -> TrainedVAE:
-        """The same with the sampler that its configuration asks for: read, or fitted.
+        """The same with the sampler of its configuration, read or fitted when it is asked for.
 
-        That is done when it is first asked for. One that was fitted to other parameters, those of
-        another step, is not used. Hardly any images leave it to the prior.
+        One that was fitted to the parameters of another step is not used. Hardly any images leave
+        it to the prior.
         """
         if self.config.sampler == "prior":
             return self
@@ -150,8 +149,8 @@ class TrainedVAE(TrainedOnImages):
         train = self.data.train
         if len(train) < FEWEST:
             return None
-        images, labels = train.columns["image"], train.columns["label"]
-        mean, _ = self.encode(images, labels)
+        labels = train.columns["label"]
+        mean, _ = self.encode(train.columns["image"], labels)
         count, seed = self.config.mixture_components, self.config.seed
         return fit_mixtures(mean, labels, len(self.class_names), count, seed=seed)
 
@@ -176,14 +175,11 @@ class TrainedVAE(TrainedOnImages):
         return kept if step == self.step else None
 
 
-def _in_portions(
-    function: Callable[..., tuple[Any, ...]], *arrays: np.ndarray
-) -> tuple[np.ndarray, ...]:
+def _in_portions(function: Callable[..., Any], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """`function` of arrays with a common first axis, a portion of them at a time."""
-    count = len(arrays[0])
     parts = [
         jax.device_get(function(*(np.asarray(a[first : first + PORTION]) for a in arrays)))
-        for first in range(0, count, PORTION)
+        for first in range(0, len(arrays[0]), PORTION)
     ]
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
