@@ -7,7 +7,6 @@ import functools
 import hashlib
 import os
 import platform
-import reprlib
 import socket
 import subprocess
 import sys
@@ -71,18 +70,17 @@ def numerics(mesh: str = "data=1") -> dict[str, Any]:
     }
 
 
-def changes(before: Any, now: Mapping[str, Any]) -> list[str]:
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two `numerics`, a line each: `visible_cores 2 -> 1`.
 
-    `before` may be anything that a JSON file can hold. What only one of the two knows of is
-    `unknown` in the other; nothing but `numerics unknown` is said when `before` is no record.
+    What only one of the two knows of is `unknown` in the other.
     """
-    if not isinstance(before, Mapping) or not before:
+    if not before:
         return ["numerics unknown -> recorded"]
-    names = [*now, *sorted(before.keys() - now.keys())]
+    lines = {name: f"{name} {_at(before, name)} -> {_at(now, name)}" for name in {**now, **before}}
     return [
-        f"{name if name in now else _shown(name)} {_at(before, name)} -> {_at(now, name)}"
-        for name in names
+        line
+        for name, line in lines.items()
         if name not in before or name not in now or before[name] != now[name]
     ]
 
@@ -110,14 +108,7 @@ def check_fork() -> None:
 def _at(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
         return "unknown"
-    return "unset" if values[name] is None else _shown(values[name])
-
-
-def _shown(value: Any) -> str:
-    """A value in one line, of bounded length and depth."""
-    form = reprlib.Repr()
-    form.maxstring = form.maxother = 120
-    return form.repr(value)
+    return "unset" if values[name] is None else repr(values[name])
 
 
 def visible_cores() -> int | None:

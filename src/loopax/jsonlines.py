@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from loopax.files import replacing, storing, write_text
 Row = dict[str, Any]
 """`{"step": 100, "source": "train", "loss": 49.4, ...}`."""
 
+BLOCK = 2**16
 OWN_SOURCES = ("train", "probe", "hook", "time")
 """The sources of rows that the loop names itself; all others are evaluations."""
 
@@ -23,20 +25,19 @@ class JsonLines:
 
     Args:
         path: the file.
-        kept: what it begins with; None continues the file as it is.
+        kept: what it begins with.
         say: is told of a file that was deleted.
     """
 
     def __init__(
         self,
         path: Path,
-        kept: Iterable[Row] | None = (),
+        kept: Iterable[Row] = (),
         say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._path, self._say = path, say
         with storing(path):
-            if kept is not None:
-                write_text(path, "".join(map(_line, kept)))
+            write_text(path, "".join(map(_line, kept)))
             # Nothing waits in a buffer: what cannot be written is known at once, and only once.
             self._file = path.open("a+b", buffering=0)
 
@@ -74,9 +75,22 @@ def read_json_lines(path: Path) -> list[Row]:
     """The rows of a JSON lines file; what is no row, as a line that a crash cut, is passed over."""
     if not path.exists():
         return []
-    with path.open("rb") as file:
+    with storing(path), path.open("rb") as file:
         rows = map(as_row, file)
         return [row for row in rows if row is not None]
+
+
+def rows_backwards(path: Path) -> Iterator[Row]:
+    """The rows of a file, the last one first, read block by block."""
+    with storing(path), path.open("rb") as file:
+        at, rest = file.seek(0, os.SEEK_END), b""
+        while at > 0:
+            size = min(BLOCK, at)
+            at -= size
+            file.seek(at)
+            rest, *lines = (file.read(size) + rest).split(b"\n")
+            yield from filter(None, map(as_row, reversed(lines)))
+    yield from filter(None, [as_row(rest)])
 
 
 def as_row(line: bytes) -> Row | None:
@@ -116,7 +130,7 @@ def as_json(value: Any) -> Any:
 
 def _as_logged(row: Row) -> Row:
     """What `_line` wrote as a word is a number again."""
-    return {k: v if k == "source" else _as_number(v) for k, v in row.items()}
+    return {sys.intern(k): v if k == "source" else _as_number(v) for k, v in row.items()}
 
 
 def _as_number(value: Any) -> Any:

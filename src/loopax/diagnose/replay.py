@@ -6,7 +6,7 @@ import itertools
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from loopax.run.checkpoint_reader import CheckpointReader
 from loopax.run.configuration import as_mapping
 from loopax.run.directory import RunDir, Start, starts_of
 from loopax.run.recorder import Tail
-from loopax.run.run import Past
 
 CAPACITY = 100
 
@@ -206,8 +205,8 @@ class Replay:
         rows = [row for row in self._run.metrics if row["step"] <= step]
         meta = {
             "step": step,
-            "run": Past(len(rows)).to_json(),
-            "recorder": self._tail(step, start).to_json(),
+            "run": {"rows": len(rows)},
+            "recorder": asdict(self._tail(step, start)),
             "data": start.data,
             "numerics": numerics(str(self._placement)),
         }

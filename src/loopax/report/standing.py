@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopax.jsonlines import OWN_SOURCES
+from loopax.jsonlines import OWN_SOURCES, rows_backwards
 from loopax.run.directory import RunDir
-from loopax.run.history import rows_backwards
 from loopax.run.retention import Rank, best_step, checked_rank
 
 INSIDE = {"checkpoints", "tensorboard", "pictures"}

@@ -15,7 +15,8 @@ from loopax.randomness import key_words
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.chunks import Chunk
 from loopax.run.directory import RunDir
-from loopax.run.display import Display, Silent, display, tell
+from loopax.run.display import Display, display, tell
+from loopax.run.history import History
 from loopax.run.lock import RunLock
 from loopax.run.logs import RunFiles, TensorBoard
 from loopax.run.recorder import Recorder
@@ -43,7 +44,7 @@ class Attempt:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.run, self.account = settings, Run(settings.state), Account()
-        self.shown: Display = Silent()
+        self.shown = Display()
         self.stop = PoliteStop(lambda message: self.shown.say(message), settings.signals)
         self.store: CheckpointStore | None = None
         self.lock: RunLock | None = None
@@ -93,10 +94,11 @@ class Attempt:
         if unused is not None:
             tell(self.shown, unused)
         self.shown.begin(run.step)
-        if run.dir is not None:
-            # The shorter row of an interval makes place for the whole one.
-            run.history = run.history.cut(without="train" if self._tail.rows else "")
         self.first, self.rates = run.step, learning_rates(run, self._tail)
+        if self._tail.rows:
+            # The row of an interval that was cut short makes place for the whole one.
+            short = {"step": run.step, "source": "train"}
+            run.history = History(row for row in run.history if not short.items() <= row.items())
         self.clock = Clock(
             settings.began,
             settings.max_seconds,

@@ -215,14 +215,6 @@ class CheckpointStore(CheckpointReader):
 
     def _prune(self) -> None:
         assert self.settings is not None
-        known = {int(name) for name in self._metas if name != FROZEN}
-        if gone := sorted(known - set(self.steps)):
-            self.say(
-                f"{self.directory}: the checkpoint of step {', '.join(map(str, gone))} was deleted "
-                "or moved by another program"
-            )
-            for step in gone:
-                del self._metas[str(step)]
         steps = list(filter(self._is_whole, self.steps))
         kept = {*steps[-self.settings.keep :], self._best(steps)}
         for name in [str(step) for step in steps if step not in kept]:

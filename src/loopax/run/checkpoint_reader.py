@@ -30,11 +30,6 @@ from loopax.run.serialization import meta_of, reason_of
 T = TypeVar("T")
 
 FORMAT = 5
-OLDER = {
-    2: ", in which averages of parameters, identities of batches and rows meant something else",
-    3: ", whose meta was in one piece and which may refer to frozen parameters elsewhere",
-    4: ", in which parts of the state had other names, and which may have gone back to other keys",
-}
 FROZEN, DAMAGED = "frozen", "damaged"
 PRECISION, REMAT = "compute_dtype", "remat"
 
@@ -246,9 +241,8 @@ class CheckpointReader:
             meta = meta_of(path)
             if meta["format"] != FORMAT:
                 raise CheckpointError(
-                    f"{path}: is of format {meta['format']}{OLDER.get(meta['format'], '')}, and "
-                    f"this loopax reads {FORMAT}; use the version of loopax that made it, or begin "
-                    "a new run"
+                    f"{path}: is of format {meta['format']}, and this loopax reads {FORMAT}; use "
+                    "the version of loopax that made it, or begin a new run"
                 )
             if name not in (FROZEN, str(meta["step"])):
                 return f"it is the checkpoint of step {meta['step']}"

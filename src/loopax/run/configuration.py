@@ -39,7 +39,7 @@ def as_mapping(config: Any) -> dict[str, Any]:
     if fields is None:
         raise ConfigError(f"config is {kind_of(config)}; it must be a dataclass or a mapping")
     try:
-        return {_key(name): plain(value, _key(name)) for name, value in fields.items()}
+        return {str(name): plain(value, str(name)) for name, value in fields.items()}
     except RecursionError as error:
         raise ConfigError("config contains itself; give a dataclass or a mapping") from error
 
@@ -86,7 +86,7 @@ def plain(value: Any, name: str) -> Any:
                 named[key] = "default"
         return named | {CLASS: f"{kind.__module__}:{kind.__qualname__}"}
     if isinstance(value, Mapping):
-        return {_key(key): plain(item, f"{name}.{_key(key)}") for key, item in value.items()}
+        return {str(key): plain(item, f"{name}.{key!s}") for key, item in value.items()}
     if isinstance(value, Set):
         return sorted((plain(item, name) for item in value), key=json.dumps)
     if isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype")):
@@ -98,9 +98,7 @@ def plain(value: Any, name: str) -> Any:
         return {"partial": plain(value.func, name), **plain(parts, name)}
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
-    if isinstance(value, bytes | bytearray):
-        return repr(bytes(value))
-    if isinstance(value, Sequence) and not isinstance(value, str | range):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | range):
         return [plain(item, f"{name}[{index}]") for index, item in enumerate(value)]
     return _atom(value, name)
 
@@ -167,12 +165,3 @@ def _fields(config: Any) -> Mapping[Any, Any] | None:
             return told if isinstance(told, Mapping) else None
     simple = hasattr(config, "__dict__") and not isinstance(config, type) and not callable(config)
     return vars(config) if simple and type(config).__module__ in ("argparse", "types") else None
-
-
-def _key(key: Any) -> str:
-    """A key as JSON has it."""
-    if isinstance(key, str):
-        return str.__str__(key)
-    if key is None or isinstance(key, bool | int | float):
-        return next(iter(json.loads(json.dumps({key: 0}))))
-    return str(key)

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,18 +17,23 @@ from loopax.jsonlines import Row, values_of
 PLAIN_SECONDS = 5.0
 
 
-class Display(Protocol):
-    """Shows where a run is."""
+class Display:
+    """Shows where a run is; this one shows nothing."""
 
-    def begin(self, step: int) -> None: ...
+    def begin(self, step: int) -> None:
+        """A run begins, or goes on, at a step."""
 
-    def update(self, step: int, steps_per_s: float) -> None: ...
+    def update(self, step: int, steps_per_s: float) -> None:
+        """So many steps are made, at this rate."""
 
-    def row(self, row: Row) -> None: ...
+    def row(self, row: Row) -> None:
+        """A row was logged."""
 
-    def say(self, message: str) -> None: ...
+    def say(self, message: str) -> None:
+        """One line."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run has ended."""
 
 
 def display(total: int, console: Terminal | None = None) -> Display:
@@ -50,28 +55,9 @@ class Terminal(Console):
         self.quiet = True
 
 
-class Silent:
-    """Shows nothing."""
-
-    def begin(self, step: int) -> None:
-        """Nothing."""
-
-    def update(self, step: int, steps_per_s: float) -> None:
-        """Nothing."""
-
-    def row(self, row: Row) -> None:
-        """Nothing."""
-
-    def say(self, message: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 def tell(shown: Display, message: str) -> None:
     """Says what must not go unheard; where nothing is shown, as a warning."""
-    if isinstance(shown, Silent):
+    if type(shown) is Display:
         depth, frame = 1, sys._getframe()
         while frame.f_back is not None and frame.f_globals["__name__"].startswith("loopax."):
             depth, frame = depth + 1, frame.f_back
@@ -80,7 +66,7 @@ def tell(shown: Display, message: str) -> None:
         shown.say(message)
 
 
-class Live:
+class Live(Display):
     """A bar with rate and time left, redrawn four times a second, and a line an evaluation."""
 
     def __init__(self, total: int, console: Terminal) -> None:
@@ -118,16 +104,13 @@ class Live:
         self._bar.stop()
 
 
-class Lines:
+class Lines(Display):
     """Plain lines for logs and pipes: evaluations always, training every few seconds."""
 
     def __init__(self, total: int, console: Terminal) -> None:
         self._total, self._console = total, console
         self._rate = 0.0
         self._last = -PLAIN_SECONDS
-
-    def begin(self, step: int) -> None:
-        """A line says where a run goes on."""
 
     def update(self, step: int, steps_per_s: float) -> None:
         self._rate = steps_per_s
@@ -145,9 +128,6 @@ class Lines:
 
     def say(self, message: str) -> None:
         self._console.print(message)
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def _line(row: Row, total: int | None = None) -> str:

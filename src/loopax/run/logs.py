@@ -11,7 +11,7 @@ from loopax.errors import ConfigError
 from loopax.files import storing
 from loopax.jsonlines import JsonLines, Row, values_of
 from loopax.run.directory import RunDir
-from loopax.run.history import Extent
+from loopax.run.history import History
 from loopax.run.run import Run
 
 FLUSH_SECONDS = 10.0
@@ -20,8 +20,8 @@ FLUSH_SECONDS = 10.0
 class RunFiles:
     """`metrics.jsonl`, and `timing.jsonl` for rows of source `time`, which differ in equal runs.
 
-    Resuming rests on them, so that the loop lets what they raise end the run. It is also the loop
-    that cuts `metrics.jsonl`, with the history, at the step it goes on from.
+    Resuming rests on them, so that the loop lets what they raise end the run. They begin with the
+    rows up to the step from which it goes on.
 
     Args:
         say: is told of a file that was deleted.
@@ -32,9 +32,9 @@ class RunFiles:
 
     def open(self, run: Run, step: int) -> None:
         directory = directory_of(run, self)
-        Extent.of(directory.timing_file, step).cut()
-        self._metrics = JsonLines(directory.metrics_file, None, self._say)
-        self._timing = JsonLines(directory.timing_file, None, self._say)
+        speed = History.up_to(step, directory.timing_file)
+        self._metrics = JsonLines(directory.metrics_file, run.history, self._say)
+        self._timing = JsonLines(directory.timing_file, speed, self._say)
 
     def write(self, row: Row) -> None:
         (self._timing if row["source"] == "time" else self._metrics).write(row)

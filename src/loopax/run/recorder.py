@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,25 +54,6 @@ class Tail:
     log_every: int
     rows: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The part as a checkpoint keeps it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, part: Any) -> Self:
-        """What `to_json` gave.
-
-        Raises:
-            ValueError, TypeError: it is something else.
-        """
-        tail = cls(**part)
-        numbers = [value for row in tail.rows for value in row.values()]
-        if not all(isinstance(value, int | float) for value in numbers) or not all(
-            isinstance(count, int) for count in (tail.log_every, tail.skipped)
-        ):
-            raise ValueError("the rows of a tail are made of numbers")
-        return tail
 
 
 class Recorder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from loopax.batches.base import Batches
 from loopax.compute.rows import LEARNING_RATE, Rows
@@ -13,9 +13,9 @@ from loopax.randomness import key_words
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.checkpoint_reader import REMAT, computing
 from loopax.run.chunks import Chunk
-from loopax.run.history import Extent, History
+from loopax.run.history import History
 from loopax.run.recorder import Tail
-from loopax.run.run import STOPPED, Past, Run
+from loopax.run.run import STOPPED, Run
 from loopax.run.settings import Settings
 
 LEFT = "left.json"
@@ -24,6 +24,7 @@ JUMP = 0.5
 """A learning rate that differs by more than this share from that of the step before."""
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Say) -> Tail:
@@ -34,12 +35,12 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
             batches or seed.
     """
     run.state, run.step = settings.placement.put_state(settings.state), 0
-    tail, past = Tail(settings.log_every), Past()
+    tail, logged = Tail(settings.log_every), 0
     if store is not None and (store.steps or store.damaged):
         run.state, meta = store.restore(run.state)
         run.step = int(meta["step"])
         try:
-            tail, past = Tail.from_json(meta["recorder"]), Past.from_json(meta["run"])
+            tail, logged = Tail(**meta["recorder"]), int(meta["run"]["rows"])
             data, before = dict(meta["data"]), dict(meta["numerics"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
@@ -57,12 +58,10 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
                 "bits from those of an undisturbed run"
             )
     if run.dir is not None:
-        run.history = History(extent := Extent.of(run.dir.metrics_file, run.step))
-        if extent.other:
-            say(f"{extent.path}: passed over what is no row (lines: {extent.other})")
-        if len(run.history) < past.rows:
+        run.history = History.up_to(run.step, run.dir.metrics_file)
+        if len(run.history) < logged:
             say(
-                f"{run.dir.metrics_file}: has {len(run.history)} of the {past.rows} rows "
+                f"{run.dir.metrics_file}: has {len(run.history)} of the {logged} rows "
                 f"logged up to step {run.step:,}; the others are lost"
             )
     return tail
@@ -88,25 +87,24 @@ def _check_same(
 
 def left_chunk(run: Run, say: Say) -> Chunk | None:
     """The chunk at which the loop was left, where its step is the one that was restored."""
-    if run.dir is None or not (run.dir.path / LEFT).exists():
-        return None
-    try:
-        chunk = Chunk.from_json(run, run.dir.read_json(LEFT))
-    except (RunDirError, ValueError, TypeError, KeyError, AttributeError):
-        say(f"{run.dir.path / LEFT}: cannot be read; passed over")
-        return None
-    return chunk if chunk.stop == run.step else None
+    chunk = _kept(run, LEFT, say, lambda stored: Chunk.from_json(run, stored))
+    return chunk if chunk is not None and chunk.stop == run.step else None
 
 
 def reason_to_stop(run: Run, say: Say) -> str | None:
     """Why the run was stopped at the step that was restored; None where it was not."""
-    if run.dir is None or not (run.dir.path / STOPPED).exists():
+    found = _kept(run, STOPPED, say, lambda stored: (stored["step"], str(stored["reason"])))
+    return found[1] if found is not None and found[0] == run.step else None
+
+
+def _kept(run: Run, name: str, say: Say, read: Callable[[Any], T]) -> T | None:
+    """What a file of the run directory holds, if it is there and can be read."""
+    if run.dir is None or not (run.dir.path / name).exists():
         return None
     try:
-        stored = run.dir.read_json(STOPPED)
-        return str(stored["reason"]) if stored["step"] == run.step else None
-    except (RunDirError, TypeError, KeyError):
-        say(f"{run.dir.path / STOPPED}: cannot be read; passed over")
+        return read(run.dir.read_json(name))
+    except (RunDirError, ValueError, TypeError, KeyError, AttributeError):
+        say(f"{run.dir.path / name}: cannot be read; passed over")
         return None
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,33 +24,6 @@ SHOWN_ROWS = 1000
 WIDTH = 100
 
 
-@dataclass(frozen=True)
-class Past:
-    """A run's part of a checkpoint.
-
-    Attributes:
-        rows: how many rows had been logged.
-    """
-
-    rows: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """The part as a checkpoint keeps it."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, part: Any) -> Self:
-        """What `to_json` gave.
-
-        Raises:
-            ValueError, TypeError: it is something else.
-        """
-        past = cls(**part)
-        if not isinstance(past.rows, int) or past.rows < 0:
-            raise ValueError("rows is a count")
-        return past
-
-
 @dataclass(repr=False)
 class Run:
     """A run as far as it has come. Printed, it is five lines.
@@ -63,8 +36,7 @@ class Run:
         state: the state after `step` steps. While the run goes on it belongs to the loop, which
             gives its memory to the next chunk: a hook that keeps a part of it must copy it.
         step: how many steps have been made.
-        history: every logged row in order, those from before a resumption too; a sequence that
-            reads these from the run directory.
+        history: every logged row in order, those from before a resumption too.
         dir: the run directory, or None.
         account: where the wall time went, when the run has ended.
         stopped: why `stop` ended the run; None where it did not.
@@ -101,11 +73,6 @@ class Run:
             # Before the checkpoint of this step: a process that is killed in between comes by here
             # again, while one that had only saved would train on.
             self.dir.write_json(STOPPED, {"step": self.step, "reason": reason})
-
-    @property
-    def past(self) -> Past:
-        """For a checkpoint: what it must know of the run beside its state."""
-        return Past(len(self.history))
 
     def latest(self, source: str) -> Row:
         """The newest row of a source (`train`, `hook`, or the name of evaluation data), or {}."""

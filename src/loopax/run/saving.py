@@ -7,8 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -32,17 +31,12 @@ from loopax.run.serialization import check_leaves
 from loopax.run.turns import Clock, Turn
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """What `CheckpointStore.save` takes."""
 
     state: TrainState
     meta: dict[str, Any]
     metrics: dict[str, float]
-
-    def on_host(self) -> Snapshot:
-        """The same with a state of its own: a chunk reuses the memory of the run's."""
-        return dataclasses.replace(self, state=to_host(self.state))
 
 
 class Saving:
@@ -101,7 +95,9 @@ class Saving:
         if improved:
             self._held = None  # It is the best no more.
         if improved and not planned and not self._turn.rank:
-            self._held = self._snapshot().on_host()
+            # A chunk reuses the memory of the run's state.
+            held = self._snapshot()
+            self._held = held._replace(state=to_host(held.state))
             return
         self._check()
         self._settle()
@@ -119,15 +115,12 @@ class Saving:
             self._write(self._snapshot())
         self._store.wait()
         self._store.verify(self._run.step)
-        best = self._settings.best
-        if best and math.isinf(self._best) and not self._told and self._run.step >= self._total:
-            self._store.say(f"no value of {best} ever came, so that no checkpoint is the best")
 
     def _snapshot(self) -> Snapshot:
         meta = {
             "step": self._run.step,
-            "run": self._run.past.to_json(),
-            "recorder": self._recorder.tail.to_json(),
+            "run": {"rows": len(self._run.history)},
+            "recorder": dataclasses.asdict(self._recorder.tail),
             "data": self._identity,
             "numerics": numerics(str(Placement.of(self._run.state))),
         }
@@ -170,10 +163,22 @@ class Saving:
         if isinstance(error, StorageError | RunInUseError):
             return
         try:
-            if not isinstance(error, NonFiniteError):
-                self._keep_what_was_reached(error)
+            if not isinstance(error, NonFiniteError) and self._has_a_whole_state():
+                self._recorder.finish(self._run.step)
+                self.finish()
+        except LoopaxError as failure:
+            if error is None:
+                raise
+            # What ended the run is what its caller must hear of.
+            self._store.say(str(failure))
         finally:
             self._keep_the_best()
+
+    def _has_a_whole_state(self) -> bool:
+        """Not when an interrupt struck while the state was being handed to a chunk: it is gone."""
+        return self._recorder.step == self._run.step and not any(
+            leaf.is_deleted() for leaf in jax.tree.leaves(self._run.state)
+        )
 
     def _keep_the_best(self) -> None:
         if self._held is not None:
@@ -182,23 +187,6 @@ class Saving:
                 self._store.wait()
             except LoopaxError as error:
                 self._store.say(str(error))
-
-    def _keep_what_was_reached(self, error: BaseException | None) -> None:
-        # An interrupt can strike while the state is being handed to a chunk; then it is gone, and
-        # the checkpoint before is what there is.
-        whole = self._recorder.step == self._run.step and not any(
-            leaf.is_deleted() for leaf in jax.tree.leaves(self._run.state)
-        )
-        if not whole:
-            return
-        try:
-            self._recorder.finish(self._run.step)
-            self.finish()
-        except LoopaxError as failure:
-            if error is None:
-                raise
-            # What ended the run is what its caller must hear of.
-            self._store.say(str(failure))
 
     def _is_planned(self, step: int, total: int) -> bool:
         """Whether a save is due whatever was measured."""

@@ -13,8 +13,9 @@ import re
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,67 +31,47 @@ _ORBAX = threading.RLock()
 # Its limits of time go by the wall clock, which jumps when a machine sleeps, and would end the run.
 # With the folders made at once, nothing waits for a signal with a limit that cannot be set either.
 _ASYNC = ocp.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
-
-
-_writers = 0
-_silence = ExitStack()
+_hooks: list[Any] = []
+"""What was to be told of late failures, as each run that is quiet found it."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps others from printing what we say ourselves, in a line, of a save that failed.
 
-    Several runs may be inside at once, and leave in any order.
+    Orbax logs a traceback, asyncio complains of parts that Orbax did not wait for, and TensorStore
+    tells of the rest when Orbax's event loop is closed already. Several runs may be inside at once,
+    and leave in any order.
     """
-    global _writers
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     with _ORBAX:
-        if not _writers:
-            _silence.enter_context(_silenced())
-        _writers += 1
+        _hooks.append(sys.unraisablehook)
+        sys.unraisablehook = _without_late_news
+        for logger in loggers:
+            logger.addFilter(_is_not_of_orbax)  # which is there once, however often it is added
     try:
         yield
     finally:
         with _ORBAX:
-            _writers -= 1
-            if not _writers:
-                _silence.close()
+            before = _hooks.pop()  # Only that of the first one in is not ours.
+            if not _hooks:
+                sys.unraisablehook = before
+                for logger in loggers:
+                    logger.removeFilter(_is_not_of_orbax)
 
 
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Orbax logs a traceback, and asyncio complains of parts that Orbax did not wait for.
-
-    TensorStore tells of the rest when Orbax's event loop is closed already.
-    """
-    previous = sys.unraisablehook
-
-    def without_late_news(news: Any) -> None:
-        if news.object is not None or str(news.exc_value) != "Event loop is closed":
-            previous(news)
-
-    def not_of_orbax(record: logging.LogRecord) -> bool:
-        return not _is_of_orbax(record)
-
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    for logger in loggers:
-        logger.addFilter(not_of_orbax)
-    sys.unraisablehook = without_late_news
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(not_of_orbax)
-        if sys.unraisablehook is without_late_news:
-            sys.unraisablehook = previous
+def _without_late_news(news: Any) -> None:
+    if news.object is not None or str(news.exc_value) != "Event loop is closed":
+        _hooks[0](news)
 
 
-def _is_of_orbax(record: logging.LogRecord) -> bool:
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     if record.exc_info is None or record.levelno < logging.ERROR:
-        return False
+        return True
     if record.name == "absl":
-        return "orbax" in record.pathname
+        return "orbax" not in record.pathname
     frames = (frame for frame, _ in traceback.walk_tb(record.exc_info[2]))
-    return any("orbax" in frame.f_code.co_filename for frame in frames)
+    return all("orbax" not in frame.f_code.co_filename for frame in frames)
 
 
 def begin(path: Path, tree: PyTree, meta: Mapping[str, Any]) -> ocp.AsyncCheckpointer:
@@ -174,16 +155,15 @@ def check_leaves(state: PyTree) -> None:
     Raises:
         ConfigError: two have the same; Orbax would write the one over the other.
     """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     for separator in "./":
-        names: dict[str, str] = {}
-        for path, _ in jax.tree_util.tree_leaves_with_path(state):
-            name = jax.tree_util.keystr(path, simple=True, separator=separator)
-            other = names.setdefault(name, jax.tree_util.keystr(path))
-            if other != jax.tree_util.keystr(path):
-                raise ConfigError(
-                    f"the state's {other} and {jax.tree_util.keystr(path)} would both be stored as "
-                    f"{name!r}; rename one of them"
-                )
+        names = Counter(
+            jax.tree_util.keystr(path, simple=True, separator=separator) for path in paths
+        )
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ConfigError(
+                f"leaves of the state would both be stored as {twice[0]!r}; rename one of them"
+            )
 
 
 def reason_of(error: BaseException) -> str:
