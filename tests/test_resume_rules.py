@@ -1,5 +1,6 @@
 """What a run may be continued with: the same, exactly; anything else is refused or said."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -21,21 +22,43 @@ def files(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def train(tmp_path, dataset, line_loss, line_state):
-    """Trains the regression in `tmp_path / "run"`, with changes to what it is usually given."""
+@pytest.fixture(scope="module")
+def trained_in(dataset, line_loss, line_state):
+    """Trains the regression in a directory, with changes to what it is usually given."""
 
-    def train(*, name="run", steps=20, state=None, data=None, loss=None, **options):
+    def train(run_dir, *, steps=20, state=None, data=None, loss=None, **options):
         return loopax.fit(
             state or line_state(),
             loss or line_loss,
             data or dataset.batches(2),
             steps=steps,
-            run_dir=tmp_path / name,
+            run_dir=run_dir,
             **{"log_every": 8, "probe_every": 5, "config": {"rate": 1e-2}, **QUIET, **options},
         )
 
     return train
+
+
+@pytest.fixture
+def train(trained_in, tmp_path):
+    return lambda name="run", **options: trained_in(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(trained_in, tmp_path_factory):
+    """Forty steps of it."""
+    return trained_in(tmp_path_factory.mktemp("whole") / "run", steps=40)
+
+
+@pytest.fixture(scope="module")
+def twenty(trained_in, tmp_path_factory):
+    return trained_in(tmp_path_factory.mktemp("twenty") / "run")
+
+
+@pytest.fixture
+def half(twenty, tmp_path):
+    """A run that has made twenty steps, to go on with."""
+    return shutil.copytree(twenty.dir.path, tmp_path / "run")
 
 
 # --- Refused, and told what differs -------------------------------------------
@@ -74,25 +97,6 @@ WRONG = {
         CheckpointError,
         r"made with seed \[0, 0\], and now it is \[0, 7\]",
     ),
-    "width": (
-        lambda dataset, state: {
-            "state": loopax.TrainState.create(
-                params={"weights": jnp.zeros(8), "bias": jnp.zeros(1)}, tx=optax.adam(1e-2)
-            )
-        },
-        CheckpointError,
-        r"checkpoints/20: .*weights is float32\[16\] there and float32\[8\] here",
-    ),
-    "optimiser": (
-        lambda dataset, state: {"state": state(optax.sgd(1e-2))},
-        CheckpointError,
-        "opt_state/0/count is int32.* there and absent here",
-    ),
-    "average": (
-        lambda dataset, state: {"state": state(ema_decay=0.9)},
-        CheckpointError,
-        "ema/bias is absent there and float32",
-    ),
     "configuration": (
         lambda dataset, state: {"state": state(optax.adam(1e-3)), "config": {"rate": 1e-3}},
         ConfigError,
@@ -108,16 +112,15 @@ WRONG = {
 
 @pytest.mark.parametrize(("change", "error", "message"), WRONG.values(), ids=WRONG.keys())
 def test_what_does_not_fit_is_named_and_the_run_stays_as_it_is(
-    train, tmp_path, bits, dataset, line_state, change, error, message
+    train, half, twenty, bits, dataset, line_state, change, error, message
 ):
-    first = train()
-    before = files(tmp_path)
+    before = files(half)
     with pytest.raises(error, match=message) as caught:
         train(steps=40, **change(dataset, line_state))
     assert "\n" not in str(caught.value)
-    assert str(tmp_path / "run") in str(caught.value)
-    assert files(tmp_path) == before
-    assert bits(train().state) == bits(first.state), "and can be continued as ever"
+    assert str(half) in str(caught.value)
+    assert files(half) == before
+    assert bits(train().state) == bits(twenty.state), "and can be continued as ever"
 
 
 # --- Allowed, and exact -------------------------------------------------------
@@ -133,66 +136,60 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS.keys())
-def test_what_only_looks_on_may_change_and_no_bit_does(train, bits, dataset, change):
-    whole = train(name="whole", steps=40)
-    train()
+@pytest.mark.usefixtures("half")
+def test_what_only_looks_on_may_change_and_no_bit_does(train, whole, bits, dataset, change):
     parts = train(steps=40, **change(dataset))
     assert bits(parts.state) == bits(whole.state)
     kept = [row for row in whole.history if row["step"] <= 16]
     assert parts.history[: len(kept)] == kept
 
 
-def test_steps_are_counted_from_the_beginning_and_fewer_are_done_already(train, capsys, tmp_path):
-    train()
-    before = files(tmp_path)
+def test_steps_are_counted_from_the_beginning_and_fewer_are_done_already(train, half, capsys):
+    before = files(half)
     again = train(steps=10, progress=True)
     assert again.step == 20
     with pytest.warns(UserWarning, match="finished, 20 of 10 steps are done; nothing is taken"):
         train(steps=10)
-    assert f"{tmp_path / 'run'}: finished, 20 of 10 steps are done" in capsys.readouterr().err
-    assert files(tmp_path) == before
+    assert f"{half}: finished, 20 of 10 steps are done" in capsys.readouterr().err
+    assert files(half) == before
 
 
 # --- Allowed, and said --------------------------------------------------------
 
 
 def test_an_environment_that_can_change_bits_is_said_in_one_line(
-    train, tmp_path, monkeypatch, capsys, bits
+    train, half, whole, monkeypatch, capsys, bits
 ):
-    whole = train(name="whole", steps=40)
-    train()
     now = {**loopax.run.resumption.numerics(), "visible_cores": 99, "XLA_FLAGS": "--xla_new"}
     monkeypatch.setattr(loopax.run.resumption, "numerics", lambda: now)
     parts = train(steps=40, progress=True)
     said = [line for line in capsys.readouterr().err.splitlines() if "results may differ" in line]
     assert len(said) == 1
-    assert said[0].startswith(f"{tmp_path / 'run'}: ")
+    assert said[0].startswith(f"{half}: ")
     assert "visible_cores" in said[0]
     assert "-> 99" in said[0]
     assert "XLA_FLAGS" in said[0]
     assert bits(parts.state) == bits(whole.state), "as nothing has really changed"
 
 
+@pytest.mark.usefixtures("half")
 def test_in_the_same_environment_nothing_is_said(train, capsys):
-    train()
     train(steps=40, progress=True)
     assert "may differ" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("left", [0, 1])
-def test_rows_that_were_lost_are_said(train, tmp_path, capsys, bits, left):
-    whole = train(name="whole", steps=40, probe_every=None)
-    train(probe_every=None)
-    file = tmp_path / "run" / "metrics.jsonl"
+def test_rows_that_were_lost_are_said(train, half, whole, capsys, bits, left):
+    file = half / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True)
-    assert len(lines) == 3
+    assert len(lines) == 7
     file.write_text("".join(lines[:left]) + '{"step": 16, "sour')
     parts = train(steps=40, probe_every=None, progress=True)
-    assert f"{file}: has {left} of the 3 rows logged up to step 20" in capsys.readouterr().err
+    assert f"{file}: has {left} of the 7 rows logged up to step 20" in capsys.readouterr().err
     assert bits(parts.state) == bits(whole.state)
     # The short row of an end that was none is not missing from the longer run.
-    steps = [row["step"] for row in RunDir.open(tmp_path / "run").metrics]
-    assert steps == [*[8][:left], 24, 32, 40]
+    steps = [row["step"] for row in RunDir.open(half).metrics if row["source"] == "train"]
+    assert steps == [24, 32, 40]
 
 
 def test_another_number_of_steps_is_said_and_the_rate_that_jumps(
@@ -238,19 +235,20 @@ def test_a_run_whose_length_is_a_setting_says_how_it_is_made_longer(train, tmp_p
 # --- Beginning anew -----------------------------------------------------------
 
 
-def test_a_run_that_is_set_aside_is_whole_under_another_name(train, tmp_path, monkeypatch, bits):
+def test_a_run_that_is_set_aside_is_whole_under_another_name(
+    train, twenty, whole, tmp_path, monkeypatch, bits
+):
     kept = []
-    for _ in range(3):
-        train()
-        kept.append(set_aside(tmp_path / "run").name)
-    train()
-    monkeypatch.chdir(tmp_path / "run")
-    kept.append(set_aside(Path(".")).name)
-    assert kept == ["run-old", "run-old1", "run-old2", "run-old3"]
+    for name in ("run", "run", "."):
+        shutil.copytree(twenty.dir.path, tmp_path / "run")
+        if name == ".":
+            monkeypatch.chdir(tmp_path / "run")
+        kept.append(set_aside(tmp_path / name if name == "run" else Path(name)).name)
+    assert kept == ["run-old", "run-old1", "run-old2"]
     assert not (tmp_path / "run").exists()
     again = train(name="run-old", steps=40)
     assert [start["step"] for start in again.dir.read_json("run.json")["starts"]] == [0, 20]
-    assert bits(again.state) == bits(train(steps=40).state)
+    assert bits(again.state) == bits(whole.state)
 
 
 def test_what_is_no_run_or_in_use_is_not_set_aside(train, tmp_path, dataset, line_loss, line_state):

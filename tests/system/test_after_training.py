@@ -134,22 +134,15 @@ def test_whatever_ends_the_work_on_images_the_same_command_goes_on(run, tmp_path
     as_trained(run_dir)
     shutil.rmtree(judges)
 
-    with run(words, "vae.trained.fit_mixtures") as process:
-        ended(process, signal.SIGTERM)
-    assert not (run_dir / "sampler.safetensors").exists()
     with run(words, "vae.trained.fit_mixtures", "1h") as process:
         assert process.wait() == 0, process.said
         assert "time is up; the same command does what is" in process.printed
     with run(words, "vae.judge.train_judge") as process:
-        ended(process, signal.SIGHUP)
-    with run(words, "vae.judge.train_judge", "1h") as process:
-        assert process.wait() == 0, process.said
+        ended(process, signal.SIGTERM)
     assert list(judges.glob("*.safetensors")) == [], "a judge that was trained in half"
     with run(words, "vae.pictures.save_interpolation") as process:
         process.send(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    with run(words, "vae.report.write") as process:
-        ended(process, signal.SIGINT)
     assert not (run_dir / "results.json").exists()
     with run(words) as process:
         assert process.wait() == 0, process.said

@@ -4,7 +4,7 @@ from tests.system import faults
 
 
 def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
-    campaigns, values = faults.sweep(tmp_path, kills=6, runs=2, length=0.1, seed=1)
+    campaigns, values = faults.sweep(tmp_path, kills=6, runs=2, length=0.05, seed=1)
     assert [problem for campaign in campaigns for problem in campaign.problems] == []
     assert sum(campaign.kills for campaign in campaigns) >= 6
     assert all(campaign.over for campaign in campaigns)
