@@ -4,6 +4,7 @@ Most runs here differ in how they are driven and not in what is compiled. Only p
 equal to the letter share a compilation, so nothing that is compared is made equal by it.
 """
 
+import functools
 import os
 import threading
 from pathlib import Path
@@ -41,18 +42,29 @@ def hasten(wanted: bool) -> None:
     marked `optimized`, where the bits are to be those that users get.
     """
     global in_haste
-    in_haste = wanted
+    in_haste = wanted and _is_known()
     jax.config.update("jax_disable_most_optimizations", wanted)
+
+
+@functools.cache
+def _is_known() -> bool:
+    """Whether this XLA has the switch; that of JAX 0.12 has lost it."""
+    try:
+        jax.jit(lambda: 0, compiler_options=BY_ITSELF)()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _options(*args: Any, **kwargs: Any) -> Any:
     options = _users_options(*args, **kwargs)
     if in_haste:
         kept = options.env_option_overrides
-        options.env_option_overrides = [*kept, ("xla_cpu_use_fusion_emitters", False)]
+        options.env_option_overrides = [*kept, *BY_ITSELF.items()]
     return options
 
 
+BY_ITSELF = {"xla_cpu_use_fusion_emitters": False}
 in_haste = False
 _users_options = compiler.get_compile_options
 compiler.get_compile_options = _options

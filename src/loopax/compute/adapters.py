@@ -153,12 +153,22 @@ def _check_gets_what_it_wants(opt_state: PyTree) -> None:
             )
 
 
-def checked_seed(seed: Any) -> int:
-    """`seed` as a number of 32 bits."""
+def root_key(seed: Any) -> Key[Array, ""]:
+    """The key of a number of 32 bits, or the key that was given.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if jnp.issubdtype(getattr(seed, "dtype", np.int32), jax.dtypes.prng_key) and seed.shape == ():
+        return seed
     whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
     if not whole or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0 to 2**32 - 1")
-    return int(seed)
+        shown = form_of(seed) if isinstance(seed, jax.Array) else repr(seed)
+        raise ConfigError(
+            f"seed is {shown}; it must be a whole number from 0 to 2**32 - 1, or a key such as "
+            "jax.random.key(0)"
+        )
+    return jax.random.key(int(seed))
 
 
 def described(

@@ -18,8 +18,8 @@ from loopax.compute.adapters import (
     Description,
     as_transformation,
     check_arguments,
-    checked_seed,
     described,
+    root_key,
     split_params,
     started,
     taken_apart,
@@ -114,7 +114,7 @@ class TrainState(Node, kw_only=True):
         example: Any = None,
         tx: optax.GradientTransformation | Description | None = None,
         *,
-        seed: int = 0,
+        seed: int | Key[Array, ""] = 0,
         params: PyTree = None,
         model_state: PyTree = None,
         frozen: tuple[str, ...] = (),
@@ -136,7 +136,7 @@ class TrainState(Node, kw_only=True):
             tx: any Optax transformation, or an `Optimizer`, whose `freeze` and `params_ema` count
                 as `frozen` and `ema_decay`.
             seed: of the initial parameters, of every random stream and of the data's order; a
-                whole number from 0 to 2**32 - 1.
+                whole number from 0 to 2**32 - 1, or a key, of whatever implementation.
             params: a PyTree to train instead of initialising `model` (pretrained, or functions).
             model_state: collections to go with `params`, or in the place of those of `model`; the
                 state beside an Equinox model.
@@ -173,7 +173,7 @@ class TrainState(Node, kw_only=True):
         transformation = as_transformation(tx)
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise ConfigError(f"ema_decay is {ema_decay}; it must be at least 0 and below 1")
-        key = jax.random.key(checked_seed(seed))
+        key = root_key(seed)
         if isinstance(params, optax.LookaheadParams):
             params = params.fast
         params, model_state, structure = taken_apart(model, example, key, params, model_state)

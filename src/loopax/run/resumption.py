@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import jax
+
 from loopax.batches.base import Batches
 from loopax.compute.rows import LEARNING_RATE, Rows
 from loopax.environment import changes, numerics
@@ -47,8 +49,7 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
                 f"{store.directory / str(run.step)}: was saved by no run, which would have left "
                 f"what it goes on from ({type(error).__name__}: {error}); begin a new run"
             ) from error
-        seeds = (key_words(run.state.key), key_words(settings.state.key))
-        _check_same(store, settings.batches, data, seeds)
+        _check_same(store, settings.batches, data, (run.state.key, settings.state.key))
         now = numerics(str(settings.placement))
         if before:
             before[REMAT], now[REMAT] = meta.get(REMAT), computing(run.state)[REMAT]
@@ -68,10 +69,13 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
 
 
 def _check_same(
-    store: CheckpointStore, batches: Batches, data: Mapping[str, Any], seeds: tuple[Any, Any]
+    store: CheckpointStore, batches: Batches, data: Mapping[str, Any], keys: tuple[Any, Any]
 ) -> None:
-    """Whether data and seed, then and now, are the same."""
-    there, here = {**data, "seed": seeds[0]}, {**batches.identity, "seed": seeds[1]}
+    """Whether data and root key, then and now, are the same."""
+    there, here = (
+        {**of_data, "seed": key_words(key), "random numbers of": str(jax.random.key_impl(key))}
+        for of_data, key in zip((data, batches.identity), keys, strict=True)
+    )
     wrong = [
         f"{name} {there.get(name, 'absent')}, and now it is {here.get(name, 'absent')}"
         for name in {**there, **here}
