@@ -27,7 +27,7 @@ LAYERS = [
         "caches",
     },
     {"placement"},
-    {"batches", "schedules", "weights"},
+    {"batches", "weights"},
     {"data"},
     {"compute"},
     {"arguments", "optimizer"},

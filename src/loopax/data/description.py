@@ -59,11 +59,9 @@ def facts_of_texts(texts: Texts) -> Iterator[str]:
         listed = abridged(f"{brief(name)} {n:,}" for name, n in zip(names, counts, strict=True))
         yield f"{len(names):,} classes ({listed})"
         yield from _alike(names)
-        if empty_words := [name for name in names if name.casefold() in _NOTHING]:
-            yield (
-                f"labels that are classes here: {', '.join(map(repr, empty_words))} (remove their "
-                "rows if they mean nothing)"
-            )
+        if words := [repr(name) for name in names if name.casefold() in _NOTHING]:
+            said = ", ".join(words)
+            yield f"labels that are classes here: {said} (remove their rows if they mean nothing)"
         yield from _unlabelled(texts.labels)
     if texts.groups is not None:
         yield f"{len(set(texts.groups) - {''}):,} groups"

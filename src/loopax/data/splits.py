@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from loopax.data.texts.texts import Texts
 
 _GOLDEN = (5**0.5 - 1) / 2
-_PAIRS = 1000
-_FEWEST_PAIRS = 20
-_VALUES = 4096
 
 Labels = Int[np.ndarray, " rows"]
 Chosen = Bool[np.ndarray, " rows"]
@@ -87,7 +84,7 @@ def stratified_split(dataset: Dataset, test_fraction: float) -> Splits:
     """Splits each class of `dataset` in the same proportion, without chance, as `hold_out` does.
 
     Raises:
-        DataError: no class has two examples that differ, or the parts do not fit in memory.
+        DataError: no class has two examples that differ.
     """
     train, test = hold_out(dataset, test_fraction)
     return Splits(
@@ -108,7 +105,7 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     class.
 
     Raises:
-        DataError: no class has two examples that differ, or the parts do not fit in memory.
+        DataError: no class has two examples that differ.
     """
     labels = dataset.columns.get("label")
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -124,11 +121,8 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
         )
     # What was said of a whole holds of its parts when they are split again.
     said = dataset.notes if dataset.held_out is not None else (*dataset.notes, *notes)
-    left, held = (
-        replace(_rows_of(dataset, rows), held_out=fraction, notes=said)
-        for rows in (~chosen, chosen)
-    )
-    return left, held
+    dataset = replace(dataset, held_out=fraction, notes=said)
+    return _rows_of(dataset, ~chosen), _rows_of(dataset, chosen)
 
 
 def split_texts(
@@ -163,8 +157,7 @@ def split_texts(
     if not chosen.any():
         raise fault(
             texts.name,
-            f"its {len(texts):,} rows cannot be split: every class is one group or one text; give "
-            "a file to test on instead",
+            "cannot be split, every class is one group or one text; give a file to test on",
         )
     return texts.subset(np.flatnonzero(~chosen)), texts.subset(np.flatnonzero(chosen))
 
@@ -195,15 +188,7 @@ def deduplicated(splits: Splits) -> Splits:
 
 
 def _rows_of(dataset: Dataset, rows: Chosen) -> Dataset:
-    try:
-        columns = {key: column[rows] for key, column in dataset.columns.items()}
-    except MemoryError as error:
-        raise fault(
-            dataset.name,
-            f"its parts do not fit in memory beside the whole, {dataset.nbytes:,} bytes; make "
-            "images smaller by size= (--image-size)",
-        ) from error
-    return replace(dataset, columns=columns)
+    return replace(dataset, columns={key: each[rows] for key, each in dataset.columns.items()})
 
 
 def _held_out_images(
@@ -235,9 +220,9 @@ def _held_out_images(
 def _spread_rows(labels: Labels, fraction: float) -> Chosen:
     """Picks `fraction` of every class, rounded, spread over the stored order, without chance.
 
-    The stored order is cut into equal stretches, and one is picked of each, by multiples of the
-    golden ratio (Weyl's sequence): so what comes again in the order, such as the ten views of each
-    thing, is not always or never picked. The picked are a function of the labels alone.
+    One is picked of each of equal stretches, by multiples of the golden ratio (Weyl's sequence): so
+    what comes again in the order, such as the ten views of each thing, is not always or never
+    picked. The picked are a function of the labels alone.
     """
     chosen = np.zeros(len(labels), bool)
     for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
@@ -291,9 +276,9 @@ def _are_like_frames(images: Images, labels: Labels, rows: Int[np.ndarray, " som
         of = rows[labels[rows] == label]
         pairs.append(np.stack([of, np.roll(of, -1), np.roll(of, -(len(of) // 2))])[:, :-1])
     first, beside, apart = np.concatenate(pairs, axis=1)
-    if len(first) < _FEWEST_PAIRS:
+    if len(first) < 20:
         return False
-    some = np.linspace(0, len(first) - 1, min(len(first), _PAIRS)).astype(int)
+    some = np.linspace(0, len(first) - 1, min(len(first), 1000)).astype(int)
     near = _distances(images, first[some], beside[some])
     far = _distances(images, first[some], apart[some])
     return bool(np.median(near) < np.median(far) / 2)
@@ -302,7 +287,7 @@ def _are_like_frames(images: Images, labels: Labels, rows: Int[np.ndarray, " som
 def _distances(images: Images, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Mean absolute differences, over up to some 4,096 values, of pairs of rows."""
     values = images.reshape(len(images), -1)
-    some = slice(None, None, max(1, values.shape[1] // _VALUES))
+    some = slice(None, None, max(1, values.shape[1] // 4096))
     pairs = zip(one, other, strict=True)
     differences = (values[a, some].astype(np.float32) - values[b, some] for a, b in pairs)
     return np.array([np.abs(each).mean() for each in differences])
@@ -326,11 +311,36 @@ def _grouped_rows(
         fraction: between 0 and 1.
     """
     blocks = sorted(_blocks(ties), key=lambda block: min(ranks[row] for row in block))
-    chosen, classes = np.zeros(len(labels), bool), labels.tolist()
-    for block in _chosen_blocks(
-        [Counter(classes[row] for row in block) for block in blocks], fraction
-    ):
+    counts = [Counter(labels[block].tolist()) for block in blocks]
+    total, holders = Counter(labels.tolist()), Counter(label for each in counts for label in each)
+    target = {
+        label: min(max(1, round(fraction * n)), n - 1) if holders[label] > 1 else 0
+        for label, n in total.items()
+    }
+    have, chosen = Counter[int](), np.zeros(len(labels), bool)
+
+    def gain(count: Counter[int]) -> int:
+        missing = {label: target[label] - have[label] for label in count}
+        return sum(abs(missing[label]) - abs(missing[label] - n) for label, n in count.items())
+
+    def leaves_some(count: Counter[int]) -> bool:
+        return all(have[label] + n < total[label] for label, n in count.items())
+
+    def take(block: int) -> None:
+        have.update(counts[block])
         chosen[blocks[block]] = True
+
+    for block, count in enumerate(counts):
+        if gain(count) > 0 and leaves_some(count):
+            take(block)
+    for label in target:
+        # Large blocks can all have been too large, but a class that is never tested is worse.
+        if target[label] and not have[label]:
+            able = [
+                block for block, count in enumerate(counts) if count[label] and leaves_some(count)
+            ]
+            if able:
+                take(min(able, key=lambda block: counts[block].total()))
     return chosen
 
 
@@ -352,40 +362,3 @@ def _blocks(ties: Sequence[Sequence[Hashable]]) -> list[list[int]]:
     for row in range(len(ties)):
         blocks.setdefault(find(row), []).append(row)
     return list(blocks.values())
-
-
-def _chosen_blocks(counts: Sequence[Counter[int]], fraction: float) -> list[int]:
-    """Which blocks to pick, given the number of rows of every class in each."""
-    total, holders = Counter[int](), Counter[int]()
-    for count in counts:
-        total.update(count)
-        holders.update(count.keys())
-    target = {
-        label: min(max(1, round(fraction * n)), n - 1) if holders[label] > 1 else 0
-        for label, n in total.items()
-    }
-    have, taken = Counter[int](), list[int]()
-
-    def gain(count: Counter[int]) -> int:
-        missing = {label: target[label] - have[label] for label in count}
-        return sum(abs(missing[label]) - abs(missing[label] - n) for label, n in count.items())
-
-    def leaves_some(count: Counter[int]) -> bool:
-        return all(have[label] + n < total[label] for label, n in count.items())
-
-    def take(block: int) -> None:
-        have.update(counts[block])
-        taken.append(block)
-
-    for block, count in enumerate(counts):
-        if gain(count) > 0 and leaves_some(count):
-            take(block)
-    for label in target:
-        # Large blocks can all have been too large, but a class that is never tested is worse.
-        if target[label] and not have[label]:
-            able = [
-                block for block, count in enumerate(counts) if count[label] and leaves_some(count)
-            ]
-            if able:
-                take(min(able, key=lambda block: counts[block].total()))
-    return taken

@@ -450,7 +450,7 @@ def test_the_test_part_alone_may_lack_labels(tmp_path, refuses):
     splits = load(split_npz(tmp_path / "d.npz", y_test=[-1] * 6))
     assert splits.test.columns["label"].tolist() == [-1] * 6
     assert splits.test.class_names == ("0", "1")
-    with refuses("d.npz", "to train on are missing", "6 of those to test on"):
+    with refuses("d.npz", "to train on are missing", "not 6 others"):
         load(split_npz(tmp_path / "d.npz", y_train=LABELS[:14] * 0 - 1))
 
 

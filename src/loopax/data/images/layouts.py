@@ -23,8 +23,6 @@ from loopax.errors import ConfigError
 Layout = Literal["idx", "npz", "folder", "parquet"]
 """What a path may be taken for."""
 
-_PURPOSE = {"test": "to test on", "validation": "to choose by"}
-
 
 def load(
     path: str | os.PathLike[str],
@@ -156,33 +154,27 @@ def _name(path: Path) -> str:
 
 
 def _require_agreement(path: Path, splits: Splits) -> None:
-    train = splits.train.columns["image"]
-    for part, purpose in _PURPOSE.items():
-        if part not in splits.parts:
-            continue
-        other = splits.parts[part].columns["image"]
-        if (train.shape[1:], train.dtype) != (other.shape[1:], other.dtype):
-            alike = "give size= or channels= (--image-size, --channels)"
-            advice = alike if train.dtype == other.dtype else "convert one of them"
-            raise fault(
-                path,
-                f"the images to train on are {train.dtype} {train.shape[1:]}, those {purpose} "
-                f"{other.dtype} {other.shape[1:]}; both must be the same: {advice}",
-            )
+    stored = [part.columns["image"] for part in splits.parts.values()]
+    kinds = list(dict.fromkeys(f"{each.dtype} {each.shape[1:]}" for each in stored))
+    if len(kinds) > 1:
+        raise fault(
+            path,
+            f"the images to train on are {kinds[0]}, others {kinds[1]}; all must be the same: give "
+            "size= or channels= (--image-size, --channels), or convert some",
+        )
 
 
 def _with_a_class(path: Path, splits: Splits) -> Splits:
     """Gives data without any label one class."""
-    known = {name: (each.columns["label"] >= 0).sum() for name, each in splits.parts.items()}
-    if known.pop("train"):
+    known = {name: int((part.columns["label"] >= 0).sum()) for name, part in splits.parts.items()}
+    if known["train"]:
         return splits
-    for part, count in known.items():
-        if count:
-            raise fault(
-                path,
-                f"all labels to train on are missing, but {count:,} of those {_PURPOSE[part]} are "
-                "not; both parts must have labels, or neither",
-            )
+    if any(known.values()):
+        raise fault(
+            path,
+            f"all labels to train on are missing, but not {sum(known.values()):,} others; all "
+            "parts must have labels, or none",
+        )
     return splits._replace(
         **{
             name: replace(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loopax.data.columns import (
@@ -31,9 +30,7 @@ _MANY_TIMES = 2
 _LONG_NAME = 60
 
 Cells = Mapping[str, Sequence[Any]]
-"""The cells of each column that could be used."""
-Unfit = Mapping[str, str]
-"""What is the matter with each of the others."""
+"""The cells of each column."""
 
 
 def find_columns(
@@ -50,23 +47,20 @@ def find_columns(
     Raises:
         DataError: a column that is given is not there, or it is not clear which one is meant.
     """
-    cells, unfit = _usable(table, sample)
+    names = dict.fromkeys(name for row in sample for name in row.cells)
+    cells = {name: [row.cells.get(name) for row in sample] for name in names}
     wanted = [*given.text, *filter(None, given[1:])]
     for name in wanted:
-        if name in unfit:
-            raise _unfit(table, [name], unfit)
         require_column(table.path, name, cells)
     if table.has_header and not wanted and not any(plain(name) in _USUAL for name in cells):
         _require_header(table, cells)
     free = {name: each for name, each in cells.items() if name not in wanted}
-    text = given.text or _find_text(table, free, unfit)
+    text = given.text or _find_text(table, free)
     others = {name: each for name, each in cells.items() if name not in text}
     group = given.group or next(iter(usual(others, GROUP_NAMES)), None)
-    if group is None and table.has_header and (twice := usual(unfit, GROUP_NAMES)):
-        raise _unfit(table, twice, unfit)
     label = given.label
     if labelled and label is None:
-        label = _find_label(table, {name: others[name] for name in others if name != group}, unfit)
+        label = _find_label(table, {name: others[name] for name in others if name != group})
     return Columns(text, label, group)
 
 
@@ -74,34 +68,6 @@ def split_column(sample: Sequence[Row], chosen: Columns) -> str | None:
     """The column that says which part a row is of, unless it was chosen for something."""
     found = usual(dict.fromkeys(name for row in sample for name in row.cells), SPLIT_NAMES)
     return next((name for name in found if name not in (*chosen.text, *chosen[1:])), None)
-
-
-def _usable(table: TextTable, sample: Sequence[Row]) -> tuple[Cells, Unfit]:
-    """The cells of usable columns, and why others are unfit, such as a list in a cell."""
-    unfit = dict(table.unfit)
-    for row in sample:
-        for name, cell in row.cells.items():
-            if isinstance(cell, list | dict) and name not in unfit:
-                kind = "a list" if isinstance(cell, list) else "an object"
-                unfit[name] = f"{kind} in {table.unit} {row.number}: {json.dumps(cell)}"
-    names = dict.fromkeys(name for row in sample for name in row.cells if name not in unfit)
-    return {name: [row.cells.get(name) for row in sample] for name in names}, unfit
-
-
-def _unfit(table: TextTable, names: Iterable[str], unfit: Unfit) -> DataError:
-    return fault(table.path, _must_be_scalar(table, names, unfit))
-
-
-def _must_be_scalar(table: TextTable, names: Iterable[str], unfit: Unfit) -> str:
-    example = ', as in {"text": "...", "label": "..."}' if "JSON" in table.kind else ""
-    return (
-        f"{quoted(names, unfit)} must be one column, with a string or a number in each row{example}"
-    )
-
-
-def _none_found(table: TextTable, problem: str, option: str, unfit: Unfit) -> DataError:
-    also = f"; {_must_be_scalar(table, unfit, unfit)}" if unfit else ""
-    return fault(table.path, f"no column looks like {problem}, pass {option}= to name one{also}")
 
 
 def _require_header(table: TextTable, cells: Cells) -> None:
@@ -116,21 +82,19 @@ def _require_header(table: TextTable, cells: Cells) -> None:
             )
 
 
-def _find_text(table: TextTable, cells: Cells, unfit: Unfit) -> tuple[str, ...]:
+def _find_text(table: TextTable, cells: Cells) -> tuple[str, ...]:
     free = {name: each for name, each in cells.items() if plain(name) not in _NO_TEXT}
     spelled = {plain(name): name for name in free}
     pairs = [tuple(spelled[name] for name in pair) for pair in PAIR_NAMES if {*pair} <= {*spelled}]
-    named = usual([*free, *unfit], TEXT_NAMES[:1] if pairs else TEXT_NAMES)
-    found = [*pairs, *((name,) for name in named if name in free)]
+    named = usual(free, TEXT_NAMES[:1] if pairs else TEXT_NAMES)
+    found = [*pairs, *((name,) for name in named)]
     if len(found) == 1:
         return found[0]
-    if named and not found:
-        raise _unfit(table, named, unfit)
-    candidates = [name for each in found for name in each] or _longest(table, free, unfit)
+    candidates = [name for each in found for name in each] or _longest(table, free)
     return (only_column(table.path, candidates, "texts", "text"),)
 
 
-def _longest(table: TextTable, cells: Cells, unfit: Unfit) -> list[str]:
+def _longest(table: TextTable, cells: Cells) -> list[str]:
     """The column of strings that are by far the longest, or else all columns of strings."""
     strings = {
         name: [len(cell) for cell in each if isinstance(cell, str) and not _is_number(cell)]
@@ -139,22 +103,25 @@ def _longest(table: TextTable, cells: Cells, unfit: Unfit) -> list[str]:
     lengths = {name: sum(each) / len(each) for name, each in strings.items() if each}
     longest = sorted(lengths, key=lambda name: -lengths[name])
     if not longest:
-        raise _none_found(table, f"texts; there are {quoted(cells)}", "text", unfit)
+        raise _none_found(table, "texts", "text", cells)
     is_far = len(longest) > 1 and lengths[longest[0]] >= _MANY_TIMES * lengths[longest[1]]
     return longest[:1] if is_far else longest
 
 
-def _find_label(table: TextTable, cells: Cells, unfit: Unfit) -> str:
-    named = usual([*cells, *unfit], LABEL_NAMES)
-    found = [name for name in named if name in cells]
-    if named and not found:
-        raise _unfit(table, named, unfit)
+def _find_label(table: TextTable, cells: Cells) -> str:
     parts = usual(cells, SPLIT_NAMES)
     few = [name for name in cells if name not in parts and _has_few_values(cells[name])]
-    if not found and not few:
-        besides = f"labels; besides the texts there are {quoted(cells)}"
-        raise _none_found(table, besides, "label", unfit)
-    return only_column(table.path, found or few, "labels", "label")
+    if not (found := usual(cells, LABEL_NAMES) or few):
+        raise _none_found(table, "labels", "label", cells)
+    return only_column(table.path, found, "labels", "label")
+
+
+def _none_found(table: TextTable, what: str, option: str, cells: Cells) -> DataError:
+    return fault(
+        table.path,
+        f"no column looks like {what}; there are {quoted(cells)}; pass {option}= to name one, each "
+        "of whose cells is a string or a number",
+    )
 
 
 def _is_number(cell: str) -> bool:
@@ -167,4 +134,6 @@ def _is_number(cell: str) -> bool:
 
 def _has_few_values(cells: Sequence[Any]) -> bool:
     """Whether they could be classes: at least two, and each of them twice on average."""
+    if not all(cell is None or isinstance(cell, str | int | float) for cell in cells):
+        return False
     return 2 <= len(set(cells) - {None, ""}) <= max(2, len(cells) // 2)

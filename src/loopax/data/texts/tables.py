@@ -10,21 +10,19 @@ import itertools
 import json
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from loopax.data.files import fault, open_file, reporting
-from loopax.data.parquet import declared_classes, kind_of, open_parquet
+from loopax.data.parquet import declared_classes, open_parquet
 from loopax.data.words import shown
 from loopax.errors import DataError
-
-MAX_LINE = 2**26
-"""Characters of a line, or of a cell that spans many; beyond this it is taken for damage."""
 
 _FORMATS = {
     ".csv": "CSV",
@@ -38,9 +36,6 @@ _UNPACKERS: Mapping[str, Callable[..., Any]] = {
     ".bz2": bz2.open,
 }
 _DELIMITERS = {",": "CSV", ";": "CSV with ;", "\t": "TSV"}
-_SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
-_ARCHIVES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")
-"""How zip files (such as .xlsx), old files of Microsoft Office and gzip files begin."""
 _PARQUET_ROWS = 1024
 
 File = str | os.PathLike[str]
@@ -64,22 +59,19 @@ class TextTable:
     Attributes:
         path: the file.
         kind: what it is, in words.
-        rows: its rows, read as they are asked for, once.
+        rows: reads the rows anew, of columns of these names or, with None, of all.
         unit: what `Row.number` counts: `line` or `row`.
         has_header: whether the names of the columns are a line that could also have been data.
         class_names: the names that the file itself gives to the integers of a column.
-        unfit: the columns that cannot be used, because their cells are no strings or numbers or
-            because two have the name, and what is the matter with each.
         delimiter: what is between the cells of a line, "" where lines do not end by themselves.
     """
 
     path: File
     kind: str
-    rows: Iterator[Row]
+    rows: Callable[[Sequence[str] | None], Iterator[Row]]
     unit: str = "line"
     has_header: bool = False
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unfit: Mapping[str, str] = field(default_factory=dict)
     delimiter: str = ""
 
     def inner_rows(self, row: Row) -> list[dict[str, str]]:
@@ -105,91 +97,58 @@ class TextTable:
 def read_table(path: File) -> TextTable:
     """The rows of a CSV, TSV, JSON or Parquet file, which its name tells apart.
 
-    CSV is as RFC 4180 has it, delimited by `,`, `;` or tab: by what a first line `sep=;` names, as
-    spreadsheets write it, else by whichever makes the most columns of the first line. Blank lines
-    are no rows. In what is delimited by tabs quotes are ordinary characters where as quotes they
-    would make no sense, or make one row of several that are whole.
+    CSV is as RFC 4180 has it, delimited by `,`, `;` or tab, whichever makes the most columns of the
+    first line. Blank lines are no rows. In what is delimited by tabs quotes are ordinary characters
+    where as quotes they would make no sense, or make one row of several that are whole.
 
     JSON is an object on each line, or an array of objects. Text is UTF-8, or UTF-16 with a byte
     order mark, and may be packed by gzip or bzip2. Cells are strings, or from JSON and Parquet
     whatever those hold; a list of one element is that element, an empty one null.
 
     Raises:
-        DataError: the file is none of these or damaged; its rows raise it where they are read.
+        DataError: the file is none of these or damaged, or two columns have one name; its rows
+            raise it where they are read.
         ConfigError: it is Parquet and pyarrow is not installed.
     """
     name = Path(path).name.lower()
     packing = next((each for each in (".gz", ".bz2") if name.endswith(each)), "")
     kind = _FORMATS.get(Path(name.removesuffix(packing)).suffix)
-    with open_file(path) as file:  # A folder is a worse fault than a name.
-        start = file.read(8)
-        if Path(name).suffix in _SPREADSHEETS:
-            raise fault(path, "is a spreadsheet; save it as CSV in UTF-8")
-        if kind is None or (kind == "Parquet" and packing):
-            raise fault(
-                path,
-                f"its name must end in {', '.join(_FORMATS)}, all but the last also with .gz or "
-                ".bz2 behind",
-            )
-        if not packing and start.startswith(_ARCHIVES):
-            raise fault(
-                path,
-                "is a spreadsheet or an archive, in spite of its name; save it as CSV in UTF-8",
-            )
+    if kind is None or (kind == "Parquet" and packing):
+        raise fault(
+            path,
+            f"its name must end in {', '.join(_FORMATS)}, all but the last also with .gz or .bz2 "
+            "behind; save spreadsheets as CSV in UTF-8",
+        )
     lines = functools.partial(_lines, path, packing)
     if kind == "Parquet":
         return _parquet_table(path)
     if kind == "JSON":
         return _json_table(path, lines)
-    if said := re.fullmatch(r'"?sep=([,;\t|])"?[\r\n]*', next(lines(), ""), re.IGNORECASE):
-        return _delimited_table(path, functools.partial(_blank_first, lines), said[1])
     return _delimited_table(path, lines, "\t" if kind == "TSV" else _delimiter(lines))
 
 
 def _lines(path: File, packing: str) -> Iterator[str]:
     """The lines of a text file with their ends."""
-    advice = "save the file as UTF-8, or as UTF-16 with a byte order mark"
     with open_file(path) as file:
         stream = _UNPACKERS[packing](file)
-        has_mark = stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
+        is_wide = stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
         # Without translation, because a carriage return inside quotes belongs to the cell.
-        text = TextIOWrapper(
-            cast(IO[bytes], stream),
-            "utf-16" if has_mark else "utf-8-sig",
-            errors="strict" if has_mark else "surrogateescape",
-            newline="",
-        )
-        for number in itertools.count(1):
-            try:
-                line = text.readline(MAX_LINE)
-            except UnicodeDecodeError as error:
-                raise fault(
-                    path, f"begins as UTF-16 but is not ({error.reason}); {advice}"
-                ) from error
-            if not line:
-                return
-            if len(line) == MAX_LINE:
-                what = f"is longer than {MAX_LINE:,} characters; a row must be shorter"
-                raise fault(f"{shown(path)}: line {number}", what)
-            if "\0" in line:
-                what = "holds a NUL character; text must be UTF-8, or UTF-16 with a byte order mark"
-                raise fault(f"{shown(path)}: line {number}", what)
-            try:
-                line.encode()
-            except UnicodeEncodeError as error:  # at a byte that was escaped
-                before = itertools.islice(_lines(path, packing), number - 1)
-                at = sum(map(len, map(str.encode, before))) + len(line[: error.start].encode())
-                byte = ord(line[error.start]) - 0xDC00
-                raise fault(
-                    f"{shown(path)}: line {number}",
-                    f"byte {at:,} of the text is 0x{byte:02x}, which is not UTF-8; {advice}",
-                ) from error
-            yield line
-
-
-def _blank_first(lines: Lines) -> Iterator[str]:
-    """The lines with the first one blank, so that the others keep their numbers."""
-    return itertools.chain(["\n"], itertools.islice(lines(), 1, None))
+        text = TextIOWrapper(stream, "utf-16" if is_wide else "utf-8-sig", newline="")
+        number = 1
+        try:
+            for number, line in enumerate(text, 2):
+                if "\0" in line:
+                    what = "holds a NUL character; text must be UTF-8, or UTF-16 with a mark"
+                    raise fault(f"{shown(path)}: line {number - 1}", what)
+                yield line
+        except UnicodeDecodeError as error:
+            # What could not be decoded begins in the line that was to come.
+            number += error.object[: error.start].count(b"\n")
+            raise fault(
+                shown(path) if is_wide else f"{shown(path)}: line {number}",
+                f"is not {'UTF-16, as it begins' if is_wide else 'UTF-8'} ({error.reason}, "
+                f"0x{error.object[error.start]:02x}); save the file as UTF-8",
+            ) from error
 
 
 def _delimiter(lines: Lines) -> str:
@@ -208,32 +167,24 @@ def _delimiter(lines: Lines) -> str:
 def _delimited_table(path: File, lines: Lines, delimiter: str) -> TextTable:
     read = functools.partial(_records, path, lines, delimiter)
     is_plain = delimiter == "\t" and _is_plain(read, lines)
-    records = read(csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
-    number, header, _ = next(records, (0, [], 0))
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL
+    number, header, _ = next(read(quoting), (0, [], 0))
     if not header:
         raise fault(path, "is empty; its first line must name the columns")
     names = [name or f"column {index}" for index, name in enumerate(map(trimmed, header), 1)]
-    return TextTable(
-        path,
-        _DELIMITERS.get(delimiter, f"CSV with {delimiter}"),
-        _delimited_rows(path, names, records, delimiter),
-        has_header=True,
-        unfit=dict.fromkeys(_duplicates(names), f"named twice in line {number}"),
-        delimiter=delimiter,
-    )
+    _require_distinct(f"{shown(path)}: line {number}", names)
 
+    def rows(_: Sequence[str] | None) -> Iterator[Row]:
+        for number, cells, count in itertools.islice(read(quoting), 1, None):
+            if len(cells) != len(names):
+                raise fault(
+                    f"{shown(path)}: line {number}",
+                    f"has {len(cells)} cells where the header has {len(names)}; a cell that holds "
+                    f"{delimiter!r} must stand in quotes",
+                )
+            yield Row(number, dict(zip(names, cells, strict=True)), count)
 
-def _delimited_rows(
-    path: File, names: Sequence[str], records: Iterator[_Record], delimiter: str
-) -> Iterator[Row]:
-    for number, cells, lines in records:
-        if len(cells) != len(names):
-            raise fault(
-                f"{shown(path)}: line {number}",
-                f"has {len(cells)} cells where the header has {len(names)}; a cell that holds "
-                f"{delimiter!r} must stand in quotes",
-            )
-        yield Row(number, dict(zip(names, cells, strict=True)), lines)
+    return TextTable(path, _DELIMITERS[delimiter], rows, has_header=True, delimiter=delimiter)
 
 
 def _is_plain(read: Callable[[Literal[0, 3]], Iterator[_Record]], lines: Lines) -> bool:
@@ -252,8 +203,10 @@ def _is_plain(read: Callable[[Literal[0, 3]], Iterator[_Record]], lines: Lines) 
     return quoted < sum(1 for _ in read(csv.QUOTE_NONE))
 
 
-def _duplicates(names: Sequence[str]) -> list[str]:
-    return [name for name, count in Counter(names).items() if count > 1]
+def _require_distinct(where: str, names: Sequence[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise fault(where, f"names {count} columns {name!r}; their names must differ")
 
 
 def trimmed(text: str) -> str:
@@ -268,7 +221,7 @@ def _records(path: File, lines: Lines, delimiter: str, quoting: Literal[0, 3]) -
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)
     while True:
         before = reader.line_num
-        limit = csv.field_size_limit(MAX_LINE)  # of the whole process
+        limit = csv.field_size_limit(sys.maxsize)  # of the whole process
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -290,11 +243,15 @@ def _json_table(path: File, lines: Lines) -> TextTable:
     if not first:
         raise fault(path, "is empty; it must hold a JSON object on each line")
     if not first.lstrip().startswith("["):
-        return TextTable(path, "JSON lines", _json_line_rows(path, lines))
+        return TextTable(path, "JSON lines", lambda _: _json_line_rows(path, lines))
     with reporting(path, "cannot be read as a JSON array"):
         items = json.loads("".join(lines()))
-    rows = (_json_row(path, "row", number, item) for number, item in enumerate(items))
-    return TextTable(path, "JSON", rows, unit="row")
+    return TextTable(
+        path,
+        "JSON",
+        lambda _: (_json_row(path, "row", *item) for item in enumerate(items)),
+        unit="row",
+    )
 
 
 def _json_line_rows(path: File, lines: Lines) -> Iterator[Row]:
@@ -328,28 +285,13 @@ def _alone(cell: Any) -> Any:
 def _parquet_table(path: File) -> TextTable:
     with open_parquet(path) as file:
         classes = declared_classes(path, file.schema_arrow)
-        types = {each.name: each.type for each in file.schema_arrow}
-        twice = _duplicates(file.schema_arrow.names)
-    unfit = {name: str(kind) for name, kind in types.items() if not _is_readable(kind)}
-    unfit |= dict.fromkeys(twice, "named twice")
-    rows = _parquet_rows(path, [name for name in types if name not in unfit])
-    return TextTable(path, "Parquet", rows, unit="row", class_names=classes, unfit=unfit)
+        _require_distinct(shown(path), file.schema_arrow.names)
 
+    def rows(columns: Sequence[str] | None) -> Iterator[Row]:
+        with open_parquet(path) as file:
+            batches = file.iter_batches(_PARQUET_ROWS, columns=columns)
+            items = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, item in enumerate(items):
+                yield Row(number, {name: _alone(cell) for name, cell in item.items()})
 
-def _parquet_rows(path: File, columns: list[str]) -> Iterator[Row]:
-    with open_parquet(path) as file:
-        batches = file.iter_batches(_PARQUET_ROWS, columns=columns) if columns else ()
-        items = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-        for number, item in enumerate(items):
-            yield Row(number, {name: _alone(cell) for name, cell in item.items()})
-
-
-def _is_readable(column: Any) -> bool:
-    """Whether cells are scalars, or lists of strings or integers, which may have one element."""
-    from pyarrow import types
-
-    if types.is_list(column) or types.is_large_list(column) or types.is_fixed_size_list(column):
-        column = column.value_type
-        if types.is_floating(column):
-            return False
-    return kind_of(column) != "other"
+    return TextTable(path, "Parquet", rows, unit="row", class_names=classes)

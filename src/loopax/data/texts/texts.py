@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxtyping import Int32
 from loopax.data.classes import MAX_CLASSES, class_order
 from loopax.data.columns import Columns
 from loopax.data.description import described, facts_of_texts
-from loopax.data.files import fault
+from loopax.data.files import fault, reporting
 from loopax.data.texts.columns import find_columns, split_column
 from loopax.data.texts.tables import Row, TextTable, read_table, trimmed
 from loopax.data.words import abridged, brief
@@ -116,8 +116,7 @@ def read_texts(
     characters around them are nothing. Classes are in the order of their numbers if all are
     numbers, as Hugging Face's metadata have it in Parquet, otherwise sorted. A text may be empty
     (null is), which `description` counts. Rows are never left out, so that predictions line up
-    with them; but where there must be labels, rows without any content at the end are, as
-    spreadsheets write them.
+    with them.
 
     Args:
         path: the file.
@@ -146,12 +145,12 @@ def read_texts(
     if class_names is not None and len(set(class_names)) != len(class_names):
         raise ConfigError(f"class_names are {', '.join(class_names)}; they must differ")
     table = read_table(path)
-    sample = list(islice(table.rows, _SAMPLE))
+    sample = list(islice(table.rows(None), _SAMPLE))
     if not sample:
         raise fault(path, "holds no rows of data; there must be at least one")
     columns = find_columns(table, sample, Columns(tuple(text), label, group), labelled=labelled)
     reader = _Reader(table, columns, labelled, class_names)
-    for row in chain(sample, table.rows):
+    for row in table.rows([*columns.text, *filter(None, columns[1:])]):
         reader.add(row)
     labels, names = reader.numbered()
     reader.require_plausible(labels, names)
@@ -184,20 +183,11 @@ class _Reader:
         self.rows: list[tuple[str, ...]] = []
         self.labels: list[int] = []
         self.groups: list[str] = []
-        self.blank: list[Row] = []
         self.lines = self.most_lines = 0
         self.swallowed: list[tuple[str, list[dict[str, str]]]] = []
 
     def add(self, row: Row) -> None:
-        """Adds a row; blank ones only when others follow, or where no labels are needed."""
-        self.blank.append(row)
-        if self.labelled and self.table.has_header and not any(row.cells.values()):
-            return
-        for each in self.blank:
-            self._add(each)
-        self.blank.clear()
-
-    def _add(self, row: Row) -> None:
+        """Adds a row, after a check of its cells."""
         self.lines += row.lines
         self.most_lines = max(self.most_lines, row.lines)
         if inner := self.table.inner_rows(row):
@@ -243,24 +233,21 @@ class _Reader:
         if cell is None or cell != cell:  # NaN is what pandas writes for nothing.
             return None
         if isinstance(cell, bytes):
-            try:
+            with reporting(self.table.where(row), f"{column!r} holds bytes that are not UTF-8"):
                 return cell.decode()
-            except UnicodeDecodeError as error:
-                raise fault(
-                    self.table.where(row), f"{column!r} holds bytes that are not UTF-8 ({error})"
-                ) from error
         if isinstance(cell, str):
-            if not cell.isascii() and re.search("[\ud800-\udfff]", cell):
-                raise fault(
-                    self.table.where(row), f"{column!r} holds half of a surrogate pair, no text"
-                )
+            if not cell.isascii():
+                with reporting(self.table.where(row), f"{column!r} holds what is no text"):
+                    cell.encode()  # half of a surrogate pair, as JSON can have it
             return cell
         if isinstance(cell, bool):
             return str(cell).lower()
         if isinstance(cell, int | float):
             return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
-        kind = "a list" if isinstance(cell, list) else "an object"
-        raise fault(self.table.where(row), f"{column!r} is {kind}; it must be a string or a number")
+        raise fault(
+            self.table.where(row),
+            f"{column!r} is a {type(cell).__name__}; it must be a string or a number",
+        )
 
     def numbered(self) -> tuple[np.ndarray, tuple[str, ...]]:
         """The labels, int32 `(rows,)`, and the names of the classes in their natural order."""
@@ -312,8 +299,6 @@ class _Reader:
                 f"{self.lines:,} lines, {len(self.rows):,} rows; the longest row has "
                 f"{self.most_lines:,} lines"
             )
-        if self.blank:
-            yield f"{len(self.blank):,} blank rows at the end left out"
 
     def _fault_of(self, column: str, what: str) -> DataError:
         return fault(self.table.path, f"column {column!r} {what}")
