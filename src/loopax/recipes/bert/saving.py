@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from loopax.errors import ConfigError
-from loopax.files import replacing, storing
+from loopax.files import storing, write_text
 from loopax.models.bert import BertForSequenceClassification
 from loopax.recipes.bert.layout import (
     CLASSIFIER,
@@ -84,8 +84,7 @@ def save_pretrained(
     with storing(folder), _replacing_folder(folder) as partial:
         save_weights(partial / WEIGHTS, arrays, {"format": "pt"})
         for name, text in texts.items():
-            with replacing(partial / name) as file:
-                file.write_text(text, encoding="utf-8")
+            write_text(partial / name, text)
 
 
 @contextmanager

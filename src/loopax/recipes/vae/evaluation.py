@@ -207,16 +207,13 @@ def verdict(results: Results) -> str | None:
     if simple is None or "frechet_distance" not in simple:
         return None
     distance, simply = ours["frechet_distance"], simple["frechet_distance"]
-    if distance < simply:
-        said = (
-            "The model was worth its training: the Fréchet distance of its samples is "
-            f"{distance:.2f}, that of {BASELINE} {simply:.2f}"
-        )
-    else:
-        said = (
-            f"{BASELINE} does better, in seconds: its samples have a Fréchet distance of "
-            f"{simply:.2f}, those of the model {distance:.2f}"
-        )
+    said = (
+        "The model was worth its training: the Fréchet distance of its samples is "
+        f"{distance:.2f}, that of {BASELINE} {simply:.2f}"
+        if distance < simply
+        else f"{BASELINE} does better, in seconds: its samples have a Fréchet distance of "
+        f"{simply:.2f}, those of the model {distance:.2f}"
+    )
     near, usual = ours["nearest_train_distance"], floor["nearest_train_distance"]
     if near < MEMORISED * usual:
         said += (

@@ -126,32 +126,22 @@ def _figures(results: Results) -> Iterator[tuple[str, str, str]]:
 
 def _how_to_read(results: Results) -> str:
     """A sentence on each thing that is not known from elsewhere."""
-    said = [
+    samples, test = results["samples"], results["objective"]["test"]
+    sentences = {
         "The column of real images is the floor: as many training images of the same classes, "
-        "scored as if they were samples. No sampler is expected to do better."
-    ]
-    if "baseline" in results["samples"]:
-        said.append(
-            f"The baseline is {BASELINE}, fitted to the same training images in seconds: a model "
-            "that does no better was not worth its training."
-        )
-    if "class_accuracy" in _best(results):
-        said.append(
-            "Samples are measured by a classifier, the judge, which was trained on the same "
-            "training images; distances compare only under the same judge."
-        )
-    test = results["objective"]["test"]
-    if "neg_elbo_nats" in test:
-        said.append(
-            "-ELBO, nats, is at least -log p(image | class), so less is better; a density may be "
-            "above 1, and this then below 0."
-        )
-    if "neg_elbo_bits_per_dim" in test:
-        said.append(
-            "-ELBO, bits per dimension, is the same as bits for each number of an image, as a "
-            "compressed file would need them: never below 0, and less is better."
-        )
-    return "\n\n".join(said)
+        "scored as if they were samples. No sampler is expected to do better.": True,
+        f"The baseline is {BASELINE}, fitted to the same training images in seconds: a model that "
+        "does no better was not worth its training.": "baseline" in samples,
+        "Samples are measured by a classifier, the judge, which was trained on the same training "
+        "images; distances compare only under the same judge.": "class_accuracy" in _best(results),
+        "-ELBO, nats, is at least -log p(image | class), so less is better; a density may be above "
+        "1, and this then below 0.": "neg_elbo_nats" in test,
+        "-ELBO, bits per dimension, is the same as bits for each number of an image, as a "
+        "compressed file would need them: never below 0, and less is better.": (
+            "neg_elbo_bits_per_dim" in test
+        ),
+    }
+    return "\n\n".join(sentence for sentence, applies in sentences.items() if applies)
 
 
 def _per_class(trained: TrainedVAE, results: Results) -> Iterator[Table]:

@@ -90,17 +90,17 @@ def fit_mixtures(
         )
     own = [latents[labels == label] for label in range(classes)]
     fitted = _fitted([o if len(o) >= FEWEST else latents for o in own], components, seed)
-    width = max(len(weights) for weights, _, _ in fitted)
+    most = max(len(weights) for weights, _, _ in fitted)
     # Components that a class does not have weigh nothing there.
-    weights = np.stack([np.pad(each[0], (0, width - len(each[0]))) for each in fitted])
-    means = np.stack([_padded(each[1], width) for each in fitted])
-    factors = np.stack([_padded(each[2], width) for each in fitted])
-    arrays = (jnp.asarray(each, jnp.float32) for each in (weights, means, factors))
-    return Mixtures(*arrays)
+    arrays = [
+        np.stack([_padded(part, most) for part in parts]) for parts in zip(*fitted, strict=True)
+    ]
+    return Mixtures(*(jnp.asarray(array, jnp.float32) for array in arrays))
 
 
-def _padded(array: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(array, [(0, width - len(array)), *[(0, 0)] * (array.ndim - 1)])
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+    """Zeros behind the end of the first axis."""
+    return np.pad(array, [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
 
 def _fitted(
