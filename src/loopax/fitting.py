@@ -117,29 +117,7 @@ def fit(
             is a `SystemExit`, so a program ends with status 130, 143 or 129. A second signal ends
             it at once.
     """
-    with training(
-        state,
-        loss_fn,
-        data,
-        step=step,
-        steps=steps,
-        epochs=epochs,
-        run_dir=run_dir,
-        evaluation=evaluation,
-        hooks=hooks,
-        writers=writers,
-        checkpoints=checkpoints,
-        nonfinite=nonfinite,
-        max_seconds=max_seconds,
-        log_every=log_every,
-        probe_every=probe_every,
-        chunk_steps=chunk_steps,
-        mesh=mesh,
-        sharding=sharding,
-        signals=signals,
-        progress=progress,
-        config=config,
-    ) as run:
+    with _opening(Settings.of(**locals())) as run:
         for _ in run:
             pass
     return run
@@ -186,30 +164,7 @@ def training(
 
     Arguments and errors are those of `fit`; arguments are checked at the call.
     """
-    settings = Settings.of(
-        state,
-        loss_fn,
-        data,
-        step=step,
-        steps=steps,
-        epochs=epochs,
-        run_dir=run_dir,
-        evaluation=evaluation,
-        hooks=hooks,
-        writers=writers,
-        checkpoints=checkpoints,
-        nonfinite=nonfinite,
-        max_seconds=max_seconds,
-        log_every=log_every,
-        probe_every=probe_every,
-        chunk_steps=chunk_steps,
-        mesh=mesh,
-        sharding=sharding,
-        signals=signals,
-        progress=progress,
-        config=config,
-    )
-    return _opening(settings)
+    return _opening(Settings.of(**locals()))
 
 
 @contextmanager
