@@ -1,7 +1,6 @@
 """What a step costs, against numbers that one can work out; and too little memory, for real."""
 
 import itertools
-import json
 
 import flax.linen as nn
 import jax
@@ -105,7 +104,7 @@ def test_the_state_stays_whole_and_nothing_is_written(dataset, new_state, loss_f
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_lines_have_units_and_the_report_is_json():
+def test_the_lines_have_units():
     found = estimate(state_of(frozen=("Dense_0",)), loss, data_of(256), **QUICK)
     text = "\n".join(found.lines())
     assert "10,240 trainable (40.0 KiB), 2,048 frozen (8.0 KiB)" in text
@@ -113,7 +112,6 @@ def test_the_lines_have_units_and_the_report_is_json():
     assert "MFLOP (" in text
     assert "FLOP/s), batch size 256" in text
     assert "3 steps" in text
-    assert json.loads(json.dumps(found.to_json()))["trainable"] == 10240
 
 
 def test_what_is_lifted_out_of_the_computing_type_shows():

@@ -105,8 +105,8 @@ def test_inside_of_a_layer_of_flax_the_line_is_the_one_that_called_it(batch):
 def test_the_inputs_of_the_birth_are_told(batch):
     model = Net("division by zero")
     origin = examine(loss_of(model), state_of(model, batch["image"]), batch).origin
-    assert origin.inputs == ("is 1", "is 0")
-    assert str(origin).endswith("(forward pass; its first input is 1, its second input is 0)")
+    assert origin.inputs == ("1", "0")
+    assert str(origin).endswith("(forward pass; inputs: 1, 0)")
 
 
 def test_a_gradient_gone_bad_behind_a_finite_loss_is_the_backward_pass(batch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import time
@@ -73,10 +72,6 @@ class Estimate:
     plain_temporary_bytes: int | None
     seconds_per_step: float
     steps_per_epoch: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field by its name."""
-        return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
         """The estimate for people."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +59,7 @@ class StepReport:
         lines = [f"step {self.step}: {values}"]
         if self.origin is not None:
             lines.append(str(self.origin))
-        elif any(self.non_finite[part] for part in ("loss", "gradients", "updated_state")):
+        elif any(self.non_finite[part] for part in PARTS[2:]):
             lines.append("one operation at a time the step is finite; only compiled it is not")
         for part, paths in self.non_finite.items():
             if paths:
@@ -93,14 +92,15 @@ def examine(loss_fn: LossFn | OwnStep, state: Any, batch: Batch) -> StepReport:
         batch: what the loss sees.
     """
     with jax.debug_nans(False), jax.debug_infs(False):
-        measure = _measure_own if isinstance(loss_fn, OwnStep) else _measure
-        measured, sound = jax.device_get(jax.jit(functools.partial(measure, loss_fn))(state, batch))
+        measure = jax.jit(functools.partial(_measure, loss_fn))
+        measured, sound = jax.device_get(measure(state, batch))
         non_finite = {
             part: tuple(sorted(path for path, good in sound[part].items() if not good))
             for part in PARTS
         }
-        cause = _first_cause_own if isinstance(loss_fn, OwnStep) else _first_cause
-        origin = cause(loss_fn, state, batch, non_finite)
+        bad = next((part for part in PARTS[2:] if non_finite[part]), None)
+        find = _own_origin if isinstance(loss_fn, OwnStep) else _origin
+        origin = None if bad is None else find(loss_fn, state, batch, bad)
     numbers = {
         kind: {path: float(value) for path, value in values.items()}
         for kind, values in measured.items()
@@ -109,38 +109,31 @@ def examine(loss_fn: LossFn | OwnStep, state: Any, batch: Batch) -> StepReport:
 
 
 def _measure(
-    loss_fn: LossFn, state: TrainState, batch: Batch
+    loss_fn: LossFn | OwnStep, state: Any, batch: Batch
 ) -> tuple[dict[str, dict[str, Array]], dict[str, Flags]]:
-    metrics, model_state, grads = differentiate(loss_fn, state, batch)
-    extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
-    updates, _ = update(state.tx, grads, state.opt_state, state.trainable, extra_args)
-    after = state.apply_gradients(grads=grads, extra_args=extra_args, model_state=model_state)
+    """The numbers of a step, and what is finite in each of its parts."""
+    grads: PyTree = {}
+    updates: PyTree = {}
+    params: PyTree = {}
+    if isinstance(loss_fn, OwnStep):
+        after, metrics = loss_fn(state, batch)
+    else:
+        params = state.params
+        metrics, model_state, grads = differentiate(loss_fn, state, batch)
+        extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
+        updates, _ = update(state.tx, grads, state.opt_state, state.trainable, extra_args)
+        after = state.apply_gradients(grads=grads, extra_args=extra_args, model_state=model_state)
     measured = {
         "metrics": metrics,
         "grad_norms": _norms(grads),
         "update_norms": _norms(updates),
-        "param_norms": _norms(state.params),
+        "param_norms": _norms(params),
     }
-    sound = {
-        "batch": _finite(batch),
-        "state": sound_leaves(state),
-        "loss": _finite({"loss": metrics["loss"]}),
-        "gradients": _finite(grads),
-        "updated_state": sound_leaves(after),
-    }
-    return measured, sound
-
-
-def _measure_own(
-    step: Any, state: Any, batch: Batch
-) -> tuple[dict[str, dict[str, Array]], dict[str, Flags]]:
-    after, metrics = step(state, batch)
-    measured = {"metrics": metrics, "grad_norms": {}, "update_norms": {}, "param_norms": {}}
     sound = {
         "batch": _finite(batch),
         "state": sound_leaves(state),
         "loss": _finite({name: metrics[name] for name in metrics if name == "loss"}),
-        "gradients": {},
+        "gradients": _finite(grads),
         "updated_state": sound_leaves(after),
     }
     return measured, sound
@@ -162,24 +155,19 @@ def _finite(tree: PyTree) -> Flags:
     }
 
 
-def _first_cause_own(
-    step: Any, state: Any, batch: Batch, non_finite: Mapping[str, Sequence[str]]
-) -> NonFiniteOrigin | None:
-    """The same of a step of one's own: first of its loss, then of the state that it gives."""
+def _own_origin(step: Any, state: Any, batch: Batch, bad: str) -> NonFiniteOrigin | None:
+    """The origin of what is bad in a step of one's own: its loss comes first."""
+    del bad
 
     def made(state: Any, batch: Batch) -> Any:
         after, metrics = step(state, batch)
         return [metrics.get("loss", 0.0), *filter(is_number, jax.tree.leaves(after))]
 
-    if non_finite["loss"] or non_finite["updated_state"]:
-        return find_origin(made, state, batch)
-    return None
+    return find_origin(made, state, batch)
 
 
-def _first_cause(
-    loss_fn: LossFn, state: TrainState, batch: Batch, non_finite: Mapping[str, Sequence[str]]
-) -> NonFiniteOrigin | None:
-    """The origin of what is bad first in the order of a step: loss, gradients, updated state."""
+def _origin(loss_fn: LossFn, state: TrainState, batch: Batch, bad: str) -> NonFiniteOrigin | None:
+    """The origin of what is bad in a part of a step, all parts before which are good."""
     state = state.replace(remat=None)  # What is computed again is on no line of the program.
 
     def loss(params: PyTree, model_state: PyTree, batch: Batch) -> Any:
@@ -187,9 +175,8 @@ def _first_cause(
         return call_loss(loss_fn, params, batch, state.rngs, model_state, *how)[0]["loss"]
 
     def gradients(params: PyTree, model_state: PyTree, batch: Batch) -> Any:
-        return differentiate(loss_fn, state.replace(params=params, model_state=model_state), batch)[
-            2
-        ]
+        before = state.replace(params=params, model_state=model_state)
+        return differentiate(loss_fn, before, batch)[2]
 
     def updated(
         params: PyTree, model_state: PyTree, batch: Batch, opt_state: PyTree, ema: PyTree
@@ -201,12 +188,10 @@ def _first_cause(
         return sorted(leaves, key=lambda leaf: leaf.ndim == 0)
 
     arguments = (state.params, state.model_state, batch)
-    if non_finite["loss"]:
+    if bad == "loss":
         return find_origin(loss, *arguments)
-    if non_finite["gradients"]:
+    if bad == "gradients":
         origin = find_origin(gradients, *arguments)
         return origin and dataclasses.replace(origin, pass_="backward")
-    if non_finite["updated_state"]:
-        origin = find_origin(updated, *arguments, state.opt_state, state.ema)
-        return origin and (origin if origin.layer else dataclasses.replace(origin, pass_="update"))
-    return None
+    origin = find_origin(updated, *arguments, state.opt_state, state.ema)
+    return origin if origin is None or origin.layer else dataclasses.replace(origin, pass_="update")

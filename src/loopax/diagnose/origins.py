@@ -54,7 +54,6 @@ ARGUMENTS = {
     "opt_state": "the optimiser state",
     "ema": "the average of",
 }
-ORDINALS = ("first", "second", "third")
 HERE = os.path.dirname(__file__) + os.sep
 KINDS = ("nan", "inf", "-inf")
 
@@ -71,7 +70,7 @@ class NonFiniteOrigin:
             literal or an array that the function holds, `argument` for what it was given.
         source: the line of the program, `/path/vae.py:34`; empty where it is not known.
         pass_: `backward` is the computation of the gradient, `update` that of the optimiser.
-        inputs: what each input was: `ranges from 0 to 3.2`.
+        inputs: what each input was: `0`, or `0 to 3.2`.
         iteration: of the scan that it happened in.
     """
 
@@ -92,15 +91,8 @@ class NonFiniteOrigin:
         name = "" if self.primitive == "constant" else f": {self.primitive}"
         line = f" at {Path(self.source).name}" if self.source else ""
         part = "update" if self.pass_ == "update" else f"{self.pass_} pass"
-        return f"{self.what} {verb}{scope}{turn}{name}{line} ({part}{self._facts})"
-
-    @property
-    def _facts(self) -> str:
-        if len(self.inputs) == 1:
-            return f"; its input {self.inputs[0]}"
-        pairs = zip(ORDINALS, self.inputs, strict=False)
-        facts = ", ".join(f"its {ordinal} input {fact}" for ordinal, fact in pairs)
-        return f"; {facts}" if facts else ""
+        facts = f"; inputs: {', '.join(self.inputs[:3])}" if self.inputs else ""
+        return f"{self.what} {verb}{scope}{turn}{name}{line} ({part}{facts})"
 
 
 def find_origin(function: Callable[..., Any], *args: Any) -> NonFiniteOrigin | None:
@@ -295,13 +287,13 @@ def _fact(array: Any) -> str:
     """What an input was, in a few words."""
     dtype = np.result_type(array) if isinstance(array, float) else array.dtype
     if not jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, jnp.complexfloating):
-        return f"is {dtype}"
+        return str(dtype)
     values = np.asarray(array).astype(np.float64)
     values = values[np.isfinite(values)]
     if not values.size:
-        return "is not finite" if np.size(array) else "is empty"
+        return "nothing finite" if np.size(array) else "nothing"
     low, high = values.min() + 0.0, values.max() + 0.0  # No minus zero.
-    return f"is {low:.6g}" if low == high else f"ranges from {low:.6g} to {high:.6g}"
+    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
 
 
 def _named(function: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
