@@ -33,7 +33,7 @@ def test_the_same_bits_are_equal_nan_and_the_sign_of_zero_included():
     ("one", "two", "line"),
     [
         (np.float32([0, 1, 2]), np.float32([0, 1, 2.5]), "w: 1 of 3 numbers, by up to 0.5"),
-        (np.float32([0, 1]), np.float32([-0.0, 1]), "w: 1 of 2 numbers, in the sign of zeros"),
+        (np.float32([0, 1]), np.float32([-0.0, 1]), "w: 1 of 2 numbers, by up to 0"),
         (np.float32([0, 1]), np.float64([0, 1]), "w: float32[2] and float64[2]"),
         (np.complex64([1j]), np.complex64([2j]), "w: 1 of 1 numbers, by up to 1"),
         (np.float32([0]), None, "w: only without interruption"),
@@ -52,7 +52,10 @@ def test_of_rows_the_first_that_differs_is_shown_with_the_values_that_do():
     two = outcome(logged_rows={1: row(loss=0.5, mse=1.0), 2: row(loss=0.3), 3: row(kl=1.0)})
     rows = compare(one, two)[-1]
     assert (rows.what, rows.unit, rows.compared, rows.differing) == ("logged rows", "rows", 3, 2)
-    assert rows.examples == ("first in line 2: loss 0.25 and 0.3",)
+    assert rows.examples == (
+        "line 2: loss 0.25 and 0.3",
+        "line 3: loss 1.0 and None, kl None and 1.0",
+    )
 
 
 def test_of_many_arrays_three_are_shown():

@@ -15,20 +15,16 @@ GROUPS = ("parameters", "optimiser state", "keys", "other state")
 """Of the arrays in a state."""
 
 
-class Kind(NamedTuple):
-    """How things of one kind are counted, where one of them is, and how many are shown."""
-
-    unit: str
-    place: str
-    examples: int
-
-
 KINDS = {
-    **dict.fromkeys(GROUPS, Kind("arrays", "{}", 3)),
-    "data order": Kind("steps", "first at step {}", 1),
-    "metrics": Kind("steps", "first at step {}", 1),
-    "logged rows": Kind("rows", "first in line {}", 1),
+    **dict.fromkeys(GROUPS, ("arrays", "{}")),
+    "data order": ("steps", "step {}"),
+    "metrics": ("steps", "step {}"),
+    "logged rows": ("rows", "line {}"),
 }
+"""What is compared: how things of a kind are counted, and how one of them is named."""
+
+EXAMPLES = 3
+"""How many of those that differ are shown."""
 
 
 class Outcome(NamedTuple):
@@ -45,7 +41,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many of the things of one kind were compared, how many differ, and the first of these."""
+    """How many things of one kind were compared, how many differ, and the first of these."""
 
     what: str
     unit: str
@@ -60,13 +56,13 @@ def compare(straight: Outcome, other: Outcome) -> tuple[Comparison, ...]:
 
 
 def _compared(name: str, straight: Mapping[Any, Any], other: Mapping[Any, Any]) -> Comparison:
-    kind, keys = KINDS[name], list({**straight, **other})
+    (unit, place), keys = KINDS[name], list({**straight, **other})
     differing = [key for key in keys if _bits(straight.get(key)) != _bits(other.get(key))]
     examples = tuple(
-        f"{kind.place.format(key)}: {_difference(straight.get(key), other.get(key))}"
-        for key in differing[: kind.examples]
+        f"{place.format(key)}: {_difference(straight.get(key), other.get(key))}"
+        for key in differing[:EXAMPLES]
     )
-    return Comparison(name, kind.unit, len(keys), len(differing), examples)
+    return Comparison(name, unit, len(keys), len(differing), examples)
 
 
 def _bits(value: np.ndarray | str | None) -> Hashable:
@@ -87,14 +83,10 @@ def _difference(one: Any, two: Any) -> str:
         return ", ".join(f"{name} {a} and {b}" for name, a, b in pairs if a != b)
     if (one.dtype, one.shape) != (two.dtype, two.shape):
         return f"{form_of(one)} and {form_of(two)}"
+    # As plain bytes two numbers are equal only where all of their bits are.
+    first, second = (np.frombuffer(each.tobytes(), f"V{each.itemsize}") for each in (one, two))
     wide = np.complex128 if one.dtype.kind == "c" else np.float64
     with np.errstate(invalid="ignore"):
-        distance = np.abs(one.astype(wide) - two.astype(wide))
-    count = np.count_nonzero(_each(one) != _each(two))
-    most = f"by up to {distance.max():.3g}" if distance.any() else "in the sign of zeros"
-    return f"{count:,} of {one.size:,} numbers, {most}"
-
-
-def _each(array: np.ndarray) -> np.ndarray:
-    """The bits of each number, as something that can only be compared."""
-    return np.frombuffer(array.tobytes(), f"V{array.itemsize}")
+        most = np.abs(one.astype(wide) - two.astype(wide)).max()
+    count = np.count_nonzero(first != second)
+    return f"{count:,} of {one.size:,} numbers, by up to {most:.3g}"

@@ -6,7 +6,6 @@ they leave; it never touches a device.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -124,11 +123,6 @@ class Verdict:
         if not self.exact:
             lines += (INTERRUPTED if self.deterministic else ALWAYS).splitlines()
         return lines
-
-    def to_json(self) -> dict[str, Any]:
-        """The verdict as plain JSON values."""
-        interruptions = [interruption._asdict() for interruption in self.interruptions]
-        return {"exact": self.exact, **dataclasses.asdict(self), "interruptions": interruptions}
 
 
 def verify(
