@@ -1,6 +1,7 @@
 """Small data, two small problems, and a way to compare whole states bit for bit."""
 
 import functools
+import gc
 import hashlib
 import os
 import signal
@@ -41,17 +42,21 @@ settings.load_profile("loopax")
 LONGEST = (
     "test_loop.py",
     "test_bert.py",
-    "test_stops.py",
-    "test_verify.py",
-    "test_faults.py",
-    "test_storage.py",
-    "test_replay.py",
     "test_own_images.py",
     "test_cli.py",
-    "test_evaluation.py",
-    "test_article.py",
+    "test_verify.py",
     "test_state.py",
     "test_checkpoint.py",
+    "test_after_training.py",
+    "test_replay.py",
+    "test_run_files.py",
+    "test_stops.py",
+    "test_optimizer.py",
+    "test_resume_rules.py",
+    "test_evaluation.py",
+    "test_article.py",
+    "test_storage.py",
+    "test_faults.py",
 )
 
 
@@ -64,6 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: one that came last would leave the other processes idle."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.hookimpl(tryfirst=True)

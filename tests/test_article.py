@@ -1,6 +1,7 @@
 """What the reference article shows, row by row (docs/article.md): each of its ideas works here."""
 
 import ast
+import functools
 import os
 import re
 import threading
@@ -842,6 +843,12 @@ def test_the_page_has_every_row_in_order():
     assert [int(row) for row in rows] == list(range(1, 24))
 
 
+@functools.cache
+def functions_in(path):
+    nodes = ast.parse(path.read_text()).body
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
 def test_each_row_of_the_page_links_what_shows_it():
     """Each link leads to a file, and each test that is named after one is in it."""
     sections = re.split(r"^#+ A\d+\b", PAGE.read_text(), flags=re.MULTILINE)[1:]
@@ -854,12 +861,8 @@ def test_each_row_of_the_page_links_what_shows_it():
             assert path.is_file(), f"A{number} links {target}"
             assert path.is_relative_to(ROOT)
             if text.startswith("test_") and not text.endswith(".py"):
-                functions = {
-                    node.name
-                    for node in ast.parse(path.read_text()).body
-                    if isinstance(node, ast.FunctionDef)
-                }
-                assert text in functions, f"A{number} names {text}, which is not in {target}"
+                named = functions_in(path)
+                assert text in named, f"A{number} names {text}, which is not in {target}"
 
 
 def test_every_test_of_a_row_is_linked_from_its_row():

@@ -126,10 +126,8 @@ def test_sample_reconstruct_evaluate_and_runs_work_on_the_run(run, tmp_path, cap
         ("train", None),
         ("train veo", ["'veo'", "vae"]),
         ("train vae --epcohs 3", ["--epcohs"]),
-        ("train vae --epochs", ["--epochs"]),
         ("train vae --epochs many", ["--epochs", "'many'"]),
         ("train vae --preset narrow", ["'narrow'", "there are"]),
-        ("train vae --batch-size -1", ["batch_size", "-1"]),
         ("train vae --batch-size 0", ["batch_size", "0"]),
         ("train vae --data IMAGES --batch-size 1000", ["batch_size", "1000", "90"]),
         ("train vae --optimizer.learning-rate 0", ["learning_rate", "0"]),
@@ -146,7 +144,6 @@ def test_sample_reconstruct_evaluate_and_runs_work_on_the_run(run, tmp_path, cap
         ("sample OTHER", ["OTHER", "bert"]),
         ("sample RUN --class 7", ["'7'", "0, 1"]),
         ("sample RUN --count 0", ["count", "0"]),
-        ("sample RUN --out picture.nope", ["picture.nope"]),
         ("sample RUN --out no/such/dir.png/x.png", None),
         ("runs missing", ["missing"]),
     ],
@@ -285,10 +282,8 @@ def test_resume_goes_on_with_the_settings_the_run_was_made_with(
         ("0.5", 0.5),
         ("30m", 1800),
         ("1.5h", 5400),
-        ("2h", 7200),
         ("5:30", 330),
         ("1:30:00", 5400),
-        ("100:00:00", 360000),
     ],
 )
 def test_a_budget_is_read(words, expected):
@@ -327,18 +322,21 @@ def test_a_tracker_whose_client_is_missing_is_said_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_fresh_start_keeps_the_old_run_beside_the_new_one(run, images, tmp_path, capsys):
+def test_a_fresh_start_keeps_the_old_run_beside_the_new_one(
+    run, images, tmp_path, monkeypatch, capsys
+):
     old = tmp_path / "tiny"
     shutil.copytree(run, old)
     before = {path.relative_to(old): content for path, content in files(old).items()}
     words = ["train", "vae", "--data", str(images), "--run-dir", str(old), *SMALL, "--fresh"]
-    assert main([*words, "--seed", "5"]) == 0
+    monkeypatch.setattr(training, "STARTED", time.monotonic())
+    assert main([*words, "--seed", "5", "--max-time", "0.01s"]) == 0
     kept = tmp_path / "tiny-old"
     assert f"{old}: the run that was there is now {kept}" in capsys.readouterr().out
     after = {path.relative_to(kept): content for path, content in files(kept).items()}
     assert after == before
     assert json.loads((old / "config.json").read_text())["seed"] == 5
-    assert main(["evaluate", str(kept), "--importance-samples", "3", "--draws", "1"]) == 0
+    assert main(["sample", str(kept), "--out", str(tmp_path / "s.png")]) == 0
 
 
 def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(images, tmp_path, monkeypatch, capsys):
@@ -416,41 +414,33 @@ def test_replay_shows_a_step_and_keeps_it(run, tmp_path, capsys):
     assert before.items() <= files(copy).items()
 
 
-def test_rewind_branches_a_run_and_resume_trains_it_on(run, tmp_path, capsys):
-    before = files(run)
-    parent = RunDir.open(run)
-    out = tmp_path / "branch"
+def test_rewind_branches_a_run_and_resume_trains_it_on(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "STARTED", -1e9)
+    here, out = tmp_path / "tiny", tmp_path / "tiny-at-9"
+    shutil.copytree(run, here)
+    monkeypatch.chdir(here)
+    before = files(here)
+    parent = RunDir.open(here)
     sets = ["--set", "optimizer.learning-rate=1e-4", "--set", "epochs=3", "--set", "kl-weight=2"]
-    assert main(["rewind", str(run), "--step", "9", *sets, "--out", str(out)]) == 0
-    assert f"{out}: begins at step 9 of {run}; loopax resume {out} goes on" in (
-        capsys.readouterr().out
-    )
+    assert main(["rewind", ".", "--step", "9", *sets]) == 0
+    assert f"{out}: begins at step 9 of .; loopax resume {out} goes on" in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())
     expected = {**parent.config, "epochs": 3, "kl_weight": 2.0}
     expected["optimizer"] = {**parent.config["optimizer"], "learning_rate": 1e-4}
     assert config == expected
-    assert main(["resume", str(out)]) == 0
+    # Its budget is spent: it makes a step and is not measured.
+    assert main(["resume", str(out), "--max-time", "1s"]) == 0
     branch = RunDir.open(out)
     told = branch.read_json("run.json")
-    assert told["parent"] == {"run": str(run), "step": 9}
+    assert told["parent"] == {"run": str(here), "step": 9}
     assert [start["step"] for start in told["starts"]] == [9]
     evaluated = [
-        [row for row in each.metrics if row["source"] not in ("train", "probe")]
+        next(row for row in each.metrics if row["source"] not in ("train", "probe"))
         for each in (branch, parent)
     ]
-    assert [row["step"] for row in evaluated[0]] == [9, 18, 27]
-    assert evaluated[0][0] == evaluated[1][0], "the evaluation at step 9"
-    assert files(run) == before
-
-
-def test_without_a_change_a_rewound_run_is_the_run_again(run, tmp_path, monkeypatch):
-    copy = tmp_path / "tiny"
-    shutil.copytree(run, copy)
-    monkeypatch.chdir(copy)
-    assert main(["rewind", ".", "--step", "4"]) == 0
-    assert main(["resume", str(tmp_path / "tiny-at-4")]) == 0
-    for name in ("metrics.jsonl", "results.json"):
-        assert (tmp_path / "tiny-at-4" / name).read_text() == (run / name).read_text()
+    assert evaluated[0] == evaluated[1], "the evaluation at step 9"
+    assert loopax.CheckpointStore(out / "checkpoints").steps[-1] == 10
+    assert files(here) == before
 
 
 @pytest.mark.parametrize(
@@ -465,17 +455,13 @@ def test_without_a_change_a_rewound_run_is_the_run_again(run, tmp_path, monkeypa
             2,
             ["PLAIN", "not a run"],
         ),
-        ("train vae --data IMAGES --batch-size 30 --run-dir RUN", 2, ["batch_size = 10, not 30"]),
-        ("train vae --data IMAGES SMALL --seed 3 --run-dir RUN", 2, ["seed = 65535, not 3"]),
         ("train vae --data OTHER SMALL --run-dir RUN", 3, ["is not the data that", "OTHER"]),
         (
             "train vae --data IMAGES SMALL --optimizer.learning-rate 1 --run-dir RUN",
             2,
             ["optimizer.learning_rate = 0.003, not 1.0; name another run directory"],
         ),
-        ("resume nowhere", 2, ["nowhere", "config.json"]),
         ("resume PLAIN", 2, ["PLAIN", "config.json"]),
-        ("resume RUN --max-time 1d", 2, ["--max-time", "'1d'"]),
         ("resume RUN --epochs 3", 2, ["--epochs"]),
         ("export nowhere", 2, ["nowhere"]),
         ("export RUN --out weights.pt", 2, ["weights.pt", "weights.safetensors"]),
@@ -483,8 +469,6 @@ def test_without_a_change_a_rewound_run_is_the_run_again(run, tmp_path, monkeypa
         ("export RUN --checkpoint 5", 4, ["'5'", "latest and best"]),
         ("replay RUN", 2, ["--step"]),
         ("replay RUN --step -1", 2, ["step is -1"]),
-        ("replay RUN --step nine", 2, ["--step", "'nine'"]),
-        ("rewind RUN --step -1", 2, ["step is -1"]),
         ("rewind RUN --step 4 --set epochs", 2, ["--set 'epochs'", "name=value"]),
         ("rewind RUN --step 4 --set epohcs=3", 2, ["--epohcs"]),
         ("rewind RUN --step 4 --set epochs=many", 2, ["--epochs", "many"]),

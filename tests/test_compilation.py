@@ -47,8 +47,7 @@ def test_the_counter_sees_a_compilation():
     assert len(names) == 1
 
 
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "host"])
-@pytest.mark.parametrize("chunk_steps", [None, 7])
+@pytest.mark.parametrize(("resident", "chunk_steps"), [(True, None), (False, 7)])
 def test_a_run_compiles_its_step_once_whatever_the_chunks(
     dataset, line_loss, line_state, chunk_steps, resident
 ):

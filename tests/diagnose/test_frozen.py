@@ -72,19 +72,18 @@ PAID = {
 }
 
 
-@pytest.mark.parametrize("name", FREE)
-def test_no_warning_where_the_compiler_drops_the_backward_pass(name):
+def test_no_warning_where_the_compiler_drops_the_backward_pass():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loopax.fit(state_of(FREE[name]), loss_fn, data(), steps=2, progress=False)
+        loopax.fit(state_of(freezing()), loss_fn, data(), steps=2, progress=False)
 
 
-@pytest.mark.parametrize("name", PAID)
-def test_a_warning_with_numbers_where_frozen_gradients_are_computed(name):
+def test_a_warning_with_numbers_where_frozen_gradients_are_computed():
+    state = state_of(PAID["clip in front"])
     with pytest.warns(UserWarning, match=r"freezes 4,160 parameters \(body/.* and 1 more\)") as all:
-        run = loopax.fit(state_of(PAID[name]), loss_fn, data(), steps=2, progress=False)
+        run = loopax.fit(state, loss_fn, data(), steps=2, progress=False)
     assert "GFLOP a step instead of" in str(all[0].message)
-    before = state_of(PAID[name]).params["params"]["body"]["kernel"]
+    before = state.params["params"]["body"]["kernel"]
     assert (run.state.params["params"]["body"]["kernel"] == before).all()
 
 
@@ -94,16 +93,21 @@ def test_a_warning_where_what_is_masked_out_moves_by_its_raw_gradient():
         loopax.fit(state, loss_fn, data(), steps=1, progress=False)
 
 
-@pytest.mark.parametrize("name", [*FREE, *PAID])
-def test_what_is_told_is_what_xla_counts(name):
-    def flops_of(state):
-        batches = as_batches(data())
-        train = TrainProgram(loss_fn, batches, Account())
-        items = batches.feed([0], 0, 2).take(1)
-        return train.compiled(state, items).cost_analysis()["flops"]
+def flops_of(state):
+    batches = as_batches(data())
+    items = batches.feed([0], 0, 2).take(1)
+    train = TrainProgram(loss_fn, batches, Account())
+    return train.compiled(state, items).cost_analysis()["flops"]
 
-    alone = flops_of(state_of(optax.adamw(1e-3), frozen=("body",)))
-    hand_made = flops_of(state_of({**FREE, **PAID}[name]))
+
+@pytest.fixture(scope="module")
+def flops_of_the_head():
+    return flops_of(state_of(optax.adamw(1e-3), frozen=("body",)))
+
+
+@pytest.mark.parametrize("name", [*FREE, *PAID])
+def test_what_is_told_is_what_xla_counts(flops_of_the_head, name):
+    state = state_of({**FREE, **PAID}[name])
     paid = name in PAID or name == "nothing is frozen"
-    assert (hand_made > 1.2 * alone) == paid
-    assert bool(frozen_by(state_of({**FREE, **PAID}[name])).paid) == (name in PAID)
+    assert (flops_of(state) > 1.2 * flops_of_the_head) == paid
+    assert bool(frozen_by(state).paid) == (name in PAID)
