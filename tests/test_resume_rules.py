@@ -161,7 +161,7 @@ def test_an_environment_that_can_change_bits_is_said_in_one_line(
     train, half, whole, monkeypatch, capsys, bits
 ):
     now = {**loopax.run.resumption.numerics(), "visible_cores": 99, "XLA_FLAGS": "--xla_new"}
-    monkeypatch.setattr(loopax.run.resumption, "numerics", lambda: now)
+    monkeypatch.setattr(loopax.run.resumption, "numerics", lambda *_: now)
     parts = train(steps=40, progress=True)
     said = [line for line in capsys.readouterr().err.splitlines() if "results may differ" in line]
     assert len(said) == 1
@@ -244,7 +244,7 @@ def test_a_run_that_is_set_aside_is_whole_under_another_name(
         if name == ".":
             monkeypatch.chdir(tmp_path / "run")
         kept.append(set_aside(tmp_path / name if name == "run" else Path(name)).name)
-    assert kept == ["run-old", "run-old1", "run-old2"]
+    assert kept == ["run-old", "run-old-2", "run-old-3"]
     assert not (tmp_path / "run").exists()
     again = train(name="run-old", steps=40)
     assert [start["step"] for start in again.dir.read_json("run.json")["starts"]] == [0, 20]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import time
@@ -59,6 +60,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes a whole small file."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or with the first number from 2 behind it that nothing is called yet."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not os.path.lexists(each))
 
 
 def sync(path: Path) -> None:

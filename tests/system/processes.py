@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,17 @@ def command_line(words):
     from loopax.cli import main
 
     return main([str(word) for word in words])
+
+
+def vae_in_part(images, run_dir):
+    """Two of the three epochs of `loopax train vae`, without what follows them."""
+    from loopax import recipe
+
+    vae = recipe.find("vae")
+    config = replace(
+        vae.preset(), data=str(images), epochs=3, batch_size=20, widths=(256,), latent=2
+    )
+    recipe.train(vae, config, run_dir, steps=36)
 
 
 def steps_in(run_dir):

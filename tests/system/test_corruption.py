@@ -10,7 +10,7 @@ import pytest
 import loopax
 from loopax import digests
 from loopax.errors import CheckpointError
-from tests.system.processes import command_line, make_images
+from tests.system.processes import command_line, make_images, vae_in_part
 
 STEPS = (10, 20, 30, 40, 50)
 SETTINGS = loopax.Checkpoints(every=10, seconds=None, keep=10, best=None)
@@ -336,12 +336,11 @@ def test_where_nothing_is_whole_a_run_does_not_begin_again(copy, train, capfd):
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory):
-    """A run of the recipe, and the words that made it."""
+    """A run of the recipe, and the words that go on with it."""
     home = tmp_path_factory.mktemp("vae")
     words = ["train", "vae", "--data", make_images(home / "images.npz"), "--epochs", "3"]
-    # As in test_storage, and so compiled once.
     words += ["--batch-size", "20", "--widths", "256", "--latent", "2"]
-    assert command_line([*words, "--run-dir", home / "run"]) == 0
+    vae_in_part(home / "images.npz", home / "run")
     return home / "run", words
 
 

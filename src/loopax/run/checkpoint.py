@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from loopax import digests
 from loopax.compute.state import TrainState
 from loopax.errors import LoopaxError, StorageError
-from loopax.files import OpenFolder, remove, storing, sync
+from loopax.files import OpenFolder, free_name, remove, storing, sync
 from loopax.run import serialization
 from loopax.run.checkpoint_reader import (
     DAMAGED,
@@ -234,10 +234,9 @@ class CheckpointStore(CheckpointReader):
     def _aside(self, name: str) -> str:
         """Moves a folder out of the way, where it is neither used nor deleted."""
         self._metas.pop(name, None)
-        names = (f"{DAMAGED}-{name}{end}" for end in ("", *(f"-{n}" for n in range(2, 1000))))
-        aside = next(name for name in names if not (self.directory / name).exists())
-        (self.directory / name).rename(self.directory / aside)
-        return aside
+        aside = free_name(self.directory / f"{DAMAGED}-{name}")
+        (self.directory / name).rename(aside)
+        return aside.name
 
     def _failure(self, step: int, error: BaseException) -> StorageError:
         return StorageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import os
 import tempfile
@@ -16,7 +15,7 @@ from loopax import digests
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
 from loopax.extras import require
-from loopax.files import PARTIAL, remove, storing, write_text
+from loopax.files import PARTIAL, free_name, remove, storing, write_text
 from loopax.jsonlines import Row, read_json_lines
 from loopax.run.configuration import as_mapping, differences
 from loopax.run.lock import RunLock
@@ -190,12 +189,17 @@ class RunDir:
     @property
     def starts(self) -> list[dict[str, Any]]:
         """What is known of each start of the run; nothing where `run.json` is gone or damaged."""
+        starts: list[dict[str, Any]] = self._known().get("starts", [])
+        return starts
+
+    def _known(self) -> dict[str, Any]:
+        """What `run.json` holds; nothing where it is gone or damaged."""
         try:
-            starts = self.read_json("run.json")["starts"]
+            known: dict[str, Any] = self.read_json("run.json")
+            whole = all(isinstance(start, dict) for start in known["starts"])
         except (RunDirError, KeyError, TypeError):
-            return []
-        whole = isinstance(starts, list) and all(isinstance(start, dict) for start in starts)
-        return starts if whole else []
+            return {}
+        return known if whole else {}
 
     def note_start(self, step: int, say: Callable[[str], None], **facts: Any) -> None:
         """Adds this start of the run, and where it begins, to the provenance in `run.json`.
@@ -203,22 +207,16 @@ class RunDir:
         It says how a run came about and plays no part in training: one that is damaged is kept
         under another name.
         """
-        file, known = self.path / "run.json", {}
-        if file.exists() or file.is_symlink():
-            try:
-                known = self.read_json("run.json")
-                if not isinstance(known["starts"], list):
-                    raise TypeError(known)
-            except (RunDirError, KeyError, TypeError):
-                known, kept = {}, free_name(file.with_name("run.json.damaged"))
-                with storing(file):
-                    file.rename(kept)
-                say(f"{file}: cannot be read; kept as {kept.name}, and begun anew")
-        elif step:
+        file, known = self.path / "run.json", self._known()
+        if not known and os.path.lexists(file):
+            kept = free_name(file.with_name("run.json.damaged"))
+            with storing(file):
+                file.rename(kept)
+            say(f"{file}: cannot be read; kept as {kept.name}, and begun anew")
+        elif not known and step:
             say(f"{file}: is missing; begun anew, so that the starts before are not known")
         start = {"step": step, **provenance(), "numerics": numerics(), **facts}
-        starts = [*known.get("starts", []), start]
-        self.write_json("run.json", {**known, "format": 2, "starts": starts})
+        self.write_json("run.json", {**known, "format": 2, "starts": [*self.starts, start]})
 
     def read_json(self, name: str) -> Any:
         """The content of one JSON file of the run."""
@@ -284,12 +282,6 @@ def set_aside(path: Path) -> Path | None:
     path = Path(os.path.abspath(path))  # `.` has no name that another could be made of.
     with storing(path):
         return path.rename(free_name(path.with_name(f"{path.name}-old")))
-
-
-def free_name(path: Path) -> Path:
-    """`path`, or with the first number behind it that nothing is called yet."""
-    names = (path.with_name(f"{path.name}{number or ''}") for number in itertools.count())
-    return next(name for name in names if not name.exists())
 
 
 def read_config(kind: type[T], stored: Mapping[str, Any]) -> T:

@@ -71,10 +71,8 @@ class Saving:
         self._saved_step = run.step if run.step in store.steps else None
         self._held: Snapshot | None = None
         self._best, self._improved, self._told = math.inf, False, False
-        parts = (self._settings.best or "").split("/")[:-1]
-        for source in itertools.accumulate(parts, "{}/{}".format):
-            for row in run.history.of(source):
-                self._improves(source, row)
+        for row in run.history:
+            self._improves(row["source"], row)
         if self._settings.best and self._settings.best.startswith("test/"):
             store.say(
                 f"the best checkpoint is chosen by {self._settings.best}, which is test data then; "
