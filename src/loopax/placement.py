@@ -8,10 +8,11 @@ order of sums.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
@@ -42,7 +43,7 @@ class Placement:
     """
 
     mesh: Mesh | None = None
-    patterns: Mapping[str, PartitionSpec] = field(default_factory=dict, compare=False)
+    patterns: tuple[tuple[str, PartitionSpec], ...] = ()
 
     @classmethod
     def of(cls, state: PyTree) -> Placement:
@@ -85,7 +86,7 @@ class Placement:
             return jax.device_put(dict(columns))
         return {name: self._put(column, PartitionSpec()) for name, column in columns.items()}
 
-    def put_state(self, state: T) -> T:
+    def put_state(self, state: Any) -> Any:
         """A copy of a state for chunks to use up, so that the caller's stays whole.
 
         Each chunk reuses the memory of the state that it is given. What lies on a mesh already
@@ -93,10 +94,22 @@ class Placement:
         """
         if self.mesh is None or Placement.of(state).mesh is not None:
             return jax.tree.map(jnp.copy, state)
-        self._check_patterns(state)
-        return map_with_path(
-            lambda path, leaf: self._put(jnp.copy(leaf), self._part(path, leaf)), state
+        if hasattr(state, "placement"):
+            state = dataclasses.replace(state, placement=self)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.device_put(jnp.copy(leaf), sharding),
+            state,
+            self.shardings(state),
         )
+
+    def shardings(self, state: PyTree) -> PyTree:
+        """How each array of a state is spread over the mesh; of it only shapes count.
+
+        Raises:
+            ConfigError: a pattern picks no array that it can spread.
+        """
+        self._check_patterns(state)
+        return map_with_path(lambda path, leaf: self._sharding(self._part(path, leaf)), state)
 
     def spread(self, examples: T) -> T:
         """The examples of a batch, split over the devices; traced into the step."""
@@ -108,6 +121,25 @@ class Placement:
             return jax.lax.with_sharding_constraint(leaf, sharding)
 
         return jax.tree.map(split, examples)
+
+    def gathered(self, params: T) -> T:
+        """Parameters whole where `fsdp` spreads them; traced into the loss.
+
+        So a batch stays where it is and parameters come to it. Left to itself JAX's partitioner may
+        send the activations instead, which are larger: of BERT base on eight devices eighteen times
+        as much (`benchmarks/scaling.py`).
+        """
+        if self.mesh is None or self.mesh.shape.get("fsdp", 1) == 1:
+            return params
+
+        def whole(path: str, leaf: Any) -> Any:
+            part = self._part(path, leaf)
+            kept = PartitionSpec(*[None if axis == "fsdp" else axis for axis in part])
+            if kept == part:
+                return leaf
+            return jax.lax.with_sharding_constraint(leaf, self._sharding(kept))
+
+        return map_with_path(whole, params)
 
     @property
     def _batch_axes(self) -> tuple[str, ...]:
@@ -126,7 +158,7 @@ class Placement:
         What an optimiser keeps for a parameter has its path at the end of its own.
         """
         assert self.mesh is not None
-        for pattern, part in self.patterns.items():
+        for pattern, part in self.patterns:
             if len(part) == leaf.ndim and matches(path, f"**/{pattern}"):
                 return part
         parts = self.mesh.shape.get("fsdp", 1)
@@ -143,7 +175,7 @@ class Placement:
             ConfigError: it picks none of as many axes, or an axis that does not divide.
         """
         forms = {leaf_path(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(state)}
-        for pattern, part in self.patterns.items():
+        for pattern, part in self.patterns:
             picked = {
                 path: shape
                 for path, shape in forms.items()
@@ -214,7 +246,7 @@ def placement(
 
 def _checked_sharding(
     sharding: Mapping[str, PartitionSpec] | None, mesh: Mesh
-) -> Mapping[str, PartitionSpec]:
+) -> tuple[tuple[str, PartitionSpec], ...]:
     for pattern, part in (sharding or {}).items():
         names = [name for each in part for name in (each if isinstance(each, tuple) else (each,))]
         if not isinstance(part, PartitionSpec) or not {*names} <= {None, *mesh.axis_names}:
@@ -222,7 +254,7 @@ def _checked_sharding(
                 f"sharding: {pattern!r} is {part!r}; it must be a jax.sharding.PartitionSpec of "
                 f"the axes {', '.join(mesh.axis_names)}"
             )
-    return dict(sharding or {})
+    return tuple((sharding or {}).items())
 
 
 def _sizes(mesh: Any) -> dict[str, int]:

@@ -18,7 +18,11 @@ import optax
 from jax.sharding import PartitionSpec
 
 import loopax
+from loopax.account import Account
+from loopax.batches.loader import on_device
+from loopax.compute.program import TrainProgram
 from loopax.data import Dataset
+from loopax.diagnose.collectives import collectives
 from loopax.diagnose.replay import Replay
 from loopax.errors import ConfigError
 from loopax.placement import placement
@@ -114,6 +118,16 @@ def told(home, mesh):
     }
 
 
+def sent(mesh):
+    """What the devices send each other in a step, in multiples of what the parameters take."""
+    where, batches = placement(mesh, 16), data.batches(16)
+    train = TrainProgram(loss_fn, batches, Account(), where)
+    items = on_device(batches.feed([0], 0, 2).take(2), where)
+    found = collectives(train.compiled(where.put_state(state), items))
+    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return {kind: traffic.nbytes / weights for kind, traffic in found.items()}
+
+
 def refused(mesh, batch_size):
     """Why a mesh is refused; empty where it is not."""
     try:
@@ -130,4 +144,5 @@ if __name__ == "__main__":
     found = {mesh: told(home, mesh) for mesh in MESHES}
     found["default"] = len(default.state.step.sharding.device_set)
     found["refused"] = [refused("data=2,fsdp=4", 20), refused("data=8", 4), refused("data=16", 16)]
+    found["sent"] = {mesh: sent(mesh) for mesh in ("data=1", "data=8", "fsdp=8")}
     print(json.dumps(found))

@@ -60,6 +60,16 @@ def test_a_checkpoint_is_restored_on_every_mesh(told, mesh):
     assert set(told[mesh]["elsewhere"].values()) == {told[mesh]["state"]}
 
 
+def test_devices_send_each_other_what_theory_says_and_no_more(told):
+    """Gradients once; with `fsdp` the parameters too, and never the activations."""
+    sent = told["sent"]
+    assert sent["data=1"] == {}
+    assert sent["data=8"] == {"all-reduce": pytest.approx(1, abs=0.02)}
+    assert sent["fsdp=8"].keys() == {"all-reduce", "all-gather"}
+    assert sent["fsdp=8"]["all-reduce"] == pytest.approx(1, abs=0.02)
+    assert sent["fsdp=8"]["all-gather"] < 1
+
+
 def test_a_mesh_that_cannot_be_is_refused_with_what_would_be_right(told):
     assert told["refused"] == [
         "mesh is data=2,fsdp=4, over which a batch of 20 cannot be shared evenly; take a batch "

@@ -121,12 +121,12 @@ class Dataset:
 
     def resident(self, placement: Placement) -> Mapping[str, jax.Array]:
         """The columns on the devices, as stored; put there once and shared by all batches."""
-        if placement not in self._residents:
-            self._residents[placement] = placement.resident(self.columns)
-        return self._residents[placement]
+        if placement.mesh not in self._residents:
+            self._residents[placement.mesh] = placement.resident(self.columns)
+        return self._residents[placement.mesh]
 
     @cached_property
-    def _residents(self) -> dict[Placement, Mapping[str, jax.Array]]:
+    def _residents(self) -> dict[Any, Mapping[str, jax.Array]]:
         return {}
 
     @cached_property

@@ -47,6 +47,7 @@ from loopax.paths import (
     like,
     merge,
 )
+from loopax.placement import ONE, Placement
 from loopax.randomness import Rngs
 
 
@@ -88,6 +89,7 @@ class TrainState(Node, kw_only=True):
         ema_model_state: the same of `model_state`; None where `ema` is.
         precision: in which type the loss is computed, where `compute_dtype` says one.
         remat: what the loss keeps for its gradient; None keeps all that it needs.
+        placement: the devices among which `fit` has spread it.
         structure: what a model of NNX or Equinox is beside its arrays.
         apply_fn: that of the module, for whoever wants it there; loopax does not.
     """
@@ -104,6 +106,7 @@ class TrainState(Node, kw_only=True):
     precision: Precision | None = struct.field(pytree_node=False, default=None)
     remat: str | None = struct.field(pytree_node=False, default=None)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    placement: Placement = struct.field(pytree_node=False, default=ONE)
     structure: Structure = struct.field(pytree_node=False, default=FUNCTIONS)
     apply_fn: Any = struct.field(pytree_node=False, default=None)
 

@@ -173,7 +173,8 @@ def evaluated(loss_fn: LossFn, state: Any, batch: Batch, rngs: Rngs) -> Metrics:
     """What a loss gives for the parameters that are meant, or for a state of one's own itself."""
     if not isinstance(state, TrainState):
         return call_loss(loss_fn, state, batch, rngs, None)[0]
-    params, model_state = state.eval_params, state.eval_model_state
+    params = state.placement.gathered(state.eval_params)
+    model_state = state.eval_model_state
     how = (state.structure, state.precision)
     return call_loss(loss_fn, params, batch, rngs, model_state, *how)[0]
 
@@ -260,7 +261,7 @@ def extra_args_of(
 
 def _objective(loss_fn: LossFn, state: TrainState, batch: Batch) -> Callable[..., Any]:
     def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
-        params = merge(trainable, state.frozen)
+        params = state.placement.gathered(merge(trainable, state.frozen))
         metrics, model_state = call_loss(
             loss_fn,
             params,
