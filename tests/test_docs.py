@@ -53,6 +53,13 @@ def test_every_page_with_a_program_is_run():
     assert with_programs - elsewhere <= run_by
 
 
+def test_lora(names):
+    execute("lora.md", names)
+    before, after = names["pretrained"]["in"]["kernel"], names["state"].params["in"]["kernel"]
+    assert (names["merged"]["in/kernel"] != before).any()
+    np.testing.assert_allclose(names["merged"]["in/kernel"], after, atol=1e-6)
+
+
 @pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
 def test_readme(page):
     """The program is the end of an example, which a test of its own runs."""

@@ -27,7 +27,7 @@ LAYERS = [
         "caches",
     },
     {"placement"},
-    {"batches", "weights"},
+    {"batches", "lora", "weights"},
     {"data"},
     {"compute"},
     {"arguments", "optimizer"},

@@ -7,6 +7,7 @@ from . import diagnose as diagnose
 from . import errors as errors
 from . import extras as extras
 from . import files as files
+from . import lora as lora
 from . import measures as measures
 from . import models as models
 from . import optimizer as optimizer

@@ -18,6 +18,7 @@ from loopax.compute.libraries.base import FUNCTIONS, Parts
 from loopax.compute.updates import SlowParams, settled, states_of, with_slow_params
 from loopax.compute.windows import can_be_weighed, opened, weighed
 from loopax.errors import ConfigError
+from loopax.lora import LoRA
 from loopax.paths import (
     PyTree,
     form_of,
@@ -262,12 +263,21 @@ def _check_arrays(name: str, tree: PyTree) -> None:
             )
 
 
-def split_params(params: PyTree, frozen: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+def split_params(
+    params: PyTree, frozen: tuple[str, ...], lora: LoRA | None, key: Key[Array, ""]
+) -> tuple[PyTree, PyTree]:
     """The parameters that train and those that do not; says which do not though nobody froze them.
 
     Raises:
-        ConfigError: none train, or a pattern matches nothing.
+        ConfigError: none train, a pattern matches nothing, or two arguments say what trains.
     """
+    if lora is not None:
+        if frozen:
+            raise ConfigError(
+                f"frozen is {frozen!r}, and with lora all is frozen but adapters and what its "
+                "train names; leave frozen out"
+            )
+        return lora.split(params, key)
     named_so = path_mask(params, frozen, purpose="frozen")
     trains = jax.tree.map(lambda leaf, picked: is_number(leaf) and not picked, params, named_so)
     if not any(jax.tree.leaves(trains)):

@@ -40,6 +40,7 @@ from loopax.compute.updates import (
 )
 from loopax.compute.windows import Weighed
 from loopax.errors import ConfigError
+from loopax.lora import LoRA, merged
 from loopax.paths import (
     PyTree,
     differing,
@@ -121,6 +122,7 @@ class TrainState(Node, kw_only=True):
         params: PyTree = None,
         model_state: PyTree = None,
         frozen: tuple[str, ...] = (),
+        lora: LoRA | None = None,
         ema_decay: float | None = None,
         compute_dtype: Any = None,
         full_precision: tuple[str, ...] = (),
@@ -145,6 +147,7 @@ class TrainState(Node, kw_only=True):
                 state beside an Equinox model.
             frozen: path patterns of parameters that stay as they are and cost no backward pass
                 (see `loopax.paths.matches`). Integers, booleans and random keys never train.
+            lora: train adapters of some parameters, and nothing else but what it names.
             ema_decay: keep an exponential moving average of the parameters with this decay.
             compute_dtype: `"bfloat16"` gives the loss parameters and real columns of a batch in
                 this type. Parameters, gradients, metrics and averages stay as they are.
@@ -182,7 +185,7 @@ class TrainState(Node, kw_only=True):
         params, model_state, structure = taken_apart(model, example, key, params, model_state)
         if model is not None and structure is FUNCTIONS:
             fields.setdefault("apply_fn", model.apply)
-        trainable, rest = split_params(params, frozen)
+        trainable, rest = split_params(params, frozen, lora, key)
         precision = Precision.of(compute_dtype, full_precision, params)
         transformation, opt_state = started(transformation, trainable)
         state = cls(
@@ -206,7 +209,7 @@ class TrainState(Node, kw_only=True):
     @property
     def params(self) -> PyTree:
         """What the loss is given: for a Flax module the tree that `model.apply` takes."""
-        return merge(self.trainable, self.frozen)
+        return merged(merge(self.trainable, self.frozen))
 
     def replace(self, **fields: Any) -> Self:
         """This state with other fields; `params` stands for both of its parts.
@@ -221,7 +224,8 @@ class TrainState(Node, kw_only=True):
                     like(part, params) for part in (self.trainable, self.frozen)
                 )
             except ValueError as error:
-                difference = differing(forms(self.params), forms(params))
+                ours = merge(self.trainable, self.frozen)
+                difference = differing(forms(ours), forms(params))
                 raise ConfigError(
                     f"params are of another form than those of the state: {difference or error}"
                 ) from error
@@ -234,7 +238,8 @@ class TrainState(Node, kw_only=True):
         The moving average where there is one; else, of an optimiser such as `schedule_free` that
         means other parameters than those it trains, these.
         """
-        return eval_params(self.params, self.ema, self.opt_state)
+        trainable = eval_params(self.trainable, self.ema, self.opt_state)
+        return merged(merge(trainable, self.frozen))
 
     @property
     def model(self) -> Any:

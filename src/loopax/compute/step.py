@@ -33,6 +33,7 @@ from loopax.compute.state import STEP, TrainState
 from loopax.compute.updates import update
 from loopax.compute.windows import unweighed, weighs
 from loopax.errors import ConfigError
+from loopax.lora import merged
 from loopax.paths import PyTree, leaf_path, merge
 from loopax.purity import calling_purely
 from loopax.randomness import Rngs, stream
@@ -261,7 +262,7 @@ def extra_args_of(
 
 def _objective(loss_fn: LossFn, state: TrainState, batch: Batch) -> Callable[..., Any]:
     def objective(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
-        params = state.placement.gathered(merge(trainable, state.frozen))
+        params = merged(state.placement.gathered(merge(trainable, state.frozen)))
         metrics, model_state = call_loss(
             loss_fn,
             params,

@@ -83,7 +83,8 @@ def frozen_by(state: TrainState) -> Frozen:
 
 
 def _cost(loss_fn: LossFn, state: TrainState, batch: Batch, paths: tuple[str, ...]) -> str:
-    leaves = dict(zip(leaf_paths(state.params), jax.tree.leaves(state.params), strict=True))
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.trainable)]
+    size_of = dict(zip(leaf_paths(state.trainable), sizes, strict=True))
 
     def gradients(state: TrainState, batch: Batch) -> PyTree:
         return differentiate(loss_fn, state, batch)[2]
@@ -97,7 +98,7 @@ def _cost(loss_fn: LossFn, state: TrainState, batch: Batch, paths: tuple[str, ..
     if now is not None and free is not None:
         numbers = f": {now / 1e9:,.3g} GFLOP a step instead of {free / 1e9:,.3g}"
     return (
-        f"the optimiser freezes {sum(leaves[path].size for path in paths):,} parameters "
+        f"the optimiser freezes {sum(size_of[path] for path in paths):,} parameters "
         f"({_named(paths)}), but something in it uses their gradients, such as a norm over all, a "
         f"check for finite numbers or an accumulator, so each step computes them{numbers}; give "
         "frozen=... to TrainState.create, or put that part inside the transformation of what trains"

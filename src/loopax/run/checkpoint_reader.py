@@ -22,6 +22,7 @@ from loopax import digests
 from loopax.compute.state import TrainState
 from loopax.compute.updates import eval_params, typed
 from loopax.errors import CheckpointError, ConfigError
+from loopax.lora import merged, scales
 from loopax.paths import leaf_path, merge
 from loopax.run import serialization
 from loopax.run.retention import best_step, checked_rank
@@ -149,14 +150,25 @@ class CheckpointReader:
 
         All parameters are in `params`, those that train and those that do not.
         """
-        return self._at(which, self._read)
+        tree, meta = self._at(which, self._parts)
+        if tree.keys() >= {"trainable", "frozen", "opt_state"}:
+            tree["params"] = merge(tree.pop("trainable"), tree.pop("frozen"))
+        return tree, meta
 
-    def weights(self, which: str | int = "latest") -> dict[str, np.ndarray]:
-        """The parameters to use a step with, by their paths: those it is evaluated with."""
-        tree, _ = self.read(which)
-        if "params" not in tree:
+    def weights(
+        self, which: str | int = "latest", *, trained_only: bool = False
+    ) -> dict[str, np.ndarray]:
+        """The parameters to use a step with, by their paths: those it is evaluated with.
+
+        With `trained_only` those that were trained: under LoRA the adapters, which are otherwise
+        added to the parameters that they adapt.
+        """
+        tree, _ = self._at(which, self._parts)
+        if "trainable" not in tree:
             raise ConfigError(f"{self.directory}: is of a state of one's own, which has no params")
-        params = eval_params(tree["params"], tree.get("ema"), typed(tree["opt_state"]))
+        params = eval_params(tree["trainable"], tree.get("ema"), typed(tree["opt_state"]))
+        if not trained_only:
+            params = merged(merge(params, tree["frozen"]))
         named = {leaf_path(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
         for name, leaf in named.items():
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -185,15 +197,19 @@ class CheckpointReader:
             return serialization.restore(path, state), meta
         restored = serialization.restore(path, state.replace(frozen=None))
         rest = serialization.restore(frozen, {"frozen": state.frozen})
+        then, now = scales(rest["frozen"]), scales(state.frozen)
+        if now and then != now:
+            raise CheckpointError(
+                f"{frozen}: made with LoRA's alpha / rank {then}, and now it is {now}; give the "
+                "same alpha to continue, or begin a new run"
+            )
         return restored.replace(**rest), meta
 
-    def _read(self, step: int) -> tuple[dict[str, Any], Any]:
+    def _parts(self, step: int) -> tuple[dict[str, Any], Any]:
         path, frozen = self.directory / str(step), self._frozen_of(step)
         tree = serialization.read(path)
         if frozen is not None:
             tree |= serialization.read(frozen)
-        if tree.keys() >= {"trainable", "frozen", "opt_state"}:
-            tree["params"] = merge(tree.pop("trainable"), tree.pop("frozen"))
         return tree, meta_of(path)
 
     def _frozen_of(self, step: int) -> Path | None:
