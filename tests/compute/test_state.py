@@ -702,6 +702,26 @@ def test_what_is_not_handed_on_is_named():
         loopax.fit(state, quadratic, [{"to": np.float32(3.0)}], steps=4, **PLAIN)
 
 
+@pytest.mark.parametrize(
+    ("other", "wanted"),
+    [
+        (optax.chain(optax.sgd(0.1), plateau()), "value"),
+        (loopax.Optimizer("sgd", accumulate=2).build(), "weight"),
+    ],
+)
+def test_what_one_part_wants_and_another_refuses_is_named(other, wanted):
+    """As `sam` does, which takes nothing but its own; a retry without end would be a hang."""
+    sam = optax.contrib.sam(optax.sgd(0.1), ADVERSARY)
+    tx = optax.multi_transform({"a": sam, "b": other}, {"x": "a", "y": "b"})
+    state = loopax.TrainState.create(params=TWO, tx=tx)
+    with pytest.raises(ConfigError, match=f"wants {wanted}, and another part refuses it"):
+        loopax.fit(state, weighing, [{"to": np.float32(3.0)}], steps=4, **PLAIN)
+
+
+def weighing(params, batch, rngs):
+    return quadratic(params, batch, rngs), {"weight": 3}
+
+
 # --- Optimisers that mean other parameters than those they train ------------------
 
 

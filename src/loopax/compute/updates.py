@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from loopax.compute.rows import WEIGHT
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, is_number
 
@@ -71,30 +72,36 @@ def update(
     given = {name: value for name, value in extra_args.items() if name not in ASKED_FOR}
     hands_on = inspect.Parameter.VAR_KEYWORD in _kinds(tx.update)  # such as that of MultiSteps
     call = tx.update if hands_on else optax.with_extra_args_support(tx).update
+    refused: set[str] = set()
     while True:
         try:
             return call(grads, opt_state, params, **given)
         except (TypeError, ValueError) as error:
-            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            missing = re.search(r"(\w+) must be provided|missing .* argument: '(\w+)'", str(error))
-            name = (missing[1] or missing[2]) if missing else ""
-            if refused and refused[1] == "weight":
+            wanted = _found(r"(\w+) must be provided|missing .* argument: '(\w+)'", error)
+            unwanted = _found(r"unexpected keyword argument '(\w+)'", error)
+            refused.add(unwanted)
+            if unwanted in given.keys() - {WEIGHT}:  # without which windows would be wrong
+                del given[unwanted]
+            elif wanted in extra_args.keys() - given.keys() - refused:
+                given[wanted] = extra_args[wanted]
+            elif (name := wanted or unwanted) in extra_args:
+                reason = (
+                    "another part refuses it"
+                    if name in refused
+                    else "a transformation around it does not hand it on; behind others in a "
+                    "chain, optax.MultiSteps is one: put it around the whole chain"
+                )
                 raise ConfigError(
-                    "tx: a part of the optimiser refuses the weight of a batch, by which another "
-                    "part accumulates gradients; put optax.MultiSteps around the whole"
-                ) from error
-            if refused and refused[1] in given:
-                del given[refused[1]]
-            elif name in extra_args and name not in given:
-                given[name] = extra_args[name]
-            elif name in given:
-                raise ConfigError(
-                    f"tx: a part of the optimiser wants {name}, and a transformation around it "
-                    "does not hand it on; behind others in a chain, optax.MultiSteps is one: put "
-                    "it around the whole chain"
+                    f"tx: a part of the optimiser wants {name}, and {reason}"
                 ) from error
             else:
                 raise
+
+
+def _found(pattern: str, error: Exception) -> str:
+    """The name that an error is about, by the first of the groups that is there."""
+    found = re.search(pattern, str(error))
+    return next(filter(None, found.groups())) if found else ""
 
 
 def stand_ins(grads: PyTree, params: PyTree) -> dict[str, Any]:

@@ -46,14 +46,15 @@ def weighed(tx: optax.GradientTransformation) -> optax.GradientTransformationExt
         before = state.window
         batch = jnp.asarray(1 if weight is None else weight, jnp.float32)
         total, value = state.weight + batch, state.value
+        whole = jnp.where(total > 0, total, 1.0)
         if weight is not None:
             # Optax gives a batch the same share as each of those before it.
-            factor = batch * (before.mini_step + 1) / total
+            factor = batch * (before.mini_step + 1) / whole
             grads = jax.tree.map(
                 lambda grad, mean: _weighed(grad, mean, batch, factor), grads, before.acc_grads
             )
         if "value" in extra:
-            moved = value + batch / total * (extra["value"] - value)
+            moved = value + batch / whole * (extra["value"] - value)
             extra["value"] = value = jnp.where(batch > 0, moved, value)
         if weighs(before.inner_opt_state):
             extra["weight"] = total
