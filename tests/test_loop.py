@@ -1070,7 +1070,7 @@ WRONG_DATA = {
         lambda _: [{"text": np.array(["a"])}],
         {"steps": 1},
         DataError,
-        "'text' holds strings, such as 'a'",
+        "'text' is <U1, not numbers",
     ),
     "objects": (lambda _: [{"x": np.array([None])}], {"steps": 1}, DataError, "is object"),
 }

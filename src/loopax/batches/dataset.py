@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -71,12 +70,12 @@ class Dataset:
         columns = {
             name: as_numbers(self._called(name), column) for name, column in self.columns.items()
         }
-        object.__setattr__(self, "columns", columns)
         for name, column in columns.items():
             if not column.ndim:
                 raise DataError(
                     f"{self._called(name)} is {column}; its first axis must be examples"
                 )
+        object.__setattr__(self, "columns", columns)
         lengths = {key: len(column) for key, column in columns.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"{self.name}: columns differ in length: {lengths}")
@@ -91,23 +90,14 @@ class Dataset:
     def _called(self, name: str) -> str:
         return f"{self.name}: the column {name!r}"
 
-    @cached_property
-    def _extremes(self) -> Mapping[str, np.ndarray]:
-        """The least and the greatest value of each column of 64 bits."""
-        return {
-            name: _extremes_of(column)
-            for name, column in self.columns.items()
-            if column.dtype.itemsize > 4 and column.size
-        }
-
     def check_fits(self) -> None:
         """Whether the device can hold every value.
 
         Raises:
             DataError: a value is beyond the 32 bits in which JAX holds it without x64.
         """
-        for name, ends in self._extremes.items():
-            as_held(self._called(name), ends)
+        for name, column in self.columns.items():
+            as_held(self._called(name), column)
 
     @property
     def nbytes(self) -> int:
@@ -294,15 +284,14 @@ def checked_batch_size(batch_size: Any, dataset: Dataset) -> int:
         ConfigError: it is not a whole number between 1 and the number of examples.
         DataError: there are no examples, or a value is beyond what the device can hold.
     """
-    number = isinstance(batch_size, int | float | np.number) and not isinstance(batch_size, bool)
-    if not number or not math.isfinite(batch_size) or batch_size != int(batch_size):
+    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool):
         raise ConfigError(f"batch_size is {batch_size!r}; it must be a whole number")
     if not len(dataset):
         raise DataError(f"{dataset.name} has no examples")
     dataset.check_fits()
     if not 1 <= batch_size <= len(dataset):
         raise ConfigError(
-            f"batch_size is {int(batch_size)}; {dataset.name} has {len(dataset)} examples, so it "
+            f"batch_size is {batch_size}; {dataset.name} has {len(dataset)} examples, so it "
             f"must be from 1 to {len(dataset)}"
         )
     return int(batch_size)
@@ -312,12 +301,3 @@ def _checked_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_ | int) or value not in (True, False):
         raise ConfigError(f"{name} is {value!r}; it must be True or False")
     return bool(value)
-
-
-def _extremes_of(column: np.ndarray) -> np.ndarray:
-    """The least and the greatest of the values that are finite."""
-    if column.dtype.kind in "iu":
-        return np.array([column.min(), column.max()])
-    finite = column[np.isfinite(column)]
-    sizes = np.abs(finite)
-    return finite[[sizes.argmax()]] if finite.size else finite

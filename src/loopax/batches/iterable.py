@@ -106,6 +106,7 @@ class IterableBatches(Batches):
         return iter(self.source)
 
     def _from(self, start: int) -> Iterator[PyTree]:
+        """Epoch after epoch from step `start`; what comes before it is read and left out."""
         step = 0
         if self._count:
             step = start
@@ -114,21 +115,16 @@ class IterableBatches(Batches):
                 yield batch
         while True:
             begun_at = step
-            if self.is_read_once and begun_at:
+            if not (self.is_read_once and begun_at):
+                for batch in self._iterator():
+                    step += 1
+                    if step > start:
+                        yield batch
+            if step == begun_at:
                 raise DataError(
                     f"the data ended after {step} batches, and {type(self.source).__name__} cannot "
                     "be begun again; train for fewer steps, or pass something that can be iterated "
                     "more than once"
-                )
-            for batch in self._iterator():
-                step += 1
-                if step > start:
-                    yield batch
-            if step == begun_at:
-                raise DataError(
-                    f"the data ended after {step} batches, and {type(self.source).__name__} gives "
-                    "none when it is begun again; train for fewer steps, or pass something that "
-                    "can be iterated more than once"
                     if step
                     else f"there is no batch to train on; {type(self.source).__name__} is empty or "
                     "used up"
@@ -188,42 +184,25 @@ def _wrong_kind(source: Any) -> str | None:
         return f"a {kind}; say which part, and how large a batch is: data.train.batches(16)"
     if hasattr(source, "batches"):
         return f"a {kind}; say how large a batch is: data.batches(16)"
-    if isinstance(source, Batches):
-        return f"{kind} already"
     if isinstance(source, str | bytes | os.PathLike):
         return f"{source!r}; if this is a path, say loopax.data.load(path).train.batches(16)"
-    if isinstance(source, Mapping):
-        return (
-            f"a {kind} with {', '.join(map(str, source)) or 'nothing in it'}; one batch is given "
-            "as [batch], columns as loopax.data.Dataset(columns).batches(16)"
-        )
-    if hasattr(source, "to_numpy"):
-        return (
-            f"a {kind}; say loopax.data.Dataset({{name: data[name].to_numpy() for name in data}})"
-            ".batches(16)"
-        )
-    if _is_array(source):
-        return (
-            f"an array {source.dtype} {tuple(source.shape)}; give its column a name and batches a "
-            "size: loopax.data.Dataset({'x': data}).batches(16)"
-        )
-    if isinstance(source, tuple) and (
+    is_pair = isinstance(source, tuple) and (
         hasattr(source, "_fields") or (len(source) > 1 and all(map(_is_array, source)))
-    ):
+    )
+    if isinstance(source, Mapping) or _is_array(source) or is_pair or hasattr(source, "to_numpy"):
         return (
-            f"a {kind} of {len(source)} arrays; one batch is given as [batch], and columns as "
+            f"{kind}; one batch is given as [batch], columns as "
             "loopax.data.Dataset({'x': x, 'y': y}).batches(16)"
         )
-    if source is None:
-        return "None; a loss that needs no data is given [{}]"
-    if isinstance(source, type):
-        return f"the class {source.__name__}; give one of its objects"
-    if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
-        return None
-    if callable(source):
-        name = getattr(source, "__name__", kind)
-        return f"the function {name}; if it makes batches, call it: {name}()"
-    return f"{kind}; it must be dataset.batches(n) or an iterable of batches"
+    if isinstance(source, type | Batches) or not (
+        isinstance(source, Iterable) or hasattr(source, "__getitem__")
+    ):
+        called = f" {source.__name__}" if hasattr(source, "__name__") else ""
+        return (
+            f"{kind}{called}; it must be dataset.batches(n) or an iterable of batches, such as "
+            "[{}] for a loss that needs no data"
+        )
+    return None
 
 
 def _is_array(value: Any) -> bool:
