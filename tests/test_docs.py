@@ -96,6 +96,17 @@ def test_optimizers(names):
     assert float(names["run"].state.params["w"]) == pytest.approx(x[mask].mean())
 
 
+def test_models(names):
+    """Every library learns which points are which."""
+    accuracies = []
+    for program in programs("models.md"):
+        exec(compile(program, "models.md", "exec"), names)
+        if "run" in names:
+            accuracies.append(names.pop("run").latest("test")["accuracy"])
+    assert len(accuracies) == 5
+    assert min(accuracies) > 0.75
+
+
 def test_hooks(names, capsys):
     """The run ends early, says why, and stays ended."""
     execute("hooks.md", names)
