@@ -14,6 +14,7 @@ from loopax.data import Dataset
 from loopax.errors import CheckpointError, ConfigError, RunDirError, RunInUseError
 from loopax.run.directory import RunDir, set_aside
 from loopax.weights import with_weights
+from tests.kills import kill, killed
 
 QUIET = {"progress": False}
 
@@ -185,11 +186,21 @@ def test_rows_that_were_lost_are_said(train, half, whole, capsys, bits, left):
     assert len(lines) == 7
     file.write_text("".join(lines[:left]) + '{"step": 16, "sour')
     parts = train(steps=40, probe_every=None, progress=True)
-    assert f"{file}: has {left} of the 7 rows logged up to step 20" in capsys.readouterr().err
+    assert f"{file}: has {left} of the 6 rows logged up to step 20" in capsys.readouterr().err
     assert bits(parts.state) == bits(whole.state)
     # The short row of an end that was none is not missing from the longer run.
     steps = [row["step"] for row in RunDir.open(half).metrics if row["source"] == "train"]
     assert steps == [24, 32, 40]
+
+
+@pytest.mark.usefixtures("half")
+def test_a_start_that_was_killed_before_its_first_save_has_lost_nothing(train, whole, capsys, bits):
+    with killed():
+        train(steps=40, hooks=loopax.Hook(kill, 1))
+    parts = train(steps=40, progress=True)
+    assert "lost" not in capsys.readouterr().err
+    assert bits(parts.state) == bits(whole.state)
+    assert parts.history == whole.history
 
 
 def test_another_number_of_steps_is_said_and_the_rate_that_jumps(

@@ -91,6 +91,12 @@ class Recorder:
         """For a checkpoint: what was read since the last logged row, and skipped just now."""
         return Tail(self._log_every, list(self._interval), self._skipped)
 
+    @property
+    def rows(self) -> int:
+        """For a checkpoint: the rows that stay when it is continued, without a short interval's."""
+        is_short = bool(self._interval) and self._finished == self.step
+        return len(self._history) - is_short
+
     def resume(self, step: int, tail: Tail) -> None:
         """Continues at `step`, in the interval in which its checkpoint was made."""
         self.step = step

@@ -117,7 +117,7 @@ class Saving:
     def _snapshot(self) -> Snapshot:
         meta = {
             "step": self._run.step,
-            "run": {"rows": len(self._run.history)},
+            "run": {"rows": self._recorder.rows},
             "recorder": dataclasses.asdict(self._recorder.tail),
             "data": self._identity,
             "numerics": numerics(str(Placement.of(self._run.state))),
