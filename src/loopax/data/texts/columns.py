@@ -36,13 +36,9 @@ Cells = Mapping[str, Sequence[Any]]
 def find_columns(
     table: TextTable, sample: Sequence[Row], given: Columns, *, labelled: bool
 ) -> Columns:
-    """The columns of `table`, of which `sample` is the first rows.
+    """The columns of `table`, judged by a sample of its rows; `given` is known and believed.
 
-    Args:
-        table: where the rows are from.
-        sample: the rows to judge by, at least one.
-        given: what is known already, which is believed.
-        labelled: whether there must be a column of labels; otherwise it is only one given.
+    Unless it must be `labelled`, there is a column of labels only if it is given.
 
     Raises:
         DataError: a column that is given is not there, or it is not clear which one is meant.

@@ -59,11 +59,11 @@ class TextTable:
     Attributes:
         path: the file.
         kind: what it is, in words.
-        rows: reads the rows anew, of columns of these names or, with None, of all.
+        rows: reads the rows anew; of Parquet only these columns, or with None all.
         unit: what `Row.number` counts: `line` or `row`.
-        has_header: whether the names of the columns are a line that could also have been data.
+        has_header: the names of the columns are a line that could also have been data.
         class_names: the names that the file itself gives to the integers of a column.
-        delimiter: what is between the cells of a line, "" where lines do not end by themselves.
+        delimiter: what is between cells, "" where lines do not end by themselves.
     """
 
     path: File

@@ -124,21 +124,18 @@ def read_texts(
         label: the column of labels.
         group: the column of what a row belongs to, which `split_texts` keeps together; `group` or
             `movie` if there is one.
-        class_names: the classes there are, such as those of the data to train on; no others may
-            occur.
-        labelled: whether every row must have a label. Otherwise labels are read only from a column
-            that is given, and may be missing.
+        class_names: the classes that may occur, such as those of the data to train on.
+        labelled: every row must have a label. Otherwise they are read only from a column that is
+            given, and may be missing.
 
     Returns:
         The texts in the order of the file.
 
     Raises:
-        ConfigError: an argument has a value that cannot work, or it is Parquet and pyarrow is not
-            installed.
+        ConfigError: an argument cannot work, or pyarrow is not installed for Parquet.
         DataError: the file is damaged, or no such table; it is not clear which columns are meant;
-            a label is missing or none of `class_names`; a quote was left open, so that a text
-            holds rows with labels; without `class_names`, there is but one class, or almost as
-            many as rows.
+            a label is missing or no class; an open quote swallows rows with labels; without
+            `class_names`, there is but one class, or almost as many as rows.
     """
     if len(text) > 2 or isinstance(text, str):
         raise ConfigError(f"text is {text!r}; it must be one column, or two, as a sequence")
@@ -154,7 +151,7 @@ def read_texts(
         reader.add(row)
     labels, names = reader.numbered()
     reader.require_plausible(labels, names)
-    notes = [*reader.notes()]
+    notes = reader.notes()
     if (split := split_column(sample, columns)) is not None:
         notes.append(f"column {split!r} not looked at")
     return Texts(
@@ -292,13 +289,11 @@ class _Reader:
                 "come again, so pass label= if another column has them",
             )
 
-    def notes(self) -> Iterator[str]:
+    def notes(self) -> list[str]:
         """What to know of how the table was read, in words."""
-        if self.lines > len(self.rows):
-            yield (
-                f"{self.lines:,} lines, {len(self.rows):,} rows; the longest row has "
-                f"{self.most_lines:,} lines"
-            )
+        lines, rows, most = self.lines, len(self.rows), self.most_lines
+        said = f"{lines:,} lines, {rows:,} rows; the longest row has {most:,} lines"
+        return [said] if lines > rows else []
 
     def _fault_of(self, column: str, what: str) -> DataError:
         return fault(self.table.path, f"column {column!r} {what}")
