@@ -126,6 +126,8 @@ class Recipe:
             RunDirError: `run` is not the directory of a run of this recipe.
             CheckpointError: there is no such checkpoint.
         """
+        if problem is None and self.parts is None:
+            problem = self.problem(self.config_of(run), say)
         return self._part("load")(run, checkpoint, problem=problem, say=say)
 
     def evaluate(self, trained: Any) -> Mapping[str, Any]:

@@ -91,13 +91,16 @@ def judge_for(data: Splits, say: Callable[[str], None] = print, *, progress: boo
 
 def _train_alone(data: Splits, kept: Path, say: Callable[[str], None], progress: bool) -> None:
     """Trains a judge in a run of its own, which goes on after a kill, or waits for who does so."""
+    waiting = False
     while not kept.is_file():
         try:
             train_judge(data, kept, run_dir=kept.with_suffix(""), progress=progress)
         except RunInUseError as error:
-            say(f"waiting for the judge that another program trains ({error})")
+            if not waiting:
+                say(f"waiting for the judge that another program trains ({error})")
+            waiting = True
             check_time()
-            time.sleep(5)
+            time.sleep(1)
         except LoopaxError:
             if not kept.is_file():  # or the other has just finished, and removed its run
                 raise
