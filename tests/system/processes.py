@@ -122,15 +122,16 @@ def command_line(words):
     return main([str(word) for word in words])
 
 
-def vae_in_part(images, run_dir):
-    """Two of the three epochs of `loopax train vae`, without what follows them."""
+def vae_in_part(images, run_dir, steps, **settings):
+    """What `loopax train vae` does up to a step, without what follows the training."""
     from loopax import recipe
 
     vae = recipe.find("vae")
-    config = replace(
-        vae.preset(), data=str(images), epochs=3, batch_size=20, widths=(256,), latent=2
-    )
-    recipe.train(vae, config, run_dir, steps=36)
+    recipe.train(vae, replace(vae.preset(), data=str(images), **settings), run_dir, steps=steps)
+
+
+TINY_VAE = {"epochs": 3, "batch_size": 20, "widths": (256,), "latent": 2}
+"""Of three epochs of 18 steps."""
 
 
 def steps_in(run_dir):

@@ -10,7 +10,7 @@ import pytest
 import loopax
 from loopax import digests
 from loopax.errors import CheckpointError
-from tests.system.processes import command_line, make_images, vae_in_part
+from tests.system.processes import TINY_VAE, command_line, make_images, vae_in_part
 
 STEPS = (10, 20, 30, 40, 50)
 SETTINGS = loopax.Checkpoints(every=10, seconds=None, keep=10, best=None)
@@ -340,7 +340,7 @@ def vae(tmp_path_factory):
     home = tmp_path_factory.mktemp("vae")
     words = ["train", "vae", "--data", make_images(home / "images.npz"), "--epochs", "3"]
     words += ["--batch-size", "20", "--widths", "256", "--latent", "2"]
-    vae_in_part(home / "images.npz", home / "run")
+    vae_in_part(home / "images.npz", home / "run", 36, **TINY_VAE)
     return home / "run", words
 
 

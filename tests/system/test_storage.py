@@ -19,6 +19,7 @@ import pytest
 from loopax import digests
 from tests.system.faults import outcome
 from tests.system.processes import (
+    TINY_VAE,
     Process,
     command_line,
     left_over,
@@ -187,7 +188,7 @@ def endless(home):
 @pytest.fixture(scope="module")
 def vae(home, endless):
     """A short run of the recipe."""
-    vae_in_part(endless[endless.index("--data") + 1], home / "vae")
+    vae_in_part(endless[endless.index("--data") + 1], home / "vae", 36, **TINY_VAE)
     return home / "vae"
 
 
