@@ -30,11 +30,7 @@ _FORMATS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "JSON"),
     ".parquet": "Parquet",
 }
-_UNPACKERS: Mapping[str, Callable[..., Any]] = {
-    "": lambda file: file,
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-}
+_UNPACKERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 _DELIMITERS = {",": "CSV", ";": "CSV with ;", "\t": "TSV"}
 _PARQUET_ROWS = 1024
 
@@ -111,7 +107,7 @@ def read_table(path: File) -> TextTable:
         ConfigError: it is Parquet and pyarrow is not installed.
     """
     name = Path(path).name.lower()
-    packing = next((each for each in (".gz", ".bz2") if name.endswith(each)), "")
+    packing = next((each for each in _UNPACKERS if name.endswith(each)), "")
     kind = _FORMATS.get(Path(name.removesuffix(packing)).suffix)
     if kind is None or (kind == "Parquet" and packing):
         raise fault(
@@ -130,7 +126,7 @@ def read_table(path: File) -> TextTable:
 def _lines(path: File, packing: str) -> Iterator[str]:
     """The lines of a text file with their ends."""
     with open_file(path) as file:
-        stream = _UNPACKERS[packing](file)
+        stream: Any = _UNPACKERS[packing](file) if packing else file
         is_wide = stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
         # Without translation, because a carriage return inside quotes belongs to the cell.
         text = TextIOWrapper(stream, "utf-16" if is_wide else "utf-8-sig", newline="")

@@ -18,7 +18,7 @@ class ImageSource:
     PLACES: ClassVar = ("data",)
 
     data: str = "mnist"
-    """mnist (bundled), or a path: IDX, .npz or Parquet files, or a folder with one per class."""
+    """mnist (bundled), or a path: .npz, Parquet or IDX of MNIST, or a folder of folders."""
     image_size: tuple[int, int] | None = None
     """Height and width to bring images to, in pixels; needed if theirs differ."""
     channels: Literal[1, 3] | None = None
