@@ -68,6 +68,26 @@ def test_a_run_compiles_its_step_once_whatever_the_chunks(
     assert run.account["compilations"] == {"train": ["first use"]}
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="convolutions are ordered on CPUs")
+def test_a_loss_is_traced_once(dataset, line_loss, line_state):
+    """A large one takes seconds. Where compilation is disabled it sees the numbers of each step."""
+    seen = []
+
+    def watched(params, batch, rngs):
+        seen.append(not isinstance(batch["image"], jax.core.Tracer))
+        return line_loss(params, batch, rngs)
+
+    def fit():
+        data = dataset.batches(4)
+        loopax.fit(line_state(), watched, data, steps=3, probe_every=None, progress=False)
+
+    fit()
+    assert seen == [False]
+    with jax.disable_jit():
+        fit()
+    assert seen.count(True) == 3
+
+
 def test_a_whole_run_with_evaluation_and_a_resumption_compiles_each_program_once_per_shape(
     tmp_path, dataset, line_loss, line_state
 ):

@@ -20,16 +20,19 @@ from loopax import jaxprs
 def with_ordered_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with every convolution, also in its inner loops and calls, in the order NHWC.
 
-    Where there is nothing to do, and on other devices, it is what it was.
+    On other devices, and where compilation is disabled, it is what it was.
     """
 
     def ordered(*args: Any) -> Any:
-        if jax.default_backend() != "cpu":
+        # Whoever disables compilation wants to see the numbers of each operation.
+        as_is = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        if as_is or jax.default_backend() != "cpu":
             return function(*args)
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        if not _has_work(program):
-            return function(*args)
-        leaves = jaxprs.as_function(_ordered(program))(*jax.tree.leaves(args))
+        if _has_work(program):
+            program = _ordered(program)
+        # Not the function again: a large one takes seconds to trace.
+        leaves = jaxprs.as_function(program)(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
     return ordered
