@@ -27,7 +27,7 @@ LAYERS = [
         "caches",
     },
     {"placement"},
-    {"batches", "lora", "weights"},
+    {"batches", "lora", "schedules", "weights"},
     {"data"},
     {"compute"},
     {"arguments", "optimizer"},

@@ -28,12 +28,12 @@ from .fitting import fit as fit
 from .fitting import training as training
 from .optimizer import Group as Group
 from .optimizer import Optimizer as Optimizer
-from .optimizer import Schedule as Schedule
 from .run.checkpoint import CheckpointStore as CheckpointStore
 from .run.chunks import Chunk as Chunk
 from .run.hooks import Hook as Hook
 from .run.retention import Checkpoints as Checkpoints
 from .run.run import Run as Run
 from .run.stopping import EarlyStopping as EarlyStopping
+from .schedules import Schedule as Schedule
 
 __version__: str
