@@ -18,6 +18,7 @@ SWITCHES = {
     "disable_jit": jax.disable_jit,
     "enable_x64": lambda: jax.enable_x64(True),
     "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "rbg": lambda: jax.default_prng_impl("rbg"),
     "checking_leaks": jax.checking_leaks,
     "default_device": lambda: jax.default_device(jax.devices()[0]),
 }
@@ -64,6 +65,12 @@ def expected():
 def test_a_sound_run_is_the_same_under_every_switch(tmp_path, expected, switch):
     with warnings.catch_warnings(), SWITCHES[switch]():
         assert measured(tmp_path) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_under_jax_checkpoint_trains_as_without(monkeypatch):
+    expected = measured()
+    monkeypatch.setitem(globals(), "loss", jax.checkpoint(loss))
+    assert measured() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tyro
@@ -105,6 +106,16 @@ def test_models(names):
             accuracies.append(names.pop("run").latest("test")["accuracy"])
     assert len(accuracies) == 5
     assert min(accuracies) > 0.75
+
+
+def test_precision(names):
+    """What is promised of types and memory holds for the program that says so."""
+    execute("precision.md", names)
+    costs, run = names["costs"], names["run"]
+    assert costs.computed_share == 1
+    assert costs.temporary_bytes < costs.plain_temporary_bytes / 2
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.state.params)} == {np.dtype(np.float32)}
+    assert run.step == 40
 
 
 def test_hooks(names, capsys):

@@ -93,7 +93,7 @@ class Placement:
         stays as it lies.
         """
         if self.mesh is None or Placement.of(state).mesh is not None:
-            return jax.tree.map(jnp.copy, state)
+            return jax.tree.map(lambda leaf: jnp.copy(_on_default_device(leaf)), state)
         if hasattr(state, "placement"):
             state = dataclasses.replace(state, placement=self)
         return jax.tree.map(
@@ -217,7 +217,7 @@ def placement(
 
     Args:
         mesh: sizes by axis, `"data=2,fsdp=4"`, or a `jax.sharding.Mesh` with these axes. None for
-            as many of the devices as share the batch evenly.
+            as many of the devices as share the batch evenly, or for that of `jax.default_device`.
         batch_size: examples in a batch, if that is known.
         sharding: how to spread arrays of the state whose paths the patterns pick.
 
@@ -227,7 +227,8 @@ def placement(
     """
     devices = jax.devices()
     if mesh is None:
-        shares = math.gcd(len(devices), batch_size or len(devices))
+        alone = default_device() is not None
+        shares = 1 if alone else math.gcd(len(devices), batch_size or len(devices))
         mesh = f"data={shares}"
     made = mesh if isinstance(mesh, Mesh) else _mesh(_sizes(mesh))
     unknown = [name for name in made.axis_names if name not in AXES]
@@ -242,6 +243,18 @@ def placement(
             f"take a batch size of {near}"
         )
     return where
+
+
+def default_device() -> jax.Device | None:
+    """That of `jax.default_device`; None where nobody has chosen one."""
+    chosen = getattr(jax.config, "jax_default_device", None)
+    return chosen if isinstance(chosen, jax.Device) else None
+
+
+def _on_default_device(leaf: jax.Array) -> jax.Array:
+    """An array that JAX may move, where it now computes; any other as it lies."""
+    device = default_device()
+    return leaf if device is None or leaf.committed else jax.device_put(leaf, device)
 
 
 def _checked_sharding(

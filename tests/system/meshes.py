@@ -142,6 +142,12 @@ if __name__ == "__main__":
     home = Path(sys.argv[1])
     default = trained(home / "default", None, 1)
     found = {mesh: told(home, mesh) for mesh in MESHES}
+    with jax.default_device(jax.devices()[3]):
+        alone = trained(home / "alone", None, STEPS)
+    found["alone"] = {
+        "on": [device.id for device in alone.state.step.devices()],
+        "state": digest(alone.state),
+    }
     found["default"] = len(default.state.step.sharding.device_set)
     found["refused"] = [refused("data=2,fsdp=4", 20), refused("data=8", 4), refused("data=16", 16)]
     found["sent"] = {mesh: sent(mesh) for mesh in ("data=1", "data=8", "fsdp=8")}

@@ -37,6 +37,10 @@ def test_all_devices_share_a_batch_that_they_divide(told):
     assert told["default"] == 8
 
 
+def test_the_device_that_jax_is_told_to_use_trains_alone(told):
+    assert told["alone"] == {"on": [3], "state": told["data=1"]["state"]}
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_same_mesh_gives_the_same_bits(told, mesh):
     """Whatever the length of the chunks, interrupted or not, and executed again."""

@@ -23,7 +23,7 @@ from loopax.batches.transforms import (
 )
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
-from loopax.placement import Placement
+from loopax.placement import Placement, default_device
 from loopax.randomness import Rngs
 
 RESIDENT_LIMIT_BYTES = 2 * 2**30
@@ -111,9 +111,10 @@ class Dataset:
 
     def resident(self, placement: Placement) -> Mapping[str, jax.Array]:
         """The columns on the devices, as stored; put there once and shared by all batches."""
-        if placement.mesh not in self._residents:
-            self._residents[placement.mesh] = placement.resident(self.columns)
-        return self._residents[placement.mesh]
+        where = placement.mesh or default_device()
+        if where not in self._residents:
+            self._residents[where] = placement.resident(self.columns)
+        return self._residents[where]
 
     @cached_property
     def _residents(self) -> dict[Any, Mapping[str, jax.Array]]:

@@ -181,9 +181,10 @@ def _computed_share(loss_fn: LossFn, state: TrainState, batch: Batch) -> float |
         return None
     counts = {True: 0.0, False: 0.0}
     for equation, around in jaxprs.walk(jax.make_jaxpr(train_step(loss_fn))(state, batch)):
-        factors: list[Any] = [factor.aval for factor in equation.invars]
-        in_it = {str(factor.dtype) for factor in factors} == {state.precision.dtype}
-        counts[in_it] += _multiplications(equation) * math.prod(map(_length, around))
+        if count := _multiplications(equation):
+            factors: list[Any] = [factor.aval for factor in equation.invars]
+            in_it = {factor.dtype.name for factor in factors} == {state.precision.dtype}
+            counts[in_it] += count * math.prod(map(_length, around))
     return counts[True] / (sum(counts.values()) or 1.0)
 
 
