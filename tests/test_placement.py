@@ -1,3 +1,4 @@
+import jax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -32,3 +33,10 @@ def test_what_is_no_mesh_is_refused(mesh, wrong):
 def test_an_array_is_spread_by_an_axis_of_the_mesh(part):
     with pytest.raises(ConfigError, match=r"it must be a jax.sharding.PartitionSpec of the axes d"):
         placement("data=1", 16, {"**/kernel": part})
+
+
+def test_several_processes_are_refused(monkeypatch):
+    """Each would train by itself and write into the other's directory."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="process 0 of 2; a run is trained by one process"):
+        placement(None, 16)

@@ -223,8 +223,13 @@ def placement(
 
     Raises:
         ConfigError: there are not as many devices, an axis is not known, the batch cannot be
-            shared evenly, or `sharding` is no such mapping.
+            shared evenly, `sharding` is no such mapping, or there are several processes.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"this is process {jax.process_index()} of {jax.process_count()}; a run is trained by "
+            "one process with all its devices: leave jax.distributed.initialize() out"
+        )
     devices = jax.devices()
     if mesh is None:
         alone = default_device() is not None
