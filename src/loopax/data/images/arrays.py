@@ -160,6 +160,8 @@ def as_labels(source: Source, known: tuple[str, ...]) -> tuple[np.ndarray, tuple
     if labels.dtype.kind not in "biuf":
         raise fault(where, f"labels are {labels.dtype}; they must be whole numbers, or text")
     limit = len(known) or MAX_CLASSES
+    if labels.dtype.kind == "f":
+        labels = labels.astype(np.float64)  # float16 does not reach the limit
     is_label = (labels >= -1) & (labels < limit) & (labels == np.floor(labels))
     if not is_label.all():
         first = int(is_label.argmin())
