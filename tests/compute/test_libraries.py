@@ -25,6 +25,8 @@ from loopax.data import Dataset
 from loopax.diagnose import Replay
 from loopax.diagnose.examine import examine
 from loopax.errors import ConfigError
+from loopax.lora import LoRA
+from loopax.optimizer import Group, Optimizer
 from loopax.paths import leaf_paths, map_with_path
 from loopax.randomness import Rngs
 from loopax.run.checkpoint import CheckpointStore
@@ -637,3 +639,42 @@ def test_no_library_is_imported_before_a_model_of_it_is_there():
     )
     command = [sys.executable, "-c", program]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["nnx", "equinox", "haiku"])
+def test_optimisers_and_adapters_find_parameters_by_path(name):
+    """A group trains a layer hardly at all here; LoRA trains it by two small matrices."""
+    case = CASES[name]
+    first, last = case.paths[0], case.paths[4]
+    still = Group((first,), Optimizer(learning_rate=1e-9))
+    grouped = case.state(tx=Optimizer(groups=(still,)), total_steps=3)
+    after = loopax.fit(grouped, case.loss, LIST, steps=3, **PLAIN).state
+    assert np.allclose(at(after.params, first), at(grouped.params, first), atol=1e-7)
+    assert not np.allclose(at(after.params, last), at(grouped.params, last), atol=1e-7)
+    adapted = case.state(lora=LoRA((first,), rank=2))
+    after = loopax.fit(adapted, case.loss, LIST, steps=3, **PLAIN).state
+    assert leaf_paths(after.trainable) == [f"{first}/lora_a", f"{first}/lora_b"]
+    assert not np.array_equal(at(after.params, first), at(adapted.params, first))
+
+
+def at(params, path):
+    return dict(zip(leaf_paths(params), jax.tree.leaves(params), strict=True))[path]
+
+
+def own_step(state, batch, rngs):
+    def loss(trainable):
+        model = state.replace(trainable=trainable).model
+        return nnx_loss(model, batch, rngs), state.structure.changed(model)
+
+    (value, model_state), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+    return state.apply_gradients(grads=grads, model_state=model_state), {"loss": value}
+
+
+def test_a_step_of_ones_own_merges_and_reads_back_as_fit_does():
+    case = CASES["nnx"]
+    own = loopax.fit(case.state(), data=LIST, step=own_step, steps=3, progress=False).state
+    usual = loopax.fit(case.state(), case.loss, LIST, steps=3, **PLAIN).state
+    for each, other in zip(
+        jax.tree.leaves(own.model_state), jax.tree.leaves(usual.model_state), strict=True
+    ):
+        np.testing.assert_allclose(each, other, rtol=1e-6)
