@@ -210,8 +210,9 @@ def placement(
     mesh: Any = None,
     batch_size: int | None = None,
     sharding: Mapping[str, PartitionSpec] | None = None,
+    state: PyTree = None,
 ) -> Placement:
-    """The devices that `mesh` names.
+    """The devices that `mesh` names, or those on which a state lies already.
 
     What does not divide, such as the last batch of an evaluation, is the same on every device.
 
@@ -220,6 +221,7 @@ def placement(
             as many of the devices as share the batch evenly, or for that of `jax.default_device`.
         batch_size: examples in a batch, if that is known.
         sharding: how to spread arrays of the state whose paths the patterns pick.
+        state: where it lies on a mesh, that is the one unless another is named.
 
     Raises:
         ConfigError: there are not as many devices, an axis is not known, the batch cannot be
@@ -230,8 +232,10 @@ def placement(
             f"this is process {jax.process_index()} of {jax.process_count()}; a run is trained by "
             "one process with all its devices: leave jax.distributed.initialize() out"
         )
-    devices = jax.devices()
-    if mesh is None:
+    there, devices = Placement.of(state), jax.devices()
+    if mesh is None and there.mesh is not None:
+        mesh = there.mesh
+    elif mesh is None:
         alone = default_device() is not None
         shares = 1 if alone else math.gcd(len(devices), batch_size or len(devices))
         mesh = f"data={shares}"

@@ -157,3 +157,9 @@ def test_an_iterator_is_not_used_up():
 def test_data_without_a_batch_is_refused():
     with pytest.raises(DataError, match="there is no batch to train on"):
         estimate(state_of(), loss, [])
+
+
+def test_one_device_sends_nothing(new_state, loss_fn, dataset):
+    found = estimate(new_state(), loss_fn, dataset.batches(4), **QUICK)
+    assert (found.mesh, found.collectives) == ("data=1", {})
+    assert not any(line.startswith("devices") for line in found.lines())

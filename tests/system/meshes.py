@@ -18,11 +18,8 @@ import optax
 from jax.sharding import PartitionSpec
 
 import loopax
-from loopax.account import Account
-from loopax.batches.loader import on_device
-from loopax.compute.program import TrainProgram
 from loopax.data import Dataset
-from loopax.diagnose.collectives import collectives
+from loopax.diagnose.cost import estimate
 from loopax.diagnose.replay import Replay
 from loopax.errors import ConfigError
 from loopax.placement import placement
@@ -120,12 +117,9 @@ def told(home, mesh):
 
 def sent(mesh):
     """What the devices send each other in a step, in multiples of what the parameters take."""
-    where, batches = placement(mesh, 16), data.batches(16)
-    train = TrainProgram(loss_fn, batches, Account(), where)
-    items = on_device(batches.feed([0], 0, 2).take(2), where)
-    found = collectives(train.compiled(where.put_state(state), items))
-    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return {kind: traffic.nbytes / weights for kind, traffic in found.items()}
+    costs = estimate(state, loss_fn, data.batches(16), mesh=mesh, seconds=0.01)
+    weights = costs.trainable_bytes
+    return {kind: each.nbytes / weights for kind, each in costs.collectives.items()}
 
 
 def refused(mesh, batch_size):

@@ -45,6 +45,8 @@ class Train(Generic[C]):
     log: tuple[Log, ...] | None = None
     """Where rows go beside the files that every run has. When left out, where the last start of the
     run has sent them; with nothing after it, nowhere."""
+    mesh: str | None = None
+    """The devices that train, such as data=2,fsdp=4; by default all that share a batch evenly."""
     fresh: bool = False
     """Begin anew: a run found in the directory is kept beside it, under another name."""
     dry_run: bool = False
@@ -66,6 +68,8 @@ class Resume:
     log: tuple[Log, ...] | None = None
     """Where rows go beside the files that every run has. When left out, where the last start of the
     run has sent them; with nothing after it, nowhere."""
+    mesh: str | None = None
+    """The devices that train, such as data=2,fsdp=4; by default those of the last start."""
 
 
 def train(words: list[str]) -> int:
@@ -82,7 +86,7 @@ def train(words: list[str]) -> int:
     kind: Any = Train[type(default.config)]  # type: ignore[misc]
     command = parse(kind, options, f"loopax train {words[0]}", default)
     if command.dry_run:
-        print("\n".join(recipe.costs(command.config)))
+        print("\n".join(recipe.costs(command.config, command.mesh)))
         return 0
     if command.fresh:
         from loopax.run import set_aside
@@ -110,6 +114,10 @@ def resume(words: list[str]) -> int:
     config = recipe.config_of(command.run)
     if command.data is not None:
         config = replace(config, data=command.data)
+    if command.mesh is None:
+        from loopax.run import RunDir
+
+        command = replace(command, mesh=RunDir(command.run).mesh)
     return _trained(recipe, config, command.run, command)
 
 
@@ -128,6 +136,7 @@ def _trained(recipe: Recipe, config: Any, run_dir: Path, command: Train[Any] | R
             run_dir,
             checkpoints=command.checkpoints,
             writers=writers,
+            mesh=command.mesh,
             # What is left of it; where nothing is, one step is made and it is said.
             max_seconds=None
             if budget is None

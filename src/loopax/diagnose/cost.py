@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,9 @@ from loopax.compute.memory import batch_size, binary, explaining_memory, nbytes
 from loopax.compute.program import TrainProgram
 from loopax.compute.state import TrainState
 from loopax.compute.step import train_step
+from loopax.diagnose.collectives import Traffic, collectives
 from loopax.errors import ConfigError
-from loopax.placement import Placement
+from loopax.placement import Placement, placement
 
 CAPACITY = 100
 CHUNK_SECONDS = 0.2
@@ -32,10 +33,13 @@ CHUNK_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step costs; bytes are those of one device that holds everything.
+    """What a step costs; memory is that of one device, whose share of a batch it computes.
 
     Attributes:
         device: the kind of device it was measured on.
+        mesh: how many devices, as `fit` takes them.
+        state_bytes: what of the state lies on one device.
+        collectives: what the devices send each other in a step, by kind.
         batch_size: the leading axis of a batch.
         trainable, frozen: numbers of parameters.
         trainable_bytes, frozen_bytes, optimizer_bytes: what these and the optimiser's state take.
@@ -56,6 +60,9 @@ class Estimate:
     """
 
     device: str
+    mesh: str
+    state_bytes: int
+    collectives: Mapping[str, Traffic]
     batch_size: int
     trainable: int
     frozen: int
@@ -88,6 +95,16 @@ class Estimate:
             f"{binary(self.temporary_bytes)} temporary",
             f"step        {step}, batch size {self.batch_size:,}",
         ]
+        if self.mesh != "data=1":
+            sent = ", ".join(
+                f"{each.calls} {kind} of {binary(each.nbytes)}"
+                for kind, each in self.collectives.items()
+            )
+            lines.insert(
+                3,
+                f"devices     {self.mesh}, {binary(self.state_bytes)} of the state on each; a "
+                f"step sends {sent or 'nothing'}",
+            )
         if self.plain_temporary_bytes is not None:
             lines.insert(3, f"computing   {self._computing}")
         if self.steps_per_epoch is not None:
@@ -107,7 +124,15 @@ class Estimate:
         return f"{', '.join(how)}: {change} temporary than without"
 
 
-def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 2.0) -> Estimate:
+def estimate(
+    state: TrainState,
+    loss_fn: LossFn,
+    data: Any,
+    *,
+    mesh: Any = None,
+    sharding: Mapping[str, Any] | None = None,
+    seconds: float = 2.0,
+) -> Estimate:
     """What one step of `fit` with these arguments will cost, from the program that it will run.
 
     A few chunks are trained on a copy of the state, with the first batches of the data. Nothing
@@ -115,6 +140,7 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
 
     Args:
         state, loss_fn, data: as for `fit`; `data` must be something that can be begun again.
+        mesh, sharding: as for `fit`.
         seconds: about how long to measure, beside one compilation. At least one step is made.
 
     Raises:
@@ -128,18 +154,23 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
             f"data is a {type(data).__name__}, and the batches that estimate reads would be gone; "
             "give something that can be iterated more than once"
         )
-    batches, placement = as_batches(data), Placement.of(state)
-    train = TrainProgram(loss_fn, batches, Account(), placement)
+    batches = as_batches(data)
+    where = placement(mesh, getattr(batches, "batch_size", None), sharding, state)
+    state = where.put_state(state)
+    train = TrainProgram(loss_fn, batches, Account(), where)
     feed = batches.feed([0], 0, CAPACITY)
-    items = on_device(feed.take(1), placement)
-    copy = placement.put_state(state)
+    items = on_device(feed.take(1), where)
     with explaining_memory(train, lambda: (state, items)):
-        memory: Any = train.compiled(copy, items).memory_analysis()
-        pace = _seconds_per_step(train, copy, items, feed, seconds)
+        program = train.compiled(state, items)
+        memory: Any = program.memory_analysis()
+        pace = _seconds_per_step(train, where.put_state(state), items, feed, seconds)
     trainable = jax.tree.leaves(state.trainable)
     frozen = jax.tree.leaves(state.frozen)
     return Estimate(
         device=next(iter(trainable[0].devices())).device_kind,
+        mesh=str(where),
+        state_bytes=sum(map(_held, jax.tree.leaves(state))),
+        collectives=collectives(program),
         batch_size=batch_size(train, state, items),
         trainable=sum(leaf.size for leaf in trainable),
         frozen=sum(leaf.size for leaf in frozen),
@@ -162,15 +193,20 @@ def estimate(state: TrainState, loss_fn: LossFn, data: Any, *, seconds: float = 
     )
 
 
+def _held(leaf: jax.Array) -> int:
+    """What one device has of an array, in bytes."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
 def _plain_temporary_bytes(
     loss_fn: LossFn, batches: Batches, state: TrainState, items: Items
 ) -> int | None:
     """Those of the same step in the types of the parameters, with all kept that it needs."""
     if state.precision is None and state.remat is None:
         return None
-    placement = Placement.of(state)
-    train = TrainProgram(loss_fn, batches, Account(), placement)
-    plain = placement.put_state(state.replace(precision=None, remat=None))
+    where = Placement.of(state)
+    train = TrainProgram(loss_fn, batches, Account(), where)
+    plain = where.put_state(state.replace(precision=None, remat=None))
     memory: Any = train.compiled(plain, items).memory_analysis()
     return memory.temp_size_in_bytes
 

@@ -153,12 +153,12 @@ class Recipe:
         shown: Sequence[Table] = self._part("tables")(results)
         return shown
 
-    def costs(self, config: Any) -> list[str]:
-        """What a step of this training costs, in lines."""
+    def costs(self, config: Any, mesh: str | None = None) -> list[str]:
+        """What a step of this training costs, in lines; `mesh` is as for `fit`."""
         from loopax.diagnose.cost import estimate
 
         problem = self.problem(config)
-        costs = estimate(problem.state(resumed=True), problem.loss_fn, problem.batches)
+        costs = estimate(problem.state(resumed=True), problem.loss_fn, problem.batches, mesh=mesh)
         return [*problem.description.splitlines(), *costs.lines()]
 
     def export(

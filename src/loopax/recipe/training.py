@@ -32,6 +32,7 @@ def train(
     steps: int | None = None,
     checkpoints: Checkpoints | None = None,
     writers: Sequence[Writer] = (),
+    mesh: str | None = None,
     max_seconds: float | None = None,
     progress: bool = True,
 ) -> Any:
@@ -42,7 +43,7 @@ def train(
         config: how.
         run_dir: where everything goes.
         steps: stop here, before the end that `config` states.
-        checkpoints, writers, progress: as for `fit`.
+        checkpoints, writers, mesh, progress: as for `fit`.
         max_seconds: for all of it. What is not done by then is done when this is called again.
 
     Returns:
@@ -62,7 +63,7 @@ def train(
         if problem.description:
             say(problem.description)
         check_data(run_dir, problem.config, problem.noted.get("data_sha256"))
-        run = _fit(recipe, problem, run_dir, steps, checkpoints, writers, progress)
+        run = _fit(recipe, problem, run_dir, steps, checkpoints, writers, mesh, progress)
         write_noted(run, problem)  # of a finished run that has lost it
         is_finished = run.stopped is not None or run.step >= problem.steps
         if is_finished and not (Path(run_dir) / RESULTS_FILE).exists():
@@ -80,6 +81,7 @@ def _fit(
     steps: int | None,
     checkpoints: Checkpoints | None,
     writers: Sequence[Writer],
+    mesh: str | None,
     progress: bool,
 ) -> Run:
     """The training itself, or what is left of it."""
@@ -101,6 +103,7 @@ def _fit(
         hooks=[lambda run: write_noted(run, problem), *recipe.hooks(problem)],
         checkpoints=saving,
         writers=writers,
+        mesh=mesh,
         max_seconds=seconds_left(),
         progress=progress,
         config=recipe.as_json(_as_begun(config, run_dir)),

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from loopax.errors import ConfigError, RunDirError
 from loopax.extras import require
 from loopax.files import PARTIAL, free_name, remove, storing, write_text
 from loopax.jsonlines import Row, read_json_lines
+from loopax.placement import placement
 from loopax.run.configuration import as_mapping, differences
 from loopax.run.lock import RunLock
 
@@ -191,6 +193,14 @@ class RunDir:
         """What is known of each start of the run; nothing where `run.json` is gone or damaged."""
         starts: list[dict[str, Any]] = self._known().get("starts", [])
         return starts
+
+    @property
+    def mesh(self) -> str | None:
+        """The devices of the last start; None where they are not known, or not there any more."""
+        for start in self.starts[-1:]:
+            with suppress(ConfigError, LookupError, TypeError):
+                return str(placement(start["numerics"]["mesh"]))
+        return None
 
     def _known(self) -> dict[str, Any]:
         """What `run.json` holds; nothing where it is gone or damaged."""

@@ -127,7 +127,7 @@ class Settings:
             state=state,
             loss_fn=trained,
             batches=batches,
-            placement=_placement(mesh, sharding, state, batches),
+            placement=placement(mesh, getattr(batches, "batch_size", None), sharding, state),
             total=_total_steps(steps, epochs, batches),
             run_dir=place,
             config={} if place is None else as_mapping(config),
@@ -146,16 +146,6 @@ class Settings:
             signals=signals,
             progress=bool(progress),
         )
-
-
-def _placement(
-    mesh: Any, sharding: Mapping[str, Any] | None, state: Any, batches: Batches
-) -> Placement:
-    """The devices of the run: those named, or where the state lies already, or all there are."""
-    there = Placement.of(state)
-    if there.mesh is not None and mesh is None and sharding is None:
-        return there
-    return placement(mesh, getattr(batches, "batch_size", None), sharding)
 
 
 def _seconds(max_seconds: float | None) -> float:

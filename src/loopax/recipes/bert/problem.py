@@ -291,24 +291,25 @@ class Problem:
         return by_depth(optimizer, self.pretrained.config.num_hidden_layers, config.layer_decay)
 
 
-def costs(config: FineTuneConfig) -> list[str]:
+def costs(config: FineTuneConfig, mesh: str | None = None) -> list[str]:
     """What a step of this training costs, in lines, and beside it one with nothing frozen."""
     plain = dataclasses.replace(config, cache_features=False)
     problem = Problem.of(plain)
-    lines = [*problem.description.splitlines(), *_costs(problem)]
+    lines = [*problem.description.splitlines(), *_costs(problem, mesh)]
     if config.optimizer.freeze:
         free = dataclasses.replace(
             plain, optimizer=dataclasses.replace(config.optimizer, freeze=())
         )
-        lines += ["", "with nothing frozen:", *_costs(Problem.of(free))]
+        lines += ["", "with nothing frozen:", *_costs(Problem.of(free), mesh)]
     if config.cache_features and problem.is_frozen:
         lines += ["", "The features are computed once; after that an epoch trains the head alone."]
     return lines
 
 
-def _costs(problem: Problem) -> list[str]:
+def _costs(problem: Problem, mesh: str | None) -> list[str]:
     state = problem.state(resumed=True)
-    return loopax.diagnose.estimate(state, problem.loss_fn, problem.batches).lines()
+    costs = loopax.diagnose.estimate(state, problem.loss_fn, problem.batches, mesh=mesh)
+    return costs.lines()
 
 
 def model_of(

@@ -46,5 +46,5 @@ class BERTRecipe(Recipe):
 
         return report.write(trained, results)
 
-    def costs(self, config: FineTuneConfig) -> list[str]:
-        return bert.costs(config)
+    def costs(self, config: FineTuneConfig, mesh: str | None = None) -> list[str]:
+        return bert.costs(config, mesh)
