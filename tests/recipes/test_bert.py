@@ -20,7 +20,7 @@ from loopax.errors import CheckpointError, ConfigError, DataError, RunDirError
 from loopax.randomness import Rngs
 from loopax.recipes import bert
 from loopax.recipes.bert import problem as problems
-from loopax.weights import read_weights, save_weights
+from loopax.weights import read_weights, save_weights, with_weights
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 WORDS = {"good": ["great", "fine"], "bad": ["dull", "poor"]}
@@ -124,6 +124,34 @@ def test_what_is_frozen_stays_bit_for_bit_and_is_saved_once(frozen, head):
     saved = ocp.StandardCheckpointer().restore(checkpoints / "frozen" / "state")
     saved = saved["frozen"]["params"]["bert"]
     assert jax.tree.all(jax.tree.map(np.array_equal, before["bert"], saved))
+
+
+def test_adapters_train_beside_a_model_that_stays_and_are_exported_merged_and_alone(full, tmp_path):
+    config = dataclasses.replace(full, lora=2, epochs=1)
+    trained = bert.train(config, tmp_path / "run", progress=False)
+    problem = bert.Problem.of(config)
+    before = problem.initial_params["params"]["bert"]
+    after = trained.params["params"]["bert"]
+    moved = {
+        loopax.paths.leaf_path(path)
+        for (path, old), new in zip(
+            jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+        )
+        if (np.asarray(old) != np.asarray(new)).any()
+    }
+    assert moved == {path for path in moved if "/attention/" in path and path.endswith("/kernel")}
+    assert len(moved) == 4 * problem.pretrained.config.num_hidden_layers
+    folder, adapters = bert.export(tmp_path / "run", "latest", None)
+    state = problem.state()
+    alone = with_weights(state.trainable, read_weights(adapters), source="adapters")
+    params = state.replace(trainable=alone).params
+    ours = bert.load(tmp_path / "run", "latest").params
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(ours), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert "bert.encoder.layer.0.attention.self.query.weight" in read_weights(
+        folder / "model.safetensors"
+    )
+    assert "LoRA adapters of rank 2" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_features_that_were_computed_once_give_the_same_within_rounding(head, frozen, tmp_path):
@@ -319,6 +347,9 @@ def test_a_dry_run_tells_what_freezing_saves(head):
         ({"layer_decay": 0.0}, "must be above 0"),
         ({"dropout": 1.0}, "below 1"),
         ({"patience": 0}, "must be at least 1"),
+        ({"lora": 0}, "lora is 0; it must be at least 1"),
+        ({"lora": 2, "layer_decay": 0.5}, "leave lora out"),
+        ({"lora": 2, "optimizer": Optimizer(freeze=("bert",))}, "leave optimizer.freeze"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(full, changes, said):

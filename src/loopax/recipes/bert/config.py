@@ -58,6 +58,11 @@ class FineTuneConfig:
     """What is computed in; parameters and their updates stay float32."""
     warmup_fraction: float = 0.1
     """The part of the run in which the learning rate grows from 0."""
+    lora: int | None = None
+    """Rank of LoRA adapters in the attention of a model that stays as it is; they and the head
+    train."""
+    lora_learning_rate: float = 1e-3
+    """With lora, instead of that of the optimizer: adapters begin at nothing and need a higher."""
     layer_decay: float = 1.0
     """Factor on the learning rate for each layer further down; 1 trains all alike."""
     cache_features: bool = True
@@ -85,7 +90,7 @@ class FineTuneConfig:
     """Steps between logged rows."""
 
     def __post_init__(self) -> None:
-        counts = "epochs batch_size patience evaluations_per_epoch log_every"
+        counts = "epochs batch_size lora patience evaluations_per_epoch log_every"
         check_fields(self, counts, lambda count: count >= 1, "at least 1")
         check_fields(self, "max_length", lambda length: length >= 8, "at least 8")
         check_fields(self, "seed", lambda seed: seed >= 0, "at least 0")
@@ -95,6 +100,14 @@ class FineTuneConfig:
         shares = "dropout warmup_fraction"
         check_fields(self, shares, lambda share: 0 <= share < 1, "at least 0 and below 1")
         check_fields(self, "layer_decay", lambda by: 0 < by <= 1, "above 0 and at most 1")
+        check_fields(self, "lora_learning_rate", lambda rate: rate > 0, "above 0")
+        if self.lora is not None and self.optimizer.freeze:
+            raise ConfigError(
+                f"lora is {self.lora} and optimizer.freeze {self.optimizer.freeze}; under lora all "
+                "but adapters and head is frozen: leave optimizer.freeze (and the preset head) out"
+            )
+        if self.lora is not None and self.layer_decay < 1:
+            raise ConfigError("layer_decay is for parameters that train themselves; leave lora out")
         if self.layer_decay < 1 and self.optimizer.groups:
             raise ConfigError("layer_decay makes groups of its own; leave out optimizer.groups")
 

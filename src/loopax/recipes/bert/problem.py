@@ -18,6 +18,7 @@ import loopax
 from loopax.data import BucketedBatches, Dataset, Texts
 from loopax.errors import ConfigError
 from loopax.extras import require
+from loopax.lora import LoRA
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipe import batch_size_for
 from loopax.recipes.bert.config import FineTuneConfig
@@ -32,6 +33,8 @@ LENGTHS = {"full": (3, 400), "head": (30, 2000)}
 """Of a training whose length is left to the data: passes, and steps in more passes of few texts."""
 PROBED = 2000
 """Texts that a new head is fitted to before the training, where no features are kept of all."""
+ATTENTION = "bert/encoder/**/attention/**/kernel"
+"""What LoRA adapts: the kernels of queries, keys, values and outputs."""
 BATCH_SIZE, SMALLEST_BATCH = 32, 8
 BATCHES_AT_LEAST = 40
 """In a pass, where the size of batches is left to the data."""
@@ -96,6 +99,8 @@ class Problem:
     @cached_property
     def is_frozen(self) -> bool:
         """Whether nothing of the pretrained part trains."""
+        if self.config.lora is not None:
+            return False
         state = loopax.TrainState.create(
             params=self.params, tx=optax.identity(), frozen=self.config.optimizer.freeze
         )
@@ -274,14 +279,24 @@ class Problem:
         return loopax.TrainState.create(
             params=self.params if resumed else self.initial_params,
             tx=self.optimizer,
+            lora=self.lora,
             total_steps=self.steps,
             seed=self.config.seed,
         )
 
     @property
+    def lora(self) -> LoRA | None:
+        """The adapters of the configuration, beside which a head trains as it is."""
+        rank = self.config.lora
+        return None if rank is None else LoRA((ATTENTION,), rank, train=("classifier",))
+
+    @property
     def optimizer(self) -> loopax.Optimizer:
         """The optimiser of the configuration, with its warm-up and its rates by layer."""
         optimizer, config = self.config.optimizer, self.config
+        if config.lora is not None:
+            rate = config.lora_learning_rate
+            optimizer = dataclasses.replace(optimizer, learning_rate=rate)
         warmup = round(config.warmup_fraction * optimizer.updates_in(self.steps))
         if warmup and not optimizer.schedule.warmup_steps:
             schedule = dataclasses.replace(optimizer.schedule, warmup_steps=warmup)
@@ -296,10 +311,9 @@ def costs(config: FineTuneConfig, mesh: str | None = None) -> list[str]:
     plain = dataclasses.replace(config, cache_features=False)
     problem = Problem.of(plain)
     lines = [*problem.description.splitlines(), *_costs(problem, mesh)]
-    if config.optimizer.freeze:
-        free = dataclasses.replace(
-            plain, optimizer=dataclasses.replace(config.optimizer, freeze=())
-        )
+    if config.optimizer.freeze or config.lora is not None:
+        optimizer = dataclasses.replace(config.optimizer, freeze=())
+        free = dataclasses.replace(plain, lora=None, optimizer=optimizer)
         lines += ["", "with nothing frozen:", *_costs(Problem.of(free), mesh)]
     if config.cache_features and problem.is_frozen:
         lines += ["", "The features are computed once; after that an epoch trains the head alone."]

@@ -38,6 +38,8 @@ def _summary(trained: TrainedClassifier, results: Mapping[str, Any]) -> str:
     what = "pairs of texts" if len(config.text) == 2 else "texts"
     frozen = ", ".join(config.optimizer.freeze)
     froze = f", of which {frozen} stayed as it was," if frozen else ""
+    if config.lora is not None:
+        froze = f", which stayed as it was beside LoRA adapters of rank {config.lora},"
     took, worth = Provenance(trained.dir).took, measures.verdict(results, NOUN)
     return (
         f"It tells {len(names)} classes of {what} apart, and was fine-tuned from the pretrained "

@@ -27,6 +27,7 @@ from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import BATCH, encode, in_batches, model_inputs
 from loopax.run import RunDir
 from loopax.terminal import to_stderr
+from loopax.weights import SUFFIX, save_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -155,9 +156,17 @@ def texts_like(trained: TrainedClassifier, path: str | Path) -> Texts:
 def export(
     run: str | Path, checkpoint: str | int, out: Path | None, say: Callable[[str], None] = print
 ) -> list[Path]:
-    """Writes a run's classifier as a folder that PyTorch transformers loads as well."""
+    """Writes a run's classifier as a folder that PyTorch transformers loads as well.
+
+    Adapters of LoRA are added to the weights there, and stand alone in a file beside it.
+    """
     trained = load(run, checkpoint, say=say)
     model, params, names = trained.model, trained.params, trained.class_names
     out = out or trained.dir.path / "exported"
     save_pretrained(out, model, params, trained.tokenizer, names, max_length=trained.longest)
-    return [out]
+    if trained.config.lora is None:
+        return [out]
+    adapters = out.with_name(f"{out.name}-adapters{SUFFIX}")
+    with loopax.CheckpointStore(trained.dir.checkpoints) as store:
+        save_weights(adapters, store.weights(trained.step, trained_only=True))
+    return [out, adapters]
