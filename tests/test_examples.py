@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import loopax
@@ -224,3 +225,22 @@ def test_sharpness_aware(run_example):
     run = run_example("sharpness_aware.py", ("epochs=2", "steps=60, log_every=20"))["run"]
     assert run.latest("train")["sharpness"] > 0
     assert run.latest("test")["accuracy"] > 0.75
+
+
+def test_private(run_example):
+    """It learns, no example moves the gradient by more than the clip, and the noise is as wide."""
+    names = run_example("private.py", ("epochs=5", "steps=150"))
+    assert names["run"].latest("test")["accuracy"] > 0.75
+    names["NOISE"] = 0.0
+    params, rng = names["state"].params, np.random.default_rng(0)
+    image = rng.random((4, 28, 28, 1), np.float32) * 100
+    batch = {"image": image, "label": np.arange(4)}
+    other = {"image": np.concatenate([image[:3], -image[3:]]), "label": np.array([0, 1, 2, 9])}
+    key, gradient = jax.random.key(0), names["private_gradient"]
+    one, another = (gradient(params, each, key)[1] for each in (batch, other))
+    distance = float(optax.tree.norm(optax.tree.sub(one, another)))
+    assert 0.1 / 4 < distance <= 2 * names["CLIP"] / 4 + 1e-6
+    names["NOISE"] = 3.0
+    noise = jax.tree.leaves(optax.tree.sub(gradient(params, batch, key)[1], one))
+    width = np.concatenate([np.ravel(leaf) for leaf in noise]).std()
+    np.testing.assert_allclose(width, 3.0 * names["CLIP"] / 4, rtol=0.05)
