@@ -244,3 +244,14 @@ def test_private(run_example):
     noise = jax.tree.leaves(optax.tree.sub(gradient(params, batch, key)[1], one))
     width = np.concatenate([np.ravel(leaf) for leaf in noise]).std()
     np.testing.assert_allclose(width, 3.0 * names["CLIP"] / 4, rtol=0.05)
+
+
+def test_ported_mnist_of_flax(run_example):
+    run = run_example("../benchmarks/ports/flax_mnist.py", ("STEPS = 2000", "STEPS = 60"))["run"]
+    assert run.latest("test")["accuracy"] > 0.8
+
+
+def test_ported_adversarial_training_of_optax(run_example):
+    source = "../benchmarks/ports/optax_adversarial.py"
+    latest = run_example(source, ("STEPS = 0.1, 1000", "STEPS = 0.1, 150"))["run"].latest("test")
+    assert latest["clean"] > latest["attacked"] > 0.4
