@@ -255,3 +255,8 @@ def test_ported_adversarial_training_of_optax(run_example):
     source = "../benchmarks/ports/optax_adversarial.py"
     latest = run_example(source, ("STEPS = 0.1, 1000", "STEPS = 0.1, 150"))["run"].latest("test")
     assert latest["clean"] > latest["attacked"] > 0.4
+
+
+def test_ported_residual_network(run_example):
+    run = run_example("../benchmarks/ports/flax_resnet.py", ("STEPS = 300", "STEPS = 60"))["run"]
+    assert run.latest("test")["accuracy"] > 0.8
