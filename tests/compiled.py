@@ -41,8 +41,11 @@ def hasten(wanted: bool) -> None:
     Without the optimisations of LLVM, and each operation by itself. For all but tests that are
     marked `optimized`, where the bits are to be those that users get.
     """
-    global in_haste
-    in_haste = wanted and _is_known()
+    global hastened, in_haste
+    if wanted != hastened:
+        # What was compiled the other way would be used on, and bits depend on the order of tests.
+        jax.clear_caches()
+    hastened, in_haste = wanted, wanted and _is_known()
     jax.config.update("jax_disable_most_optimizations", wanted)
 
 
@@ -65,6 +68,6 @@ def _options(*args: Any, **kwargs: Any) -> Any:
 
 
 BY_ITSELF = {"xla_cpu_use_fusion_emitters": False}
-in_haste = False
+hastened = in_haste = False
 _users_options = compiler.get_compile_options
 compiler.get_compile_options = _options

@@ -41,6 +41,9 @@ settings.load_profile("loopax")
 
 LONGEST = (
     "test_loop.py",
+    "test_libraries.py",
+    "test_every_optimizer.py",
+    "test_meshes.py",
     "test_bert.py",
     "test_own_images.py",
     "test_cli.py",

@@ -244,7 +244,7 @@ def by_hand(tx, steps):
     return params
 
 
-@pytest.mark.parametrize(("outer", "inner"), itertools.permutations(WRAPPERS, 2))
+@pytest.mark.parametrize(("outer", "inner"), [*itertools.permutations(WRAPPERS, 2)])
 def test_wrappers_in_any_nesting_do_what_optax_does(outer, inner):
     tx = WRAPPERS[outer](WRAPPERS[inner](optax.sgd(RATE, momentum=0.9)))
     run = loopax.fit(state(tx), loss, DATA, steps=6, **PLAIN)
