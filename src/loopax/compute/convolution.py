@@ -24,7 +24,8 @@ def with_ordered_convolutions(function: Callable[..., Any]) -> Callable[..., Any
     """
 
     def ordered(*args: Any) -> Any:
-        # Whoever disables compilation wants to see the numbers of each operation.
+        # Whoever disables compilation wants to see the numbers of each operation. JAX makes its
+        # flags at run time, so that no checker of types knows them.
         as_is = jax.config.jax_disable_jit  # type: ignore[attr-defined]
         if as_is or jax.default_backend() != "cpu":
             return function(*args)

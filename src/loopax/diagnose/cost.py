@@ -156,20 +156,21 @@ def estimate(
         )
     batches = as_batches(data)
     where = placement(mesh, getattr(batches, "batch_size", None), sharding, state)
-    state = where.put_state(state)
     train = TrainProgram(loss_fn, batches, Account(), where)
     feed = batches.feed([0], 0, CAPACITY)
     items = on_device(feed.take(1), where)
-    with explaining_memory(train, lambda: (state, items)):
-        program = train.compiled(state, items)
+    copy = where.put_state(state)
+    held = sum(map(_held, jax.tree.leaves(copy)))
+    with explaining_memory(train, lambda: (copy, items)):
+        program = train.compiled(copy, items)
         memory: Any = program.memory_analysis()
-        pace = _seconds_per_step(train, where.put_state(state), items, feed, seconds)
+        pace = _seconds_per_step(train, copy, items, feed, seconds)
     trainable = jax.tree.leaves(state.trainable)
     frozen = jax.tree.leaves(state.frozen)
     return Estimate(
         device=next(iter(trainable[0].devices())).device_kind,
         mesh=str(where),
-        state_bytes=sum(map(_held, jax.tree.leaves(state))),
+        state_bytes=held,
         collectives=collectives(program),
         batch_size=batch_size(train, state, items),
         trainable=sum(leaf.size for leaf in trainable),
@@ -187,7 +188,7 @@ def estimate(
         compute_dtype=None if state.precision is None else str(state.precision),
         computed_share=_computed_share(loss_fn, state, train.batch(state, items)),
         remat=state.remat,
-        plain_temporary_bytes=_plain_temporary_bytes(loss_fn, batches, state, items),
+        plain_temporary_bytes=_plain_temporary_bytes(loss_fn, batches, where, state, items),
         seconds_per_step=pace,
         steps_per_epoch=batches.steps_per_epoch,
     )
@@ -199,12 +200,11 @@ def _held(leaf: jax.Array) -> int:
 
 
 def _plain_temporary_bytes(
-    loss_fn: LossFn, batches: Batches, state: TrainState, items: Items
+    loss_fn: LossFn, batches: Batches, where: Placement, state: TrainState, items: Items
 ) -> int | None:
     """Those of the same step in the types of the parameters, with all kept that it needs."""
     if state.precision is None and state.remat is None:
         return None
-    where = Placement.of(state)
     train = TrainProgram(loss_fn, batches, Account(), where)
     plain = where.put_state(state.replace(precision=None, remat=None))
     memory: Any = train.compiled(plain, items).memory_analysis()
