@@ -1,6 +1,7 @@
 """One floor each, and imports go downwards only: read from the syntax of every module."""
 
 import ast
+import graphlib
 import importlib
 import re
 import subprocess
@@ -106,6 +107,15 @@ def test_imports_go_downwards_only():
                 continue
             same_layer = other in LAYERS[top] and name not in NARROWER
             assert other in allowed or same_layer, f"{module}:{line} imports {imported}"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Nor for types or inside of functions. Faces of packages only hand names on."""
+    faces = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    graph = {
+        module: {name for name, _ in parsed(module)[1]} - faces for module in {*MODULES} - faces
+    }
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_the_loop_knows_no_file_formats():

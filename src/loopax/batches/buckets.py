@@ -61,7 +61,7 @@ class BucketedBatches(Batches):
     ) -> None:
         self.dataset, self.cut = dataset, _checked_cut(dataset, cut)
         self.batch_size = checked_batch_size(batch_size, dataset)
-        self.scale = scaled_columns(dataset, scale)
+        self.scale = scaled_columns(dataset.columns, scale, dataset.name)
         self.lengths = _checked_lengths(dataset, self.cut)
         self.buckets = bucket_lengths(int(self.lengths.max()))
         self.steps_per_epoch = len(dataset) // self.batch_size

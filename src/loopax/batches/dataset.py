@@ -169,7 +169,7 @@ class DatasetBatches(Batches):
         self.batch_size = checked_batch_size(batch_size, dataset)
         self.shuffle = _checked_flag("shuffle", shuffle)
         self.drop_last = _checked_flag("drop_last", drop_last)
-        self.scale = scaled_columns(dataset, scale)
+        self.scale = scaled_columns(dataset.columns, scale, dataset.name)
         self.transforms = checked_transforms(transform)
         if resident is None:
             resident = dataset.nbytes <= RESIDENT_LIMIT_BYTES

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +14,29 @@ from loopax.errors import ConfigError
 from loopax.paths import PyTree
 from loopax.purity import calling_purely
 
-if TYPE_CHECKING:
-    from loopax.batches.dataset import Dataset
-
 Transform = Callable[..., PyTree]
 
 
-def scaled_columns(dataset: Dataset, scale: Sequence[str] | None) -> tuple[str, ...]:
+def scaled_columns(
+    columns: Mapping[str, np.ndarray], scale: Sequence[str] | None, owner: str
+) -> tuple[str, ...]:
     """The columns to scale, of which None means the one called `image`, where it is of bytes.
+
+    Args:
+        columns: those there are.
+        scale: their names as the user gave them.
+        owner: whose columns they are, for errors.
 
     Raises:
         ConfigError: a name is not that of a `uint8` column, or nothing says whether a column of
             bytes that could be images is to be scaled.
     """
-    kinds = {name: column.dtype for name, column in dataset.columns.items()}
+    kinds = {name: column.dtype for name, column in columns.items()}
     if scale is None:
-        for name, column in dataset.columns.items():
+        for name, column in columns.items():
             if name != "image" and column.dtype == np.uint8 and column.ndim > 2:
                 raise ConfigError(
-                    f"{dataset.name}: the column {name!r} is uint8 {column.shape}; say "
+                    f"{owner}: the column {name!r} is uint8 {column.shape}; say "
                     f"scale=({name!r},) where these are images, to become float32 in [0, 1], or "
                     "scale=() to keep bytes"
                 )
@@ -41,7 +45,7 @@ def scaled_columns(dataset: Dataset, scale: Sequence[str] | None) -> tuple[str, 
         raise ConfigError(f"scale is {scale!r}; it must be a tuple of columns: scale=('image',)")
     for name in scale:
         if name not in kinds:
-            raise ConfigError(f"scale names {name!r}; {dataset.name} has {', '.join(kinds)}")
+            raise ConfigError(f"scale names {name!r}; {owner} has {', '.join(kinds)}")
         if kinds[name] != np.uint8:
             raise ConfigError(
                 f"scale names {name!r}, which is {kinds[name]}; only uint8 is divided by 255, "

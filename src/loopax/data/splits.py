@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,8 +17,8 @@ from jaxtyping import Bool, Int, Shaped
 
 from loopax.batches.dataset import Dataset
 from loopax.data.classes import normalized
-from loopax.data.description import described, facts_of_splits
-from loopax.data.files import fault
+from loopax.data.description import alike, classes_of_images, described, unlabelled
+from loopax.data.files import VALIDATION_NAMES, fault
 from loopax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,7 +70,36 @@ class Splits(NamedTuple):
     def description(self) -> str:
         """What the data is, in one line: how it was read, counts, sizes, classes."""
         name = self.train.name.removesuffix(" train")
-        return described(name, self.train.source, facts_of_splits(self))
+        return described(name, self.train.source, _facts(self))
+
+
+def _facts(splits: Splits) -> Iterator[str]:
+    """How many examples there are of each part, of what size and classes, and what was noted."""
+    train, validation, test = splits
+    parts = splits.parts
+    yield f"{len(train):,} to train on"
+    if validation is not None:
+        origin = _origin(validation, len(train) + len(validation), " of the training data")
+        yield f"{len(validation):,} to choose by ({origin})"
+    yield f"{len(test):,} to test on ({_origin(test, sum(map(len, parts.values())))})"
+    if (images := train.columns.get("image")) is not None and images.ndim == 4:
+        palette = {1: "grey", 3: "colour"}.get(images.shape[3], f"{images.shape[3]} channels")
+        yield f"{images.shape[1]} x {images.shape[2]} {palette}"
+    if (labels := train.columns.get("label")) is not None and train.class_names:
+        yield from classes_of_images(train.class_names, labels)
+        yield from unlabelled(np.concatenate([part.columns["label"] for part in parts.values()]))
+        yield from alike(train.class_names)
+    for note in dict.fromkeys(note for part in parts.values() for note in part.notes):
+        of = [name for name, part in parts.items() if note in part.notes]
+        yield note if len(of) == len(parts) else f"{note} ({', '.join(of)})"
+
+
+def _origin(part: Dataset, total: int, whole: str = "") -> str:
+    """The origin of a part: given, perhaps under another name, or held out of the whole."""
+    if part.held_out is not None:
+        return f"1 in {round(total / len(part), 1):g}{whole} held out"
+    word = part.name.rpartition(" ")[2]
+    return f"given as {word}" if word in VALIDATION_NAMES and not whole else "given"
 
 
 def check_fraction(name: str, value: Any) -> None:

@@ -1,10 +1,9 @@
 """The public names, a line each."""
 
-from .base import Problem as Problem
 from .base import Recipe as Recipe
-from .base import Say as Say
 from .base import batch_size_for as batch_size_for
 from .base import check_fields as check_fields
+from .base import config_of as config_of
 from .commands import Command as Command
 from .commands import Evaluate as Evaluate
 from .commands import OfRun as OfRun
@@ -16,6 +15,8 @@ from .finding import recipe_of as recipe_of
 from .model_file import MODEL_FILE as MODEL_FILE
 from .model_file import check_data as check_data
 from .model_file import noted as noted
+from .problem import Problem as Problem
+from .problem import Say as Say
 from .simple import SimpleProblem as SimpleProblem
 from .simple import Trained as Trained
 from .simple import export as export

@@ -11,54 +11,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from loopax.errors import ConfigError, RunDirError, unknown
+from loopax.recipe.problem import Problem, Say
 from loopax.terminal import to_stderr
 
 if TYPE_CHECKING:
-    from loopax.compute.state import TrainState
-    from loopax.evaluation import Evaluation
     from loopax.report import Table
     from loopax.run.hooks import Hook
     from loopax.run.run import Run
 
-Say = Callable[[str], None]
-"""Hears a line for the person who waits."""
-
-
-class Problem(Protocol):
-    """What a configuration says is to be trained, in the terms of `loopax.fit`.
-
-    Attributes:
-        config: the configuration, with what was chosen because of the data.
-        batches, loss_fn, evaluation: as `fit` takes them.
-        steps: how many the whole training has, if nothing ends it early.
-        ranking: the metric that the best checkpoint is best in, None where none is chosen, and
-            whether that is best at its lowest or its highest.
-        description: what the data is, and what was chosen because of it, in lines.
-        noted: what `model.json` of the run keeps; `data_sha256` tells other data from the same.
-    """
-
-    @property
-    def config(self) -> Any: ...
-    @property
-    def batches(self) -> Any: ...
-    @property
-    def loss_fn(self) -> Callable[..., Any]: ...
-    @property
-    def evaluation(self) -> Evaluation | None: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def ranking(self) -> tuple[str | None, Literal["min", "max"]]: ...
-    @property
-    def description(self) -> str: ...
-    @property
-    def noted(self) -> Mapping[str, Any]: ...
-
-    def state(self, *, resumed: bool = False) -> TrainState:
-        """The state that training begins with; of a run that is `resumed` its form is enough."""
+Config = TypeVar("Config")
 
 
 class Recipe:
@@ -126,9 +90,10 @@ class Recipe:
             RunDirError: `run` is not the directory of a run of this recipe.
             CheckpointError: there is no such checkpoint.
         """
-        if problem is None and self.parts is None:
+        load = self._part("load")
+        if problem is None and load is self._usual("load"):
             problem = self.problem(self.config_of(run), say)
-        return self._part("load")(run, checkpoint, problem=problem, say=say)
+        return load(run, checkpoint, problem=problem, say=say)
 
     def evaluate(self, trained: Any) -> Mapping[str, Any]:
         """The results of what `load` gave, as plain values for JSON: what `tables` shows."""
@@ -170,14 +135,17 @@ class Recipe:
 
     def _part(self, name: str) -> Callable[..., Any]:
         """A function of `parts`, which is imported only now, as it may import JAX."""
-        usual = importlib.import_module("loopax.recipe.simple")
-        own = importlib.import_module(self.parts) if self.parts else usual
-        part: Callable[..., Any] = getattr(own, name, None) or getattr(usual, name)
+        own = importlib.import_module(self.parts) if self.parts else None
+        return getattr(own, name, None) or self._usual(name)
+
+    @staticmethod
+    def _usual(name: str) -> Callable[..., Any]:
+        part: Callable[..., Any] = getattr(importlib.import_module("loopax.recipe.simple"), name)
         return part
 
     def as_json(self, config: Any) -> dict[str, Any]:
         """A configuration as `config.json` keeps it."""
-        return {"recipe": self.name, **asdict(config)}
+        return _as_json(config, self.name)
 
     def config_of(self, run: str | Path) -> Any:
         """The configuration of the run in this directory.
@@ -186,16 +154,7 @@ class Recipe:
             RunDirError: it is of another recipe, or of none.
             ConfigError: it is damaged, or of another version.
         """
-        from loopax.run.directory import RunDir, read_config
-
-        directory = RunDir.open(run)
-        if (other := directory.config.get("recipe")) != self.name:
-            raise RunDirError(
-                f"{run}: holds a run of {other or 'a program'}, not of the recipe {self.name}"
-            )
-        config = read_config(type(self.preset()), directory.config)
-        directory.check(self.as_json(config))
-        return config
+        return config_of(run, self.name, type(self.preset()))
 
     def preset(self, name: str | None = None) -> Any:
         """The configuration of a preset, of the default where none is named."""
@@ -203,6 +162,27 @@ class Recipe:
         if name not in self.presets:
             raise ConfigError(unknown("preset", name, self.presets))
         return self.presets[name]
+
+
+def config_of(run: str | Path, name: str, kind: type[Config]) -> Config:
+    """The configuration of the run in this directory, of the recipe of this name.
+
+    Raises:
+        RunDirError: it is of another recipe, or of none.
+        ConfigError: it is damaged, or of another version.
+    """
+    from loopax.run.directory import RunDir, read_config
+
+    directory = RunDir.open(run)
+    if (other := directory.config.get("recipe")) != name:
+        raise RunDirError(f"{run}: holds a run of {other or 'a program'}, not of the recipe {name}")
+    config: Config = read_config(kind, directory.config)
+    directory.check(_as_json(config, name))
+    return config
+
+
+def _as_json(config: Any, recipe: str) -> dict[str, Any]:
+    return {"recipe": recipe, **asdict(config)}
 
 
 def _module_of(kind: type[Any]) -> str:
@@ -230,8 +210,3 @@ def batch_size_for(examples: int, usual: int, smallest: int, batches: int) -> in
     """A power of two by which a pass has `batches` or more: `usual`, or less for few examples."""
     fitting = max(smallest, examples // batches)
     return min(usual, 1 << (fitting.bit_length() - 1), max(1, examples))
-
-
-def places(config: Any) -> tuple[str, ...]:
-    """The fields of a configuration that say where data is."""
-    return getattr(type(config), "PLACES", ())

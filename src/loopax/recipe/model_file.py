@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loopax.errors import DataError, RunDirError
-from loopax.recipe.base import Problem, places
+from loopax.recipe.problem import Problem, places
 from loopax.run.directory import RunDir
 from loopax.run.run import Run
 

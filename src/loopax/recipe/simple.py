@@ -15,8 +15,7 @@ from loopax.compute.state import TrainState
 from loopax.deadline import check_time
 from loopax.evaluation import Evaluation
 from loopax.evaluation import evaluate as evaluate_state
-from loopax.recipe.base import Problem, Say
-from loopax.recipe.finding import recipe_of
+from loopax.recipe.problem import Problem, Say
 from loopax.report import Table
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.directory import RunDir
@@ -64,14 +63,9 @@ class Trained:
     step: int
 
 
-def load(
-    run: str | Path, checkpoint: str | int = "best", *, problem: Problem | None = None, say: Say
-) -> Trained:
+def load(run: str | Path, checkpoint: str | int = "best", *, problem: Problem, say: Say) -> Trained:
     """A run of any recipe at one of its checkpoints."""
     directory = RunDir.open(run)
-    if problem is None:
-        recipe = recipe_of(run)
-        problem = recipe.problem(recipe.config_of(run), say)
     with CheckpointStore(directory.checkpoints, say=say) as store:
         step = store.chosen(checkpoint)
         state, _ = store.restore(problem.state(resumed=True), step)

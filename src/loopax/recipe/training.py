@@ -12,8 +12,9 @@ from loopax.data import absolute
 from loopax.deadline import check_time, seconds_left, time_limit
 from loopax.extras import require
 from loopax.fitting import fit
-from loopax.recipe.base import Problem, Recipe, places
+from loopax.recipe.base import Recipe
 from loopax.recipe.model_file import MODEL_FILE, check_data, write_noted
+from loopax.recipe.problem import Problem, places
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.directory import RunDir, read_config
 from loopax.run.retention import Checkpoints

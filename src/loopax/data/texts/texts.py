@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import statistics
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from jaxtyping import Int32
 
 from loopax.data.classes import MAX_CLASSES, class_order
 from loopax.data.columns import Columns
-from loopax.data.description import described, facts_of_texts
+from loopax.data.description import alike, described, unlabelled
 from loopax.data.files import fault, reporting
 from loopax.data.texts.columns import find_columns, split_column
 from loopax.data.texts.tables import Row, TextTable, read_table, trimmed
@@ -28,6 +29,8 @@ from loopax.errors import ConfigError, DataError
 _SAMPLE = 1000
 """Rows by which columns are chosen."""
 _FEW_CLASSES = 20
+_NOTHING = ("none", "nan", "na", "n/a", "null")
+"""What tables write for nothing, in small letters."""
 _ONE_COLUMN = Columns(("text",))
 
 
@@ -70,7 +73,7 @@ class Texts:
     @property
     def description(self) -> str:
         """What was found, in one line, for people to see whether it was read as they meant it."""
-        return described(self.name, self.source, facts_of_texts(self))
+        return described(self.name, self.source, _facts(self))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,6 +97,29 @@ class Texts:
             labels=self.labels[np.asarray(chosen, np.intp)],
             groups=groups,
         )
+
+
+def _facts(texts: Texts) -> Iterator[str]:
+    """How many texts there are, how they are labelled, and how long they are."""
+    kind = "texts" if len(texts.columns.text) == 1 else "pairs"
+    yield f"{len(texts):,} {kind}"
+    yield from texts.notes
+    if empty := sum(not all(map(str.strip, row)) for row in texts.rows):
+        yield f"{empty:,} with an empty text"
+    if names := texts.class_names:
+        counts = np.bincount(texts.labels[texts.labels >= 0], minlength=len(names))
+        listed = abridged(f"{brief(name)} {n:,}" for name, n in zip(names, counts, strict=True))
+        yield f"{len(names):,} classes ({listed})"
+        yield from alike(names)
+        if words := [repr(name) for name in names if name.casefold() in _NOTHING]:
+            said = ", ".join(words)
+            yield f"labels that are classes here: {said} (remove their rows if they mean nothing)"
+        yield from unlabelled(texts.labels)
+    if texts.groups is not None:
+        yield f"{len(set(texts.groups) - {''}):,} groups"
+    if lengths := [sum(map(len, row)) for row in texts.rows]:
+        yield f"{statistics.median_low(lengths):,} characters in the median"
+        yield f"{max(lengths):,} at most"
 
 
 def read_texts(

@@ -15,4 +15,4 @@ from .trained import TrainedClassifier as TrainedClassifier
 from .trained import export as export
 from .trained import load as load
 from .trained import texts_like as texts_like
-from .trained import train as train
+from .training import train as train

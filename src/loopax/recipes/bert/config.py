@@ -9,6 +9,8 @@ from loopax import Optimizer, Schedule
 from loopax.errors import ConfigError
 from loopax.recipe import check_fields
 
+NAME = "bert"
+"""Of the recipe."""
 Preset = Literal["full", "head"]
 
 

@@ -13,13 +13,13 @@ import loopax
 from loopax.recipe import Recipe, Say
 from loopax.recipes import bert
 from loopax.recipes.bert.commands import COMMANDS
-from loopax.recipes.bert.config import PRESETS, FineTuneConfig
+from loopax.recipes.bert.config import NAME, PRESETS, FineTuneConfig
 
 
 class BERTRecipe(Recipe):
     """Fine-tune a pretrained BERT to classify texts."""
 
-    name = "bert"
+    name = NAME
     presets = PRESETS
     commands = COMMANDS
     parts = "loopax.recipes.bert"

@@ -20,9 +20,8 @@ from loopax.errors import RunDirError
 from loopax.extras import require
 from loopax.models.bert import BertConfig, BertForSequenceClassification
 from loopax.recipe import MODEL_FILE, params_at
-from loopax.recipes.bert.config import FineTuneConfig
+from loopax.recipes.bert.config import NAME, FineTuneConfig
 from loopax.recipes.bert.problem import Problem, longest_of
-from loopax.recipes.bert.recipe import BERTRecipe
 from loopax.recipes.bert.saving import save_pretrained
 from loopax.recipes.bert.tokens import BATCH, encode, in_batches, model_inputs
 from loopax.run import RunDir
@@ -41,8 +40,6 @@ NOTED = {
 }
 """What a run must know of its model and its classes to be used without its data."""
 
-RECIPE = BERTRecipe()
-train = functools.partial(loopax.recipe.train, RECIPE)
 
 Probabilities = Float[np.ndarray, "texts classes"]
 
@@ -124,7 +121,8 @@ def load(
     require("bert", "a pretrained BERT", "tokenizers")
     from tokenizers import Tokenizer
 
-    config, directory = RECIPE.config_of(run), RunDir.open(run)
+    config = loopax.recipe.config_of(run, NAME, FineTuneConfig)
+    directory = RunDir.open(run)
     noted = loopax.recipe.noted(directory, NOTED)
     names = tuple(noted["class_names"])
     try:

@@ -22,4 +22,4 @@ from .trained import Answers as Answers
 from .trained import TrainedClassifier as TrainedClassifier
 from .trained import answers as answers
 from .trained import load as load
-from .trained import train as train
+from .training import train as train

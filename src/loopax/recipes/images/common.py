@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import loopax
 from loopax.data import Dataset, DatasetBatches, Splits
 from loopax.errors import DataError
-from loopax.recipe import Recipe, noted, params_at
+from loopax.recipe import noted, params_at
 from loopax.run import RunDir
 
 EVAL_BATCH = 500
@@ -126,7 +126,7 @@ class TrainedOnImages:
     @classmethod
     def of_run(
         cls,
-        recipe: Recipe,
+        config: Any,
         kind: type[ImagesProblem],
         run: str | Path,
         checkpoint: str | int,
@@ -137,7 +137,7 @@ class TrainedOnImages:
         """The model of a run; its images are read only when something needs them.
 
         Args:
-            recipe, kind: what was trained.
+            config, kind: what was trained.
             run: its directory.
             checkpoint: `best` (the latest where none is chosen), `latest`, or a step.
             data: where its images are by now, if not where they were.
@@ -145,10 +145,10 @@ class TrainedOnImages:
             say: is told which checkpoint it is.
 
         Raises:
-            RunDirError: `run` is not the directory of a run of this recipe.
+            RunDirError: the directory is damaged.
             CheckpointError: there is no such checkpoint.
         """
-        config, directory = recipe.config_of(run), RunDir.open(run)
+        directory = RunDir.open(run)
         kept = noted(directory, NOTED)
         shape, names = tuple(kept["image_shape"]), tuple(kept["class_names"])
         model = kind.model_of(config, shape, len(names))

@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 from loopax import Optimizer, Schedule
 from loopax.recipe import check_fields
 
+NAME = "images"
+"""Of the recipe."""
 Preset = Literal["standard", "judge"]
 
 

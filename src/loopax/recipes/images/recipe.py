@@ -12,13 +12,13 @@ from typing import Any
 from loopax.recipe import Recipe, Say
 from loopax.recipes import images
 from loopax.recipes.images.commands import COMMANDS
-from loopax.recipes.images.config import PRESETS, ImagesConfig
+from loopax.recipes.images.config import NAME, PRESETS, ImagesConfig
 
 
 class ImagesRecipe(Recipe):
     """Train a classifier of images."""
 
-    name = "images"
+    name = NAME
     presets = PRESETS
     commands = COMMANDS
     parts = "loopax.recipes.images"

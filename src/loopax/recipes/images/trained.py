@@ -17,12 +17,9 @@ import loopax
 from loopax.deadline import check_time
 from loopax.models.classifier import Classifier
 from loopax.recipes.images.common import TrainedOnImages
+from loopax.recipes.images.config import NAME, ImagesConfig
 from loopax.recipes.images.problem import Problem
-from loopax.recipes.images.recipe import ImagesRecipe
 from loopax.terminal import to_stderr
-
-RECIPE = ImagesRecipe()
-train = functools.partial(loopax.recipe.train, RECIPE)
 
 PORTION = 1000
 """Images that are looked at at once."""
@@ -71,4 +68,5 @@ def load(
     say: Callable[[str], None] = to_stderr,
 ) -> TrainedClassifier:
     """The classifier of a run, as `TrainedOnImages.of_run` describes it."""
-    return TrainedClassifier.of_run(RECIPE, Problem, run, checkpoint, data, problem, say)
+    config = loopax.recipe.config_of(run, NAME, ImagesConfig)
+    return TrainedClassifier.of_run(config, Problem, run, checkpoint, data, problem, say)

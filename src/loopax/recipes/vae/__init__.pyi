@@ -17,4 +17,4 @@ from .problem import Problem as Problem
 from .recipe import VAERecipe as VAERecipe
 from .trained import TrainedVAE as TrainedVAE
 from .trained import load as load
-from .trained import train as train
+from .training import train as train

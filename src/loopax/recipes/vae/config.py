@@ -10,6 +10,8 @@ from loopax.errors import ConfigError
 from loopax.recipe import check_fields
 from loopax.recipes.images import ImageSource
 
+NAME = "vae"
+"""Of the recipe."""
 Preset = Literal["sharp", "wide", "article", "bernoulli", "record", "conv"]
 
 

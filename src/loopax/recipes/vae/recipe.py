@@ -14,13 +14,13 @@ from loopax.deadline import check_time
 from loopax.recipe import Recipe, Say
 from loopax.recipes import vae
 from loopax.recipes.vae.commands import COMMANDS
-from loopax.recipes.vae.config import PRESETS, VAEConfig
+from loopax.recipes.vae.config import NAME, PRESETS, VAEConfig
 
 
 class VAERecipe(Recipe):
     """Train a class-conditional VAE on images."""
 
-    name = "vae"
+    name = NAME
     presets = PRESETS
     commands = COMMANDS
     parts = "loopax.recipes.vae"

@@ -20,8 +20,8 @@ from loopax.data import Splits
 from loopax.errors import ConfigError, LoopaxError
 from loopax.models.vae import VAE
 from loopax.recipes.images import TrainedOnImages, as_floats
+from loopax.recipes.vae.config import NAME, VAEConfig
 from loopax.recipes.vae.problem import Problem
-from loopax.recipes.vae.recipe import VAERecipe
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
 from loopax.run import RunDir
 from loopax.terminal import to_stderr
@@ -31,8 +31,6 @@ SAMPLE_SEED = 1
 PORTION = 1000
 """Images that are encoded or decoded at once."""
 SAMPLER_FILE = "sampler.safetensors"
-RECIPE = VAERecipe()
-train = functools.partial(loopax.recipe.train, RECIPE)
 
 Images = Float[np.ndarray, "n height width channels"]
 Latents = Float[np.ndarray, "n latent"]
@@ -215,7 +213,8 @@ def load(
     say: Callable[[str], None] = to_stderr,
 ) -> TrainedVAE:
     """The VAE of a run, as `TrainedOnImages.of_run` describes it, with its sampler."""
-    trained = TrainedVAE.of_run(RECIPE, Problem, run, checkpoint, data, problem, say)
+    config = loopax.recipe.config_of(run, NAME, VAEConfig)
+    trained = TrainedVAE.of_run(config, Problem, run, checkpoint, data, problem, say)
     return trained.with_sampler()
 
 
