@@ -37,7 +37,7 @@ LAYERS = [
     {"writers", "loop"},
     {"diagnose"},
     {"fitting"},
-    {"verify", "recipe", "report"},
+    {"doctor", "verify", "recipe", "report"},
     {"models", "measures"},
     {"recipes"},
     {"cli"},

@@ -4,6 +4,7 @@ from . import caches as caches
 from . import data as data
 from . import deadline as deadline
 from . import diagnose as diagnose
+from . import doctor as doctor
 from . import errors as errors
 from . import extras as extras
 from . import files as files

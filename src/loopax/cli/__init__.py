@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType
 
 from loopax import __version__
-from loopax.cli import brought, data, past, results, training
+from loopax.cli import brought, checkup, data, past, results, training
 from loopax.errors import ConfigError, LoopaxError, StorageError, unknown
 from loopax.recipe import SHIPPED
 from loopax.run.signals import POLITE
@@ -27,6 +27,7 @@ usage: loopax COMMAND ...
   export RUN           write what a run has trained for use elsewhere
   report RUN           write report.html for any run: its metrics, settings, checkpoints, time
   runs DIR             list the runs below a directory
+  doctor [DIR]         whether a run would go well here: versions, devices, disk, speed
   data list|get NAME   public texts and weights, fetched by name
   verify WHAT          prove that a recipe, a run or a program resumes bit for bit
   replay RUN           execute any step of a run again and look at it closely
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": results.export,
     "report": results.report,
     "runs": results.runs,
+    "doctor": checkup.doctor,
     "data": data.data,
     "verify": past.verify,
     "replay": past.replay,
