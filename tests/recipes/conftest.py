@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from loopax import Optimizer
 from loopax.recipes import vae
@@ -12,7 +14,7 @@ from loopax.recipes.vae import judge
 
 
 @contextmanager
-def in_haste():
+def judged_in_haste():
     """Asks of a judge that there is one, not that it is good."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(judge.PRESETS, "judge", replace(judge.PRESETS["judge"], epochs=1.0))
@@ -22,7 +24,25 @@ def in_haste():
 
 @pytest.fixture(scope="module")
 def hasty_judges():
-    with in_haste():
+    with judged_in_haste():
+        yield
+
+
+@contextmanager
+def drawn_in_haste():
+    """Leaves every picture of matplotlib empty, which otherwise takes as long as a training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, path, **options: empty(path))
+        yield
+
+
+def empty(path):
+    Image.new("L", (1, 1)).save(path, format="png")
+
+
+@pytest.fixture(scope="module")
+def hasty_pictures():
+    with drawn_in_haste():
         yield
 
 
@@ -47,5 +67,5 @@ def tiny_config(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_vae(tiny_config, tmp_path_factory):
     """The finished run of `tiny_config`; nobody changes it."""
-    with in_haste():
+    with judged_in_haste(), drawn_in_haste():
         return vae.train(tiny_config, tmp_path_factory.mktemp("runs") / "colour", progress=False)
