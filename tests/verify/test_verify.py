@@ -81,7 +81,13 @@ def results(verdict):
     return {each.what: (each.compared, each.differing) for each in verdict.comparisons}
 
 
-def test_a_program_with_all_that_a_state_can_hold_is_exact(write, tmp_path):
+def status(verdict, monkeypatch):
+    """What the command ends with when it finds this."""
+    monkeypatch.setattr("loopax.verify.verify", lambda *words, **options: verdict)
+    return main(["verify", "program.py"])
+
+
+def test_a_program_with_all_that_a_state_can_hold_is_exact(write, tmp_path, monkeypatch, capsys):
     write(RICH, before="")
     said = []
     command = ["-m", "program", "--size", "small"]
@@ -89,6 +95,8 @@ def test_a_program_with_all_that_a_state_can_hold_is_exact(write, tmp_path):
     verdict = verify(command, interruptions=2, seed=3, directory=kept, say=said.append)
 
     assert verdict.exact
+    assert status(verdict, monkeypatch) == 0
+    assert "exact: 45 steps, interrupted at " in capsys.readouterr().out
     assert verdict.steps == 45
     assert verdict.deterministic is None
     assert [name for _, name in verdict.interruptions] == ["SIGKILL", "SIGTERM"]
@@ -112,7 +120,7 @@ def test_a_program_with_all_that_a_state_can_hold_is_exact(write, tmp_path):
         verify(command, directory=kept)
 
 
-def test_a_random_number_in_the_loss_is_found(write):
+def test_a_random_number_in_the_loss_is_found(write, monkeypatch):
     """Drawn while the program starts: drawn inside of the loss, `fit` refuses it."""
     program = write("""
         noise = random.random()
@@ -126,6 +134,7 @@ def test_a_random_number_in_the_loss_is_found(write):
     verdict = verify(program, interruptions=1, seed=0, say=lambda line: None)
 
     assert not verdict.exact
+    assert status(verdict, monkeypatch) == 1
     assert verdict.deterministic is False
     assert results(verdict)["data order"] == (9, 0)
     assert results(verdict)["parameters"] == (1, 1)
@@ -206,6 +215,7 @@ def test_mistakes_are_told_before_anything_runs(command, options, message):
         verify(command, **options)
 
 
+@pytest.mark.slow
 def test_the_command_shows_that_the_vae_is_exact(write, tmp_path, capsys):
     image = np.random.default_rng(0).integers(0, 256, (400, 6, 6), np.uint8)
     np.savez(tmp_path / "images.npz", image=image, label=np.arange(400) % 4)
