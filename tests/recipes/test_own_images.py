@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,9 +12,8 @@ from PIL import Image, ImageDraw
 
 from loopax.cli import main, training
 from loopax.recipes import vae
-from loopax.run.directory import RunDir
 
-pytestmark = pytest.mark.usefixtures("hasty_judges")
+pytestmark = pytest.mark.usefixtures("hasty_judges", "hasty_pictures")
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 """Classes, in the order of their names, and so of their labels."""
@@ -183,64 +183,12 @@ def test_a_wrong_guess_is_overridden(coloured, started):
     assert vae.load(run).samples_by_class(2).shape == (3, 2, 12, 10, 1)
 
 
-def test_grey_images_are_made_colour_and_mixed_sizes_one(grey, coloured, tmp_path, started):
-    mixed = tmp_path / "mixed"
-    for name, folder in (("disc", grey), ("square", coloured / "red")):
-        (mixed / name).mkdir(parents=True)
-        for file in sorted(folder.iterdir())[:10]:
-            (mixed / name / file.name).write_bytes(file.read_bytes())
-    said, run = started(mixed, "--image-size", "16", "16", "--channels", "3")
-    assert said.splitlines()[0].endswith("16 x 16 colour, 2 classes (disc, square), 9 images each")
-    assert RunDir.open(run).config["image_size"] == [16, 16]
-
-
-def of_other_size(folder):
-    Image.new("RGB", (30, 20)).save(folder / "green" / "007.png")
-    return "green/007.png", "20x30", "16x16"
-
-
-def cut_off(folder):
+def test_a_bad_picture_among_good_ones_is_named_in_a_line(coloured, tmp_path, capfd):
+    folder = shutil.copytree(coloured, tmp_path / "copy")
     file = folder / "red" / "039.png"
     file.write_bytes(file.read_bytes()[:-40])
-    return ("red/039.png",)
-
-
-def no_picture(folder):
-    (folder / "blue" / "000.png").write_text("<html>404</html>")
-    return "blue/000.png", "none of PNG"
-
-
-@pytest.mark.parametrize("spoil", [of_other_size, cut_off, no_picture])
-def test_a_bad_picture_among_good_ones_is_named_in_a_line(spoil, coloured, tmp_path, capfd):
-    folder = tmp_path / "copy"
-    for name in COLOURS:
-        (folder / name).mkdir(parents=True)
-        for file in (coloured / name).iterdir():
-            (folder / name / file.name).write_bytes(file.read_bytes())
-    parts = spoil(folder)
     assert main(["train", "vae", "--data", str(folder), "--run-dir", str(tmp_path / "run")]) == 3
     shown = capfd.readouterr().err
     assert len(shown.splitlines()) == 1
-    for part in parts:
-        assert part in shown
+    assert "red/039.png" in shown
     assert not (tmp_path / "run").exists()
-
-
-def test_parquet_as_hugging_face_stores_it_is_trained_on_too(coloured, tmp_path, started):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = [file for name in COLOURS for file in sorted((coloured / name).iterdir())[:10]]
-    features = {"label": {"_type": "ClassLabel", "names": list(COLOURS)}}
-    table = pa.table(
-        {
-            "image": [{"bytes": file.read_bytes(), "path": file.name} for file in files],
-            "label": [list(COLOURS).index(file.parent.name) for file in files],
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(table, tmp_path / "shapes.parquet")
-    said, run = started(tmp_path / "shapes.parquet")
-    assert said.splitlines()[0].endswith(
-        "16 x 16 colour, 3 classes (blue, green, red), 9 images each"
-    )
-    assert vae.load(run).sample("red", 2).shape == (2, 16, 16, 3)
