@@ -35,7 +35,7 @@ else:
 # Started in the background, as some CI systems do, all processes would ignore Ctrl-C for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("loopax", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("loopax", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("loopax")
 
 
@@ -69,9 +69,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: one that came last would leave the other processes idle."""
+    """The longest files first: one that came last would leave the other processes idle.
+
+    Within a file what is compiled alike comes together, see `compiled.hasten`.
+    """
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+    def place(item: pytest.Item) -> tuple[int, str, bool]:
+        in_haste = item.get_closest_marker("optimized") is None
+        return places.get(item.path.name, len(LONGEST)), str(item.path), in_haste
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

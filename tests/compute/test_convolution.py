@@ -12,8 +12,6 @@ from loopax.compute.convolution import with_ordered_convolutions
 from loopax.data import Dataset
 from loopax.placement import ONE
 
-pytestmark = pytest.mark.optimized
-
 NHWC = "lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2)"
 
 
