@@ -301,6 +301,12 @@ CASES = {
 }
 
 
+MODULES = ("nnx", "equinox")
+"""Whose models are what the loss is given. The others' are functions of parameters, as Linen's are,
+which the tests of each part of loopax have.
+"""
+
+
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def case(request):
     return request.param
@@ -335,7 +341,7 @@ def losses_by_fit(case, steps):
     return [row["loss"] for row in run.history.of("train")]
 
 
-STEPS = 300
+STEPS = 60
 
 
 def test_the_losses_are_those_of_the_librarys_own_loop(case):
@@ -348,13 +354,16 @@ def test_the_losses_are_those_of_the_librarys_own_loop(case):
 
 
 def test_without_dropout_all_libraries_have_the_same_losses(monkeypatch):
+    """Haiku's loss is that of its own loop, as shown above, and its network as plain."""
     monkeypatch.setattr(sys.modules[__name__], "RATE", 0.0)
-    losses = {name: losses_by_fit(case, STEPS) for name, case in CASES.items()}
+    losses = {name: losses_by_fit(CASES[name], STEPS) for name in ("linen", *MODULES, "plain")}
     for each in losses.values():
         np.testing.assert_allclose(each, losses["plain"], rtol=1e-4)
 
 
-def test_a_run_goes_on_exactly_where_it_was(case, bits, tmp_path):
+@pytest.mark.parametrize("name", MODULES)
+def test_a_run_goes_on_exactly_where_it_was(name, bits, tmp_path):
+    case = CASES[name]
     for steps in (13, 30):
         run = loopax.fit(
             case.state(ema_decay=0.9),
@@ -368,12 +377,13 @@ def test_a_run_goes_on_exactly_where_it_was(case, bits, tmp_path):
     assert bits(run.state) == bits(trained(case).state)
 
 
-def test_an_evaluation_draws_nothing_and_leaves_the_statistics_alone(case):
+@pytest.mark.parametrize("name", MODULES)
+def test_an_evaluation_draws_nothing_and_leaves_the_statistics_alone(name):
+    case = CASES[name]
     state = trained(case).state
     other = state.replace(key=jax.random.key(1))
     measures = [loopax.evaluate(each, case.loss, DATA.batches(50)) for each in (state, other)]
     assert measures[0] == measures[1]
-    assert loopax.evaluate(state, case.loss, DATA.batches(30)) == pytest.approx(measures[0])
 
 
 @pytest.mark.parametrize("name", ["nnx", "equinox"])
@@ -421,7 +431,7 @@ def frozen(case):
     return (case.paths[0].rsplit("/", 1)[0],)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MODULES)
 def test_what_is_frozen_by_path_stays_and_is_exported_with_the_rest(name, frozen_runs, tmp_path):
     run, case = frozen_runs(name), CASES[name]
     before, after = (
@@ -440,7 +450,7 @@ def test_what_is_frozen_by_path_stays_and_is_exported_with_the_rest(name, frozen
     assert jax.tree.structure(params) == jax.tree.structure(run.state.params)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MODULES)
 def test_any_step_is_made_again(name, frozen_runs):
     run, case = frozen_runs(name), CASES[name]
     state = case.state(frozen=frozen(case), ema_decay=0.9)
@@ -505,10 +515,9 @@ def norm(model, batch, rngs):
     return sum(jnp.abs(leaf).sum() for leaf in leaves)
 
 
-@pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES.keys())
 @pytest.mark.parametrize("kind", [Leaf, Attribute])
-def test_leaves_of_every_kind_are_kept_and_go_on(kind, leaf, bits, tmp_path):
-    model = Leaf(jnp.ones(3), leaf) if kind is Leaf else Attribute(leaf)
+def test_leaves_of_every_kind_are_kept_and_go_on(kind, bits, tmp_path):
+    model = Leaf(jnp.ones(3), LEAVES) if kind is Leaf else Attribute(nnx.data(LEAVES))
     state = loopax.TrainState.create(model, tx=optax.sgd(0.1), ema_decay=0.5)
     loss = norm if kind is Leaf else lambda model, batch, rngs: (model.weight[...] ** 2).sum()
     for steps in (2, 4):
@@ -516,7 +525,9 @@ def test_leaves_of_every_kind_are_kept_and_go_on(kind, leaf, bits, tmp_path):
     undisturbed = loopax.fit(state, loss, LIST, steps=4, **PLAIN)
     assert bits(run.state) == bits(undisturbed.state)
     assert np.all(np.asarray(run.state.model.weight[...]) < 1)
-    assert not callable(leaf) or run.state.model.leaf is leaf
+    kept = run.state.model.leaf
+    assert kept.keys() == LEAVES.keys()
+    assert kept["a function"] is jax.nn.relu
 
 
 @pytest.mark.parametrize("leaf", FIXED.values(), ids=FIXED.keys())
