@@ -72,16 +72,6 @@ WRONG = {
         CheckpointError,
         "checkpoints: made with batch_size 2, and now it is 4; give the same to continue",
     ),
-    "order": (
-        lambda dataset, state: {"data": dataset.batches(2, shuffle=False)},
-        CheckpointError,
-        "made with shuffle True, and now it is False",
-    ),
-    "last batch": (
-        lambda dataset, state: {"data": dataset.batches(2, drop_last=False)},
-        CheckpointError,
-        "made with drop_last True, and now it is False",
-    ),
     "dataset": (
         lambda dataset, state: {
             "data": Dataset({**dataset.columns, "label": dataset.columns["label"] + 1}).batches(2)
@@ -105,11 +95,6 @@ WRONG = {
         ConfigError,
         r"run: this run was made with rate = 0.01, not 0.001; name another run directory",
     ),
-    "a new setting": (
-        lambda dataset, state: {"config": {"rate": 1e-2, "width": 3}},
-        ConfigError,
-        "made with width = None, not 3",
-    ),
 }
 
 
@@ -131,8 +116,10 @@ def test_what_does_not_fit_is_named_and_the_run_stays_as_it_is(
 HARMLESS = {
     "where the data lies": lambda dataset: {"data": dataset.batches(2, resident=False)},
     "how steps are grouped": lambda dataset: {"chunk_steps": 3},
-    "what is saved": lambda dataset: {"checkpoints": loopax.Checkpoints(every=3, keep=1)},
-    "what is measured": lambda dataset: {"evaluation": dataset.batches(100)},
+    "what is measured and saved": lambda dataset: {
+        "evaluation": dataset.batches(100),
+        "checkpoints": loopax.Checkpoints(every=3, keep=1),
+    },
     "another policy": lambda dataset: {"nonfinite": "skip"},
     "how often it is logged": lambda dataset: {"log_every": 3, "probe_every": None},
 }
@@ -181,14 +168,13 @@ def test_in_the_same_environment_nothing_is_said(train, capsys):
     assert "may differ" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("left", [0, 1])
-def test_rows_that_were_lost_are_said(train, half, whole, capsys, bits, left):
+def test_rows_that_were_lost_are_said(train, half, whole, capsys, bits):
     file = half / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     assert len(lines) == 7
-    file.write_text("".join(lines[:left]) + '{"step": 16, "sour')
+    file.write_text("".join(lines[:1]) + '{"step": 16, "sour')
     parts = train(steps=40, probe_every=None, progress=True)
-    assert f"{file}: has {left} of the 6 rows logged up to step 20" in capsys.readouterr().err
+    assert f"{file}: has 1 of the 6 rows logged up to step 20" in capsys.readouterr().err
     assert bits(parts.state) == bits(whole.state)
     # The short row of an end that was none is not missing from the longer run.
     steps = [row["step"] for row in RunDir.open(half).metrics if row["source"] == "train"]
@@ -322,7 +308,6 @@ def numbers(*values):
 
 
 ANOTHER_SOURCE = {
-    "other values": (numbers(20, 20, 20), "first batch is [0-9a-f]+, and now it is an iterable"),
     "another batch size": (
         [{"x": np.full(4, 10.0, np.float32)}] * 3,
         r"batch x float32\[2\], and now it is x float32\[4\]",

@@ -255,8 +255,6 @@ def parent(tmp_path_factory, dataset, line_loss, line_state):
 
 BRANCHES = {
     "at the start": 0,
-    "just after a probe": 15,
-    "at a checkpoint and a logged row": 20,
     "at an evaluation between two rows": 36,
     "at the end, where the last row is short": 53,
 }
