@@ -27,6 +27,9 @@ _fork.set_forkserver_preload(
         "loopax.fitting",
         "loopax.recipes.vae.report",
         "matplotlib.figure",
+        "sklearn.decomposition",
+        "sklearn.linear_model",
+        "sklearn.mixture",
         "PIL.PngImagePlugin",
         "tensorboardX.event_file_writer",
     ]

@@ -1,12 +1,15 @@
 """A short sweep of kills; `python -m tests.system.faults` makes a long one."""
 
+import pytest
+
 from tests.system import faults
 
 
-def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
-    campaigns, values = faults.sweep(tmp_path, kills=6, runs=2, length=0.05, seed=1)
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_again_and_again_loses_nothing(kills, tmp_path):
+    campaigns, values = faults.sweep(tmp_path, kills, runs=2, length=0.05, seed=1)
     assert [problem for campaign in campaigns for problem in campaign.problems] == []
-    assert sum(campaign.kills for campaign in campaigns) >= 6
+    assert sum(campaign.kills for campaign in campaigns) >= kills
     assert all(campaign.over for campaign in campaigns)
     assert values > 100
     # That it compares what it should: a leaf of the optimiser, a row, a pixel.
