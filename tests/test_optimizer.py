@@ -42,9 +42,9 @@ GRADS = [tree(seed, scale) for seed, scale in enumerate((1, 5, 0.1, 2, 0.01, 3, 
 
 def trained(tx, grads=GRADS):
     """The updates that a transformation makes of one gradient after the other."""
-    params, state, made = PARAMS, tx.init(PARAMS), []
+    params, state, made, update = PARAMS, tx.init(PARAMS), [], jax.jit(tx.update)
     for each in grads:
-        updates, state = tx.update(each, state, params)
+        updates, state = update(each, state, params)
         params = optax.apply_updates(params, updates)
         made.append(updates)
     return made
@@ -376,11 +376,11 @@ def test_a_schedule_to_the_end_of_the_run_counts_updates_and_not_batches(
         return max((first, many) for first, many in plan.items() if first <= update)[1]
 
     made = described.build(total_steps)
-    state = made.init(PARAMS)
+    state, make = made.init(PARAMS), jax.jit(made.update)
     ones = jax.tree.map(jnp.ones_like, PARAMS)
     for update in range(min(updates, 3)):
         for _ in range(every(update)):
-            changes, state = made.update(ones, state, PARAMS)
+            changes, state = make(ones, state, PARAMS)
         np.testing.assert_allclose(changes["norm"]["scale"], -float(rate(update)), rtol=1e-6)
 
 
