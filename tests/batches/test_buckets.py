@@ -33,7 +33,7 @@ def walked(batches, feed, steps, resident=None):
 
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=4, max_size=60)
-FEW = settings(max_examples=40)
+FEW = settings(max_examples=20)
 
 
 @FEW

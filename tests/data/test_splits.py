@@ -133,7 +133,7 @@ def labels_dataset(labels):
     return Dataset({"label": np.array(labels, np.int32), "row": np.arange(len(labels))}, name="d")
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=32)
 @given(st.lists(st.integers(-1, 3), min_size=1, max_size=60), st.floats(0.01, 0.99))
 def test_a_split_is_exact_and_in_proportion(labels, fraction):
     counts = np.bincount(np.array(labels) + 1)
@@ -186,7 +186,7 @@ def made(labels, rows=None, groups=None):
     return Texts(rows, labels, names, groups=groups)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=32)
 @given(labelled, st.floats(0.05, 0.95), st.integers(0, 5))
 def test_single_rows_are_split_exactly_by_class(labels, fraction, seed):
     texts = made(labels)
@@ -207,7 +207,7 @@ def test_single_rows_are_split_exactly_by_class(labels, fraction, seed):
         )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=32)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 8), st.integers(0, 30)), min_size=2, max_size=60

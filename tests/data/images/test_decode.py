@@ -44,7 +44,7 @@ def test_arrays_are_resized_as_encoded_images_are():
     np.testing.assert_allclose(floats * 255, found, atol=1.01)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=24)
 @given(
     st.sampled_from([1, 3]).flatmap(
         lambda channels: hnp.arrays(

@@ -13,7 +13,7 @@ from loopax.errors import DataError
 
 MIB = 2**20
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=20)
 arrays = st.sampled_from(sorted(CODES)).flatmap(
     lambda code: hnp.arrays(code, hnp.array_shapes(max_dims=5, max_side=4))
 )

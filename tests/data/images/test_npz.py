@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loopax.data.images.npz import read_npz
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(deadline=None, max_examples=24)
 ARRAYS = {
     "x": np.arange(6, dtype=">i2").reshape(2, 3),
     "y": np.asfortranarray(np.ones((2, 3), "f4")),
@@ -61,7 +61,7 @@ def test_every_truncation_is_refused(scratch, refuses, writer, data):
         read_npz(path)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(writers, st.data())
 def test_one_changed_byte_changes_no_array(scratch, outcome, writer, data):
     path, packed = scratch / "flip.npz", bytearray(npz_bytes(writer))

@@ -111,7 +111,7 @@ def test_strings_are_numbered_in_their_order(tmp_path, kind):
     assert label_of(found) == [[2, 0, 1][label] for label in LABELS]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 7)).flatmap(
         lambda shape: st.tuples(
@@ -371,7 +371,7 @@ def packed(tmp_path_factory):
     return write(path, table, row_group_size=5, write_page_checksum=True).read_bytes()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(st.data())
 def test_every_truncation_is_refused(scratch, refuses, packed, data):
     path = scratch / "cut.parquet"
@@ -380,7 +380,7 @@ def test_every_truncation_is_refused(scratch, refuses, packed, data):
         read(path)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=32)
 @given(st.data())
 def test_one_changed_byte_is_refused_or_changes_no_pixel(scratch, outcome, packed, data):
     path, flipped = scratch / "flip.parquet", bytearray(packed)

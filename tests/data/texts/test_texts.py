@@ -17,7 +17,7 @@ from loopax.data.columns import Columns
 from loopax.errors import ConfigError
 
 MIB = 2**20
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=20)
 characters = st.characters(codec="utf-8", exclude_characters="\0")
 cells = st.text(characters, max_size=12)
 labels = st.sampled_from(["no", "yes", "ä b", "x,y", 'quo"te'])
@@ -431,7 +431,7 @@ def test_what_is_no_file_is_refused(tmp_path, refuses):
         read_texts(tmp_path / "folder.csv")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(["x.csv", "x.tsv", "x.jsonl", "x.parquet", "x.csv.gz", "x.jsonl.bz2"]),
     st.sampled_from([b"", b"text,label\n", b'{"text": "', b"PAR1", b"\x1f\x8b\x08", b"\xff\xfe"]),
@@ -448,7 +448,7 @@ def test_any_bytes_are_texts_or_one_line(scratch, outcome, name, start, rest):
         assert len(found.description.splitlines()) == 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(tables, st.sampled_from([".csv", ".tsv", ".jsonl", ".csv.gz", ".parquet"]), st.data())
 def test_one_changed_byte_is_texts_or_one_line(scratch, outcome, rows, ending, data):
     if ending == ".parquet":
