@@ -626,6 +626,15 @@ def test_a_loss_may_be_transformed_by_nnx():
     np.testing.assert_allclose(*means, rtol=1e-5)
 
 
+@pytest.mark.parametrize("transform", [jax.checkpoint, jax.jit])
+def test_what_hides_the_changes_of_a_module_is_refused(transform):
+    case = CASES["nnx"]
+    with pytest.raises(ConfigError, match="changes norm/mean, norm/var of the model"):
+        loopax.fit(case.state(), transform(nnx_loss), LIST, steps=1, **PLAIN)
+    state = loopax.TrainState.create(Attribute(1), tx=optax.sgd(0.1))
+    loopax.fit(state, transform(norm), LIST, steps=1, **PLAIN)  # which changes nothing
+
+
 def test_a_module_split_by_hand_is_merged_in_the_loss():
     """As Flax's guide of its functional interface has it, without a copy."""
     graph, params, seeds, rest = nnx.split(

@@ -18,7 +18,7 @@ from loopax.compute.libraries.base import FUNCTIONS, Structure
 from loopax.compute.precision import Precision, narrow, typed_like
 from loopax.compute.rows import WEIGHT, check_names
 from loopax.errors import ConfigError
-from loopax.paths import PyTree
+from loopax.paths import PyTree, leaf_path
 from loopax.purity import calling_purely
 from loopax.randomness import Rngs
 
@@ -86,6 +86,8 @@ def call_loss(
     after = model_state
     if has_model_state or structure.holds_state:
         after = parts[2] if has_model_state else structure.changed(model)
+        if training and structure.holds_state and not _replaced(given, after):
+            _refuse_hidden_changes(loss_fn, params, batch, rngs, given, structure)
         after = typed_like(after, model_state) if precision is not None else after
     return {name: measured(name, value, training) for name, value in metrics.items()}, after
 
@@ -110,6 +112,45 @@ def _result(loss_fn: LossFn, args: Mapping[str, Any]) -> Any:
     if result is None:
         raise ConfigError("the loss returned nothing; did you forget `return`?")
     return result
+
+
+def _refuse_hidden_changes(
+    loss_fn: LossFn,
+    params: PyTree,
+    batch: Batch,
+    rngs: Rngs,
+    model_state: PyTree,
+    structure: Structure,
+) -> None:
+    """JAX's own transformations call a loss with a copy of a module, and drop what it changes.
+
+    Raises:
+        ConfigError: without them it would change something.
+    """
+    plain = inspect.unwrap(loss_fn)
+    made_in = getattr(loss_fn, "__globals__", {}).get("__name__", type(loss_fn).__module__)
+    if plain is loss_fn or made_in.partition(".")[0] not in ("jax", "jaxlib"):
+        return
+    hidden: list[str] = []
+
+    def call() -> None:
+        model = structure.model(params, model_state, rngs)
+        plain(model, batch, rngs)
+        hidden.extend(_replaced(model_state, structure.changed(model)))
+
+    jax.eval_shape(call)
+    if hidden:
+        raise ConfigError(
+            f"the loss changes {', '.join(hidden)} of the model, and jax.checkpoint or jax.jit "
+            "around it drops that; give the loss itself, and TrainState.create(..., remat='dots') "
+            "or nnx.remat for the memory"
+        )
+
+
+def _replaced(before: PyTree, after: PyTree) -> list[str]:
+    """The paths of arrays that are not those that were there."""
+    leaves = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    return [leaf_path(path) for (path, old), new in leaves if old is not new]
 
 
 def check_takes(what: str, function: Callable[..., Any], args: Mapping[str, Any]) -> None:
