@@ -22,6 +22,7 @@ from loopax.data import Dataset
 from loopax.diagnose.cost import estimate
 from loopax.diagnose.replay import Replay
 from loopax.errors import ConfigError
+from loopax.lora import LoRA
 from loopax.placement import placement
 from loopax.run import RunDir
 from tests import compiled
@@ -50,6 +51,8 @@ data = Dataset(
 )
 model = Network()
 state = loopax.TrainState.create(model, data, optax.adam(1e-2), ema_decay=0.9)
+LORA = LoRA(("Dense_0/kernel",), rank=2, train=("Dense_1",))
+adapted = loopax.TrainState.create(model, data, optax.adam(1e-2), lora=LORA)
 
 
 def loss_fn(params, batch, rngs):
@@ -58,9 +61,9 @@ def loss_fn(params, batch, rngs):
     return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
 
-def trained(run_dir, mesh, steps, **options):
+def trained(run_dir, mesh, steps, *, start=state, **options):
     return loopax.fit(
-        state,
+        start,
         loss_fn,
         data.batches(16),
         steps=steps,
@@ -112,6 +115,21 @@ def told(home, mesh):
     }
 
 
+def with_adapters(home, mesh):
+    """What adapters come to beside a kernel that stays as it is, whole and in pieces."""
+    whole, parts = home / f"adapters {mesh}", home / f"adapters in parts {mesh}"
+    run = trained(whole, mesh, STEPS, start=adapted)
+    trained(parts, mesh, 17, start=adapted)
+    base = run.state.frozen["params"]["Dense_0"]["kernel"]["base"]
+    return {
+        "state": digest(run.state),
+        "in parts": digest(trained(parts, mesh, STEPS, start=adapted).state),
+        "rows": (whole / "metrics.jsonl").read_text(),
+        "base": digest(base),
+        "base on a device": base.addressable_shards[0].data.size / base.size,
+    }
+
+
 def sent(mesh):
     """What the devices send each other in a step, in multiples of what the parameters take."""
     costs = estimate(state, loss_fn, data.batches(16), mesh=mesh, seconds=0.01)
@@ -139,6 +157,7 @@ if __name__ == "__main__":
         "on": [device.id for device in alone.state.step.devices()],
         "state": digest(alone.state),
     }
+    found["adapters"] = {mesh: with_adapters(home, mesh) for mesh in ("data=1", "data=2,fsdp=4")}
     found["default"] = len(default.state.step.sharding.device_set)
     found["refused"] = [refused("data=2,fsdp=4", 20), refused("data=8", 4), refused("data=16", 16)]
     found["sent"] = {mesh: sent(mesh) for mesh in ("data=1", "data=8", "fsdp=8")}
