@@ -130,28 +130,23 @@ class BertConfig:
 
 
 class _Part(nn.Module):
-    """What the parts below share: the architecture and the type that is computed in."""
+    """What the parts below share: the architecture, and layers of its sizes."""
 
     config: BertConfig
-    dtype: Any = jnp.float32
 
     def dense(self, x: Array, features: int, name: str = "dense") -> Array:
         """Applied to one long list of tokens: the gradient of a kernel is then a plain product."""
         layer = nn.Dense(
             features,
-            dtype=self.dtype,
             kernel_init=nn.initializers.normal(self.config.initializer_range),
             name=name,
         )
         return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
 
     def layer_norm(self, x: Array) -> Array:
-        """Its statistics are float32 whatever `dtype` is."""
+        """Its statistics are float32 whatever the parameters are."""
         epsilon = self.config.layer_norm_eps
-        normalise = nn.LayerNorm(
-            epsilon, dtype=self.dtype, use_fast_variance=False, name="LayerNorm"
-        )
-        return normalise(x)
+        return nn.LayerNorm(epsilon, use_fast_variance=False, name="LayerNorm")(x)
 
     def dropout(self, x: Array, rate: float, deterministic: bool) -> Array:
         """By 16 random bits a number, to which the rate is rounded; the mean is kept.
@@ -177,7 +172,6 @@ class _Embeddings(_Part):
         embed = functools.partial(
             nn.Embed,
             features=config.hidden_size,
-            dtype=self.dtype,
             embedding_init=nn.initializers.normal(config.initializer_range),
         )
         words = embed(config.vocab_size, name="word_embeddings")(ids)
@@ -212,9 +206,9 @@ class _SelfAttention(_Part):
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
         weights = self.dropout(weights, config.attention_probs_dropout_prob, deterministic)
-        weights = weights.astype(self.dtype)
+        weights = weights.astype(value.dtype)
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value, preferred_element_type=jnp.float32)
-        mixed = (mixed / total).astype(self.dtype)
+        mixed = (mixed / total).astype(value.dtype)
         return mixed.transpose(0, 2, 1, 3).reshape(hidden.shape)
 
 
@@ -232,9 +226,9 @@ class _Output(_Part):
 class _Attention(_Part):
     @nn.compact
     def __call__(self, hidden: Hidden, mask: Mask, deterministic: bool) -> Hidden:
-        own = _SelfAttention(self.config, self.dtype, name="self")
+        own = _SelfAttention(self.config, name="self")
         mixed = own(hidden, mask, deterministic)
-        return _Output(self.config, self.dtype, name="output")(mixed, hidden, deterministic)
+        return _Output(self.config, name="output")(mixed, hidden, deterministic)
 
 
 class _Intermediate(_Part):
@@ -247,17 +241,17 @@ class _Intermediate(_Part):
 class _Layer(_Part):
     @nn.compact
     def __call__(self, hidden: Hidden, mask: Mask, deterministic: bool) -> Hidden:
-        attend = _Attention(self.config, self.dtype, name="attention")
+        attend = _Attention(self.config, name="attention")
         hidden = attend(hidden, mask, deterministic)
-        wide = _Intermediate(self.config, self.dtype, name="intermediate")(hidden)
-        return _Output(self.config, self.dtype, name="output")(wide, hidden, deterministic)
+        wide = _Intermediate(self.config, name="intermediate")(hidden)
+        return _Output(self.config, name="output")(wide, hidden, deterministic)
 
 
 class _Layers(_Part):
     @nn.compact
     def __call__(self, hidden: Hidden, mask: Mask, deterministic: bool) -> Hidden:
         for index in range(self.config.num_hidden_layers):
-            layer = _Layer(self.config, self.dtype, name=str(index))
+            layer = _Layer(self.config, name=str(index))
             hidden = layer(hidden, mask, deterministic)
         return hidden
 
@@ -265,7 +259,7 @@ class _Layers(_Part):
 class _Encoder(_Part):
     @nn.compact
     def __call__(self, hidden: Hidden, mask: Mask, deterministic: bool) -> Hidden:
-        return _Layers(self.config, self.dtype, name="layer")(hidden, mask, deterministic)
+        return _Layers(self.config, name="layer")(hidden, mask, deterministic)
 
 
 class _Pooler(_Part):
@@ -279,19 +273,19 @@ class _Pooler(_Part):
 class BertModel(nn.Module):
     """The encoder: a hidden state for each token. `pool` makes one vector of them.
 
+    It computes in the type of its parameters, but softmax and normalisation in float32.
+
     Attributes:
         config: the architecture.
-        dtype: what is computed in; parameters, softmax and normalisation are float32.
     """
 
     config: BertConfig
-    dtype: Any = jnp.float32
 
     def setup(self) -> None:
         """Names the parts; one that is never called has no parameters."""
-        self.embeddings = _Embeddings(self.config, self.dtype)
-        self.encoder = _Encoder(self.config, self.dtype)
-        self.pooler = _Pooler(self.config, self.dtype)
+        self.embeddings = _Embeddings(self.config)
+        self.encoder = _Encoder(self.config)
+        self.pooler = _Pooler(self.config)
 
     def __call__(
         self,
@@ -332,31 +326,31 @@ class BertForSequenceClassification(nn.Module):
     """Logits of a text, or of a pair of texts, from one dense layer on the pooled hidden states.
 
     `features` and `classify` are its two halves: with the first deterministic and the second not,
-    a frozen encoder has no dropout while the head has.
+    a frozen encoder has no dropout while the head has. The head computes in float32.
 
     Attributes:
         config: the architecture.
         classes: how many classes there are.
         pooling: `pooler` is BERT's own, on the first token; `mean` is the mean over the attended
             tokens, for encoders that were trained to be used so (Reimers and Gurevych, 2019).
-        dtype: what is computed in; parameters, softmax and normalisation are float32.
     """
 
     config: BertConfig
     classes: int
     pooling: Literal["mean", "pooler"] = "pooler"
-    dtype: Any = jnp.float32
 
     def setup(self) -> None:
         """Makes the encoder, the head and the dropout before it."""
         if self.pooling not in ("mean", "pooler"):
             raise ConfigError(f"pooling is {self.pooling!r}; it must be mean or pooler")
         config = self.config
-        self.bert = BertModel(config, self.dtype)
+        self.bert = BertModel(config)
         rate = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
         self.classifier = nn.Dense(
-            self.classes, kernel_init=nn.initializers.normal(config.initializer_range)
+            self.classes,
+            dtype=jnp.float32,
+            kernel_init=nn.initializers.normal(config.initializer_range),
         )
 
     def __call__(

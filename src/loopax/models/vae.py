@@ -100,6 +100,7 @@ class VAE(nn.Module):
     """Encodes an image to a normal distribution over latents; decodes a latent and a class.
 
     A label below 0 says that the class is not known: it is the condition in which no class is on.
+    It computes in the type of its parameters when it is given images or latents of that type.
 
     Attributes:
         image_shape: height, width and channels.
@@ -163,7 +164,7 @@ class VAE(nn.Module):
     def encode(self, image: Images, label: Labels) -> tuple[Latents, Latents]:
         """Mean and log-variance of the latent given the image (and its class, if conditioned)."""
         flat = image if self.network == "conv" else image.reshape(image.shape[0], -1)
-        hidden = self.encoder(flat, self._condition(label))
+        hidden = self.encoder(flat, self._condition(label, image.dtype))
         mean, logvar = jnp.split(self.posterior(hidden), 2, axis=-1)
         return mean, logvar
 
@@ -184,8 +185,9 @@ class VAE(nn.Module):
         """`decode` before the pixels are brought into range; of a sigmoid, the log-odds of ink."""
         hidden = latent
         if self._sums:
-            hidden = self.from_latent(latent) + self.from_class(self._one_hot(label))
-        pixels = self.decoder(hidden, self._condition(label))
+            hidden = self.from_latent(latent)
+            hidden = hidden + self.from_class(self._one_hot(label).astype(latent.dtype))
+        pixels = self.decoder(hidden, self._condition(label, latent.dtype))
         return pixels.reshape(-1, *self.image_shape)
 
     def sigma(self) -> Float[Array, ""]:
@@ -199,9 +201,9 @@ class VAE(nn.Module):
     def _one_hot(self, label: Labels) -> Float[Array, "batch classes"]:
         return jax.nn.one_hot(label, self.classes)
 
-    def _condition(self, label: Labels) -> Float[Array, "batch classes"] | None:
+    def _condition(self, label: Labels, dtype: jnp.dtype) -> Float[Array, "batch classes"] | None:
         everywhere = self.conditioning == "every_layer" and self.classes > 1
-        return self._one_hot(label) if everywhere else None
+        return self._one_hot(label).astype(dtype) if everywhere else None
 
 
 def _shifted(x: Images, condition: Float[Array, "batch classes"] | None) -> Images:

@@ -56,8 +56,11 @@ class FineTuneConfig:
     """Instead of what the model says; what is frozen as a whole has none before the head."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: errors weigh as much in a rare class as in a frequent one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What is computed in; parameters and their updates stay float32."""
+    compute_dtype: Literal["bfloat16"] | None = None
+    """bfloat16: a step computes in it; parameters, their updates and what is measured at the end
+    stay float32."""
+    remat: Literal["dots", "dots_with_no_batch_dims"] | None = None
+    """What a step keeps for its gradient; when left out, all that it needs."""
     warmup_fraction: float = 0.1
     """The part of the run in which the learning rate grows from 0."""
     lora: int | None = None

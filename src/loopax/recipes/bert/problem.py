@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float
@@ -142,7 +141,7 @@ class Problem:
     def _features(self, tokens: Dataset) -> Float[np.ndarray, "texts hidden"]:
         """What the pretrained part makes of tokens, computed once."""
         made_by = repr(self.pretrained.config), self.pretrained.digest
-        file = file_for(*made_by, tokens.fingerprint, self.model.pooling, self.config.dtype)
+        file = file_for(*made_by, tokens.fingerprint, self.model.pooling)
         return features_of(tokens.columns, self.model, self.params, self.longest, file, self.say)
 
     @property
@@ -280,6 +279,8 @@ class Problem:
             params=self.params if resumed else self.initial_params,
             tx=self.optimizer,
             lora=self.lora,
+            compute_dtype=self.config.compute_dtype,
+            remat=self.config.remat,
             total_steps=self.steps,
             seed=self.config.seed,
         )
@@ -336,9 +337,7 @@ def model_of(
         rates: Any = dict.fromkeys(places, rate)
         architecture = dataclasses.replace(architecture, **rates)
     pooling = pretrained.pooling if config.pooling == "auto" else config.pooling
-    return BertForSequenceClassification(
-        architecture, len(class_names), pooling, jnp.dtype(config.dtype)
-    )
+    return BertForSequenceClassification(architecture, len(class_names), pooling)
 
 
 def metric_of(config: FineTuneConfig) -> str:

@@ -133,8 +133,7 @@ def load(
             f"{directory.path / MODEL_FILE}: is damaged ({ascii(str(error))[1:-1][:200]}); remove "
             "it, and the same training command writes it anew"
         ) from error
-    dtype = jnp.dtype(config.dtype)
-    model = BertForSequenceClassification(architecture, len(names), noted["pooling"], dtype)
+    model = BertForSequenceClassification(architecture, len(names), noted["pooling"])
     form = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     params, step = params_at(directory, checkpoint, form, say)
     columns = Columns(tuple(noted["text"]), noted.get("label"))

@@ -67,6 +67,9 @@ class ImagesConfig(ImageSource):
     """Size of the last hidden layer."""
     dropout: float = 0.2
     """The share of these features that is left out in training."""
+    compute_dtype: Literal["bfloat16"] | None = None
+    """bfloat16: a step computes in it; parameters, their updates and what is measured at the end
+    stay float32."""
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
             learning_rate=3e-3,

@@ -104,6 +104,7 @@ class Problem(ImagesProblem):
             image, is_moved = batch["image"], shift > 0 and rngs.training
             image = shifted(rngs["shift"], image, shift) if is_moved else image
             logits, _ = model.apply(params, image, train=rngs.training, rngs=rngs)
+            logits = logits.astype(jnp.float32)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
             return loss, {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
@@ -119,7 +120,12 @@ class Problem(ImagesProblem):
             optimizer = replace(optimizer, schedule=schedule)
         example = self.batches.dataset.example["image"]
         return loopax.TrainState.create(
-            self.model, example, optimizer, total_steps=self.steps, seed=self.config.seed
+            self.model,
+            example,
+            optimizer,
+            compute_dtype=self.config.compute_dtype,
+            total_steps=self.steps,
+            seed=self.config.seed,
         )
 
 

@@ -67,6 +67,9 @@ class VAEConfig(ImageSource):
     leaves out what needs it."""
     mixture_components: int = 100
     """Normals in the mixture of a class, at most."""
+    compute_dtype: Literal["bfloat16"] | None = None
+    """bfloat16: the network of a step computes in it; parameters, their updates, the objective and
+    what is measured at the end stay float32."""
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
             learning_rate=3e-3, schedule=Schedule("cosine"), clip_norm=10.0

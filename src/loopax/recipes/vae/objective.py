@@ -201,7 +201,11 @@ class Objective:
         return sse_half / weight + 0.5 * self.pixels * (LOG_2PI + math.log(weight))
 
     def _apply(self, params: Any, method: str, *args: Any) -> Any:
-        return self.model.apply(params, *args, method=method)
+        """What the model computes in the type of its parameters, as float32."""
+        dtype = jax.tree.leaves(params)[0].dtype
+        given = (x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in args)
+        found = self.model.apply(params, *given, method=method)
+        return optax.tree.cast(found, jnp.float32)
 
 
 def kl_divergence(posterior: Any, prior: Any) -> Float[Array, "batch latent"]:

@@ -153,7 +153,13 @@ class Problem(ImagesProblem):
         """
         config, train = self.config, self.data.train
         state = loopax.TrainState.create(
-            self.model, train, config.optimizer, total_steps=self.steps, seed=config.seed
+            self.model,
+            train,
+            config.optimizer,
+            compute_dtype=config.compute_dtype,
+            full_precision=("batch/image",) if config.compute_dtype else (),
+            total_steps=self.steps,
+            seed=config.seed,
         )
         if config.weights is None or resumed:
             return state
