@@ -45,8 +45,8 @@ LAYERS = [
 ]
 FLOORS = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
 NARROWER = {
-    "batches": {"errors", "paths", "placement", "purity", "randomness", "batches"},
-    "data": {"errors", "extras", "digests", "batches", "data"},
+    "batches": {"errors", "files", "paths", "placement", "purity", "randomness", "batches"},
+    "data": {"errors", "extras", "terminal", "files", "digests", "caches", "batches", "data"},
     "models": {"errors", "models"},
 }
 """What may be imported where being lower is not enough."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 PIPED_WIDTH = 200
 """Columns of a file or a pipe, which has no edge to break lines at."""
+
+
+SOON, PLAIN_SECONDS = 3.0, 30.0
+"""When progress is first shown, and how often there is a line of it outside of a terminal."""
 
 
 @contextmanager
@@ -56,6 +61,47 @@ def to_stderr(*lines: str) -> None:
     """Says what is no result, such as which checkpoint one is of."""
     for line in lines:
         print(line, file=sys.stderr)
+
+
+class Progress:
+    """How far work of many portions is, on standard error, once it has taken some seconds.
+
+    In a terminal it is one line that changes, elsewhere a line now and then.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total = what, total
+        self._begun = time.monotonic()
+        self._next = self._begun + SOON
+        self._is_shown = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_shown and self._in_place:
+            self._write("\r\x1b[K")
+
+    def at(self, done: int) -> None:
+        """So many are done."""
+        now = time.monotonic()
+        if now < self._next or not done:
+            return
+        left = (now - self._begun) / done * (self._total - done)
+        said = f"{self._what}: {done:,} of {self._total:,}, {left:,.0f} s left"
+        self._write(f"\r\x1b[K{said}" if self._in_place else f"{said}\n")
+        self._is_shown = True
+        self._next = now + (0.25 if self._in_place else PLAIN_SECONDS)
+
+    @property
+    def _in_place(self) -> bool:
+        return sys.stderr is not None and sys.stderr.isatty()
+
+    def _write(self, text: str) -> None:
+        if sys.stderr is not None:
+            with suppress(OSError):
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
 
 def table(*columns: str) -> Any:

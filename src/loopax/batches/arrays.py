@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from loopax.batches.mapped import Mapped
 from loopax.errors import DataError
 
 
-def as_numbers(name: str, value: Any) -> np.ndarray:
-    """`value` as an array of numbers, in the byte order of this machine.
+def as_numbers(name: str, value: Any) -> Any:
+    """`value` as an array of numbers, in the byte order of this machine; what is mapped stays so.
 
     Args:
         name: what it is called in messages, such as `the column 'label'`.
@@ -21,6 +22,8 @@ def as_numbers(name: str, value: Any) -> np.ndarray:
     Raises:
         DataError: it is not made of numbers, or some of its values are masked.
     """
+    if isinstance(value, Mapped):
+        return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise DataError(f"{name} has masked values; say what they are: column.filled(0)")
     try:
@@ -39,6 +42,8 @@ def as_numbers(name: str, value: Any) -> np.ndarray:
             "type; strings become integers by numpy.unique(x, return_inverse=True), times numbers "
             "by (x - x.min()) / numpy.timedelta64(1, 's')"
         )
+    if isinstance(value, np.memmap) and value.ndim > 1 and array.dtype.isnative:
+        return Mapped(value)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

@@ -1,10 +1,9 @@
-"""A dataset in memory: named columns, kept as they were stored, and batches of their examples."""
+"""A dataset: named columns, kept as they were stored, and batches of their examples."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxtyping import Int32
 
 from loopax.batches.arrays import as_held, as_numbers
 from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items, affordable
+from loopax.batches.mapped import fingerprint_of, picked
 from loopax.batches.transforms import (
     Transform,
     checked_transforms,
@@ -38,7 +38,8 @@ class Dataset:
     where -1 means that the class is not known. No other column is changed.
 
     Attributes:
-        columns: the arrays by name; lists and arrays of other libraries become NumPy's.
+        columns: the arrays by name; lists and arrays of other libraries become NumPy's. One that
+            lies on the disk is a `Mapped`, which is indexed like an array.
         name: what it is called in messages.
         class_names: the name of each class, in the order of the labels.
         source: what it was read from, in words.
@@ -50,7 +51,7 @@ class Dataset:
         DataError: there are no columns, their lengths differ, or one is not made of numbers.
     """
 
-    columns: Mapping[str, np.ndarray]
+    columns: Mapping[str, Any]
     name: str = "data"
     class_names: tuple[str, ...] = field(default=())
     source: str = ""
@@ -83,6 +84,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
+    def pick(self, rows: np.ndarray) -> Dataset:
+        """The examples at these positions, or where a mask is true, in this order."""
+        columns = {name: picked(column, rows) for name, column in self.columns.items()}
+        return replace(self, columns=columns)
+
     def batches(self, batch_size: int, **options: Any) -> DatasetBatches:
         """Batches to train on or to evaluate with; the options are those of `DatasetBatches`."""
         return DatasetBatches(self, batch_size, **options)
@@ -113,7 +119,8 @@ class Dataset:
         """The columns on the devices, as stored; put there once and shared by all batches."""
         where = placement.mesh or default_device()
         if where not in self._residents:
-            self._residents[where] = placement.resident(self.columns)
+            columns = {name: np.asarray(column) for name, column in self.columns.items()}
+            self._residents[where] = placement.resident(columns)
         return self._residents[where]
 
     @cached_property
@@ -123,11 +130,7 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and bytes of the columns: the identity of the data."""
-        digest = hashlib.sha256()
-        for key, column in sorted(self.columns.items()):
-            digest.update(f"{key}:{column.dtype.str}:{column.shape};".encode())
-            digest.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+        return fingerprint_of(self.columns)
 
 
 class DatasetBatches(Batches):

@@ -1,9 +1,10 @@
-"""`loopax data`: public texts and weights that can be fetched by name."""
+"""`loopax data`: public texts and weights that can be fetched by name, and images decoded once."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 
 from tyro.conf import Positional
 
@@ -15,6 +16,7 @@ usage: loopax data COMMAND ...
 
   list                 what can be fetched, under which licence, and whether it is here
   get NAME             fetch it into the user's cache; prints where it is
+  cache                what is kept of decoded images, and how large it is; --clear removes it
 """
 
 
@@ -34,9 +36,21 @@ class Get:
     """One of `loopax data list`."""
 
 
+@dataclass(frozen=True)
+class Cache:
+    """List the images that are kept decoded: how large, when they were last used, of what.
+
+    A command that needs them again decodes them again. LOOPAX_DATA_CACHE_GIB limits them (100; 0
+    keeps nothing): what was used longest ago goes first.
+    """
+
+    clear: bool = False
+    """Remove them."""
+
+
 def data(words: list[str]) -> int:
-    """`loopax data list` and `loopax data get NAME`."""
-    commands = {"list": _list, "get": _get}
+    """`loopax data list`, `loopax data get NAME` and `loopax data cache`."""
+    commands = {"list": _list, "get": _get, "cache": _cache}
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if words else 2
@@ -72,4 +86,20 @@ def _get(words: list[str]) -> int:
         catalogue.get(command.name, cache_dir(), lambda line: print(line, file=sys.stderr)),
         flush=True,
     )
+    return 0
+
+
+def _cache(words: list[str]) -> int:
+    command = parse(Cache, words, "loopax data cache")
+    from loopax.data import kept
+
+    there = kept.entries()
+    if command.clear:
+        print(f"removed {kept.clear() / 2**30:.2f} GiB")
+        return 0
+    for entry in reversed(there):
+        day = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d")
+        print(f"{entry.nbytes / 2**30:8.2f} GiB  {day}  {entry.source}")
+    held = sum(entry.nbytes for entry in there)
+    print(f"{held / 2**30:8.2f} GiB of {kept.limit_bytes() / 2**30:g} in {len(there)} data sets")
     return 0

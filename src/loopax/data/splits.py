@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from loopax.batches.dataset import Dataset
+from loopax.batches.mapped import Mapped
 from loopax.data.classes import normalized
 from loopax.data.description import alike, classes_of_images, described, unlabelled
 from loopax.data.files import VALIDATION_NAMES, fault
@@ -28,7 +29,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 Labels = Int[np.ndarray, " rows"]
 Chosen = Bool[np.ndarray, " rows"]
-Images = Shaped[np.ndarray, "rows height width channels"]
+Images = Shaped[np.ndarray, "rows height width channels"] | Mapped
 
 
 class Splits(NamedTuple):
@@ -137,7 +138,7 @@ def hold_out(dataset: Dataset, fraction: float, part: str) -> tuple[Dataset, Dat
     said = dataset.notes if dataset.held_out is not None else (*dataset.notes, *notes)
     dataset = replace(dataset, held_out=fraction, notes=said)
     name = f"{dataset.name.removesuffix(' train')} {part}"
-    return _rows_of(dataset, ~chosen), replace(_rows_of(dataset, chosen), name=name)
+    return dataset.pick(~chosen), replace(dataset.pick(chosen), name=name)
 
 
 def split_texts(
@@ -189,7 +190,7 @@ def deduplicated(splits: Splits) -> Splits:
     seen: set[bytes] = set()
     kept = splits._asdict()
     for name, part in reversed(splits.parts.items()):
-        digests = _digests_of(part.columns["image"])
+        digests = _digests_of(part.columns["image"]).tolist()
         copies = np.array([digest in seen for digest in digests])
         seen.update(digests)
         if copies.all():
@@ -198,12 +199,8 @@ def deduplicated(splits: Splits) -> Splits:
             )
         if copies.any():
             note = f"left out as copies of images in other parts: {copies.sum():,}"
-            kept[name] = replace(_rows_of(part, ~copies), notes=(*part.notes, note))
+            kept[name] = replace(part.pick(~copies), notes=(*part.notes, note))
     return Splits(**kept)
-
-
-def _rows_of(dataset: Dataset, rows: Chosen) -> Dataset:
-    return replace(dataset, columns={key: each[rows] for key, each in dataset.columns.items()})
 
 
 def _held_out_images(
@@ -228,7 +225,9 @@ def _held_out_images(
             label if alike and row else None for label, row in zip(labels, chosen, strict=True)
         ]
         ranks = [(not row, position) for position, row in enumerate(chosen)]
-        chosen = _grouped_rows(list(zip(digests, blocks, strict=True)), ranks, labels, fraction)
+        chosen = _grouped_rows(
+            [*zip(digests.tolist(), blocks, strict=True)], ranks, labels, fraction
+        )
     return chosen, tuple(notes)
 
 
@@ -270,12 +269,12 @@ def _held_out_count(n: int, fraction: float) -> int:
     return min(max(1, int(n * fraction + 0.5)), n - 1)
 
 
-def _digests_of(images: Images) -> list[bytes]:
-    """A digest of the pixels of each image."""
-    return [
-        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-        for image in images
-    ]
+def _digests_of(images: Images) -> Shaped[np.ndarray, " rows"]:
+    """A digest of the pixels of each image: what is kept beside those that are mapped."""
+    if isinstance(images, Mapped) and (kept := images.digests) is not None:
+        return kept
+    found = [hashlib.blake2b(each.tobytes(), digest_size=16).digest() for each in images]
+    return np.array(found, "S16")
 
 
 def _are_like_frames(images: Images, labels: Labels, rows: Int[np.ndarray, " some"]) -> bool:
@@ -300,11 +299,13 @@ def _are_like_frames(images: Images, labels: Labels, rows: Int[np.ndarray, " som
 
 def _distances(images: Images, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Mean absolute differences, over up to some 4,096 values, of pairs of rows."""
-    values = images.reshape(len(images), -1)
-    some = slice(None, None, max(1, values.shape[1] // 4096))
+    some = slice(None, None, max(1, images[0].size // 4096))
+
+    def values(row: int) -> np.ndarray:
+        return images[row].reshape(-1)[some].astype(np.float32)
+
     pairs = zip(one, other, strict=True)
-    differences = (values[a, some].astype(np.float32) - values[b, some] for a, b in pairs)
-    return np.array([np.abs(each).mean() for each in differences])
+    return np.array([np.abs(values(a) - values(b)).mean() for a, b in pairs])
 
 
 def _grouped_rows(

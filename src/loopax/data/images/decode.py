@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from loopax.batches.dataset import Dataset
 from loopax.data.files import fault, reporting
-from loopax.data.words import shown
 from loopax.errors import ConfigError
 from loopax.extras import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from loopax.batches.dataset import Dataset
+
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """Pillow's names of the formats that are read; it knows others, some of which run programs."""
 _LUMA = np.array([19595, 38470, 7471]) / 2**16  # ITU-R BT.601, as Pillow has it for integers
 
 
-def _require_pillow() -> None:
+def require_pillow() -> None:
+    """Raises a ConfigError where Pillow is not installed."""
     require("images", "reading pictures", "PIL")
 
 
@@ -38,6 +37,12 @@ class WhiteLevel:
     value = 0
     has_grown = False
 
+    def meet(self, other: WhiteLevel) -> None:
+        """Takes over what another one has seen, of images beside those of this."""
+        levels = {self.value, other.value} - {0}
+        self.has_grown |= other.has_grown or len(levels) > 1
+        self.value = max(self.value, other.value)
+
     def scaled(self, wide: np.ndarray) -> np.ndarray:
         """Scales pixels of 16 bits to uint8, by the white level of all images so far."""
         needed = max(255, 2 ** int(wide.max()).bit_length() - 1)
@@ -46,16 +51,21 @@ class WhiteLevel:
         return ((wide.astype(np.uint32) * 255 + self.value // 2) // self.value).astype(np.uint8)
 
 
+def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
+
+
 class Form(NamedTuple):
     """Size (height, width), channels and background that all images get; None: as stored.
 
-    16-bit images are scaled by `white`.
+    16-bit images are scaled by `white`. `place` gives the array, uint8, that many are put in.
     """
 
     size: tuple[int, int] | None = None
     channels: int | None = None
     background: str | None = None
     white: WhiteLevel | None = None
+    place: Callable[[tuple[int, ...]], np.ndarray] = _in_memory
 
     def checked(self) -> Form:
         """Itself, after a check of its values.
@@ -78,7 +88,7 @@ class Form(NamedTuple):
 
 
 def _colour(background: str) -> tuple[int, ...]:
-    _require_pillow()
+    require_pillow()
     from PIL import ImageColor
 
     try:
@@ -108,50 +118,6 @@ def at_one_white_level(
     return {name: replace(part, notes=(*part.notes, *notes)) for name, part in parts.items()}
 
 
-class EncodedImage(NamedTuple):
-    """Where an image is from, and its bytes, opened when it is read."""
-
-    where: str | os.PathLike[str]
-    opened: AbstractContextManager[BinaryIO]
-
-
-def decode_images(images: Iterable[EncodedImage], count: int, form: Form) -> np.ndarray:
-    """Encoded images as pixels, uint8 `(count, height, width, channels)`.
-
-    Images are turned as their EXIF data say. If all are stored as greyscale they have 1 channel,
-    otherwise 3 (RGB). 16-bit greyscale is scaled to 8 bits, by `form.white`.
-
-    Raises:
-        DataError: an image is damaged, animated, a decompression bomb, has 32-bit pixels, or
-            transparent ones where the form has no background; or sizes differ and it has none.
-    """
-    _require_pillow()
-    from PIL import Image
-
-    pixels = np.zeros((0, 0, 0, 0), np.uint8)
-    first: str | os.PathLike[str] = ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for index, (where, opened) in enumerate(images):
-            with opened as stream:
-                image = _decoded(where, stream, form)
-            height, width, channels = image.shape
-            if index == 0:
-                first, pixels = where, _allocated(where, count, image)
-            if (height, width) != pixels.shape[1:3]:
-                raise fault(
-                    where,
-                    f"is {height}x{width} pixels (height x width), but {shown(first)} is "
-                    f"{pixels.shape[1]}x{pixels.shape[2]}; give all one size: "
-                    "size=(height, width), or --image-size HEIGHT WIDTH",
-                )
-            if channels > pixels.shape[3]:
-                grey, pixels = pixels, _allocated(where, count, image)
-                pixels[:index] = grey[:index]
-            pixels[index] = image
-    return pixels
-
-
 def resized(images: np.ndarray, where: str, form: Form) -> np.ndarray:
     """Pixels `(examples, height, width, channels)` as the form says, in their own type.
 
@@ -165,7 +131,7 @@ def resized(images: np.ndarray, where: str, form: Form) -> np.ndarray:
 
 
 def _resized_array(pixels: np.ndarray, form: Form) -> np.ndarray:
-    _require_pillow()
+    require_pillow()
     from PIL import Image
 
     if form.channels == 1 and pixels.shape[2] == 3:
@@ -179,13 +145,7 @@ def _resized_array(pixels: np.ndarray, form: Form) -> np.ndarray:
     return np.repeat(pixels, channels // pixels.shape[2], axis=2)
 
 
-def _allocated(where: str | os.PathLike[str], count: int, image: np.ndarray) -> np.ndarray:
-    what = f"{count:,} images of its size do not fit in memory, pass a smaller size=(height, width)"
-    with reporting(where, what):
-        return np.empty((count, *image.shape), np.uint8)
-
-
-def _decoded(where: str | os.PathLike[str], stream: BinaryIO, form: Form) -> np.ndarray:
+def decoded(where: str | os.PathLike[str], stream: BinaryIO, form: Form) -> np.ndarray:
     """One image, uint8 (height, width, 1 or 3)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 

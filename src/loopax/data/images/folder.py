@@ -14,14 +14,9 @@ from jaxtyping import UInt8
 
 from loopax.batches.dataset import Dataset
 from loopax.data.classes import class_order
-from loopax.data.files import PART_NAMES, as_path, fault, is_foreign, open_file, reporting
-from loopax.data.images.decode import (
-    EncodedImage,
-    Form,
-    WhiteLevel,
-    at_one_white_level,
-    decode_images,
-)
+from loopax.data.files import PART_NAMES, as_path, fault, is_foreign, reporting
+from loopax.data.images.decode import Form, WhiteLevel, at_one_white_level
+from loopax.data.images.many import EncodedImage, decode_images
 from loopax.data.words import abridged, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -75,8 +70,8 @@ def read_images(
         DataError: a file is missing, or is no image that can be used.
     """
     form, paths = Form(size, channels, background).checked(), [*map(as_path, files)]
-    opened = (EncodedImage(path, open_file(path)) for path in paths)
-    return decode_images(opened, len(paths), form._replace(white=WhiteLevel()))
+    images = map(EncodedImage, paths)
+    return decode_images(images, len(paths), form._replace(white=WhiteLevel()))
 
 
 def folder_parts(folder: Path, form: Form) -> dict[str, Dataset]:
@@ -116,9 +111,7 @@ def _dataset(folder: Path, form: Form) -> Dataset:
     classes, notes = _classes(folder)
     files = [file for members in classes.values() for file in members]
     counts = [len(members) for members in classes.values()]
-    images = decode_images(
-        (EncodedImage(file, open_file(file)) for file in files), len(files), form
-    )
+    images = decode_images(map(EncodedImage, files), len(files), form)
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
     return Dataset(
         {"image": images, "label": labels},

@@ -15,6 +15,7 @@ from loopax.data.images.arrays import MNIST_IMAGES, Parts, idx_parts, mnist_file
 from loopax.data.images.decode import Form, at_one_white_level
 from loopax.data.images.folder import folder_parts
 from loopax.data.images.parquet import parquet_parts
+from loopax.data.kept import Place, kept
 from loopax.data.parquet import find_shards
 from loopax.data.splits import Splits, check_fraction, deduplicated, hold_out
 from loopax.data.words import shown
@@ -58,6 +59,10 @@ def load(
     null in Parquet, means that the class is not known; it is kept as -1. Where there are no labels,
     or all are -1, there is one class, named after the data, and all labels are 0.
 
+    What takes long to decode is decoded once: then it lies in the user's cache, as `data.kept`
+    describes it, and its column `image` is a `Mapped`, of which rows are read when they are asked
+    for.
+
     Args:
         path: the folder or file.
         test_fraction: the part of the examples to test on, where the files are not split.
@@ -88,7 +93,7 @@ def load(
             f'{layout}; leave them out, or pass layout="parquet"'
         )
 
-    def read(form: Form) -> Parts:
+    def read_as(form: Form) -> Parts:
         match layout:
             case "idx":
                 return idx_parts(path, form)
@@ -98,7 +103,16 @@ def load(
                 return folder_parts(path, form)
         return parquet_parts(path, form, image_column, label_column)
 
-    parts = at_one_white_level(read, form)
+    def read(place: Place) -> Parts:
+        return at_one_white_level(read_as, form._replace(place=place))
+
+    options = {
+        "layout": layout,
+        "form": form[:3],
+        "image_column": image_column,
+        "label_column": label_column,
+    }
+    parts = kept(path, options, read)
     splits = _split(path, parts, test_fraction)
     _require_agreement(path, splits)
     return _with_a_class(path, splits if len(parts) == 1 else deduplicated(splits))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +13,8 @@ from loopax.batches.dataset import Dataset
 from loopax.data.columns import IMAGE_NAMES, LABEL_NAMES, only_column, require_column, usual
 from loopax.data.files import fault, reporting
 from loopax.data.images.arrays import Parts, Source, as_labels
-from loopax.data.images.decode import EncodedImage, Form, decode_images
+from loopax.data.images.decode import Form
+from loopax.data.images.many import EncodedImage, decode_images
 from loopax.data.parquet import File, declared_classes, find_shards, kind_of, open_parquet
 from loopax.data.words import brief, quoted, shown
 
@@ -167,7 +166,7 @@ def _encoded_images(file: File, column: str) -> Iterator[EncodedImage]:
                 raise fault(
                     where, f"column {column!r} holds {held}; it must hold the bytes of an image"
                 )
-            yield EncodedImage(where, nullcontext(io.BytesIO(content)))
+            yield EncodedImage(where, content)
 
 
 def _batches(file: File, column: str, rows: int) -> Iterator[tuple[int, pa.Array]]:

@@ -5,7 +5,6 @@ Data often lies class by class, so the first images are those of the first class
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,8 +50,7 @@ def with_validation(data: Splits, fraction: float) -> Splits:
 def known_only(dataset: Dataset) -> Dataset:
     """Without the images whose class is not known; all of them where none is."""
     known = dataset.columns["label"] >= 0
-    columns = {name: column[known] for name, column in dataset.columns.items()}
-    return dataclasses.replace(dataset, columns=columns) if known.any() else dataset
+    return dataset.pick(known) if known.any() and not known.all() else dataset
 
 
 def as_floats(images: Any) -> Any:

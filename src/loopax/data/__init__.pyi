@@ -1,0 +1,27 @@
+"""The public names, a line each."""
+
+from . import catalogue as catalogue
+from . import kept as kept
+from .columns import Columns as Columns
+from .files import absolute as absolute
+from .files import as_path as as_path
+from .images.folder import read_folder as read_folder
+from .images.folder import read_images as read_images
+from .images.idx import read_idx as read_idx
+from .images.layouts import load as load
+from .images.mnist import mnist as mnist
+from .images.npz import read_npz as read_npz
+from .sources import Batches as Batches
+from .sources import BucketedBatches as BucketedBatches
+from .sources import Dataset as Dataset
+from .sources import DatasetBatches as DatasetBatches
+from .sources import Feed as Feed
+from .sources import Items as Items
+from .sources import IterableBatches as IterableBatches
+from .sources import Mapped as Mapped
+from .sources import as_batches as as_batches
+from .sources import bucket_lengths as bucket_lengths
+from .splits import Splits as Splits
+from .splits import split_texts as split_texts
+from .texts.texts import Texts as Texts
+from .texts.texts import read_texts as read_texts
