@@ -1,10 +1,12 @@
 """One small run that tests of the VAE look at: to train and to judge another takes seconds."""
 
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -47,12 +49,29 @@ def hasty_pictures():
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tmp_path_factory):
+def alone(tmp_path_factory):
+    """A folder of all test processes, in a block that one of them is in at a time."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    @contextmanager
+    def alone():
+        with FileLock(folder / "tiny.lock"):
+            yield folder
+
+    return alone
+
+
+@pytest.fixture(scope="session")
+def tiny_config(alone):
     """Of sixty noisy images of 5 x 4 pixels in colour, brighter with each of three classes."""
-    path = tmp_path_factory.mktemp("data") / "images.npz"
     label = np.arange(60) % 3
     image = np.random.default_rng(0).random((60, 5, 4, 3)) * 80 * (1 + label)[:, None, None, None]
-    np.savez(path, image=image.astype(np.uint8), label=label)
+    with alone() as folder:
+        path = folder / "tiny.npz"
+        if not path.exists():
+            np.savez(path, image=image.astype(np.uint8), label=label)
     return vae.VAEConfig(
         data=str(path),
         validation=0.2,
@@ -65,7 +84,7 @@ def tiny_config(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_vae(tiny_config, tmp_path_factory):
-    """The finished run of `tiny_config`; nobody changes it."""
-    with judged_in_haste(), drawn_in_haste():
-        return vae.train(tiny_config, tmp_path_factory.mktemp("runs") / "colour", progress=False)
+def tiny_vae(tiny_config, alone):
+    """The finished run of `tiny_config`, trained by the first who wants it; nobody changes it."""
+    with alone() as folder, judged_in_haste(), drawn_in_haste():
+        return vae.train(tiny_config, folder / "tiny", progress=False)

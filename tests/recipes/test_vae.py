@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -43,8 +44,9 @@ def test_data_that_has_changed_since_is_refused(tiny_vae, tiny_config, tmp_path)
     image = np.random.default_rng(1).integers(0, 255, (60, 5, 4, 3), np.uint8)
     np.savez(other, image=image, label=np.arange(60) % 3)
     changed = dataclasses.replace(tiny_config, data=str(other))
+    copy = shutil.copytree(tiny_vae.dir.path, tmp_path / "run")
     with pytest.raises(LoopaxError, match="is not the data that"):
-        vae.train(changed, tiny_vae.dir.path, progress=False)
+        vae.train(changed, copy, progress=False)
 
 
 def test_presets_are_the_article_and_the_same_with_more():
