@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.training import train_state
 
+from loopax.compute.libraries import library_of
 from loopax.compute.losses import LossFn
 from loopax.compute.state import TrainState, from_flax, strongly_typed
 from loopax.compute.step import OwnStep
@@ -159,6 +160,9 @@ def _own_state(state: Any) -> Any:
 
 def _made_of(state: Any) -> str:
     """How a state is made of what was given in its place."""
+    library = library_of(state)
+    if library is not None and library.HOLDS_PARAMS:
+        return "make one of it: loopax.TrainState.create(model, tx=...)"
     if hasattr(state, "apply") or hasattr(state, "init"):
         return "make one of it: loopax.TrainState.create(model, example, tx)"
     leaves = jax.tree.leaves(state)

@@ -121,6 +121,17 @@ def with_inner(equation: Equation, change: Callable[[Program], Program]) -> dict
     return {name: changed(value) for name, value in equation.params.items()}
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether some leaf stands for a value that is not there yet."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def depends(result: Any, inputs: Any) -> bool:
+    """Whether a result is differentiated along with some input, inside of `jax.grad`."""
+    traces = [getattr(leaf, "_trace", None) for leaf in jax.tree.leaves(inputs)]
+    return any(trace is getattr(result, "_trace", None) for trace in traces)
+
+
 def needed(program: Program, results: Sequence[bool]) -> tuple[Program, list[bool]]:
     """The part of a program that these of its results need, and which inputs that part has."""
     jaxpr, used = partial_eval.dce_jaxpr(program.jaxpr, list(results))

@@ -573,6 +573,22 @@ WRONG = {
         {**NNX, "model": Equinox(jax.random.key(0)), "model_state": STATISTICS},
         "leave model_state out",
     ),
+    "a state of another kind": (
+        {**NNX, "model": STATEFUL, "model_state": {"mean": jnp.ones(2)}},
+        "model_state is dict; Equinox takes an eqx.nn.State",
+    ),
+    "a model in two parts": (
+        {**NNX, "model": eqx.partition(Leaf(jnp.ones(3), 1), eqx.is_array)},
+        r"of a model in parts give the whole: eqx.combine\(\*parts\)",
+    ),
+    "a mask of what is frozen": (
+        {**NNX, "frozen": Leaf(True, False)},
+        "frozen has Leaf; it must be a tuple of patterns",
+    ),
+    "statistics among the parameters": (
+        {"params": {"params": {}, "batch_stats": {}}, "tx": optax.sgd(0.1)},
+        "batch_stats beside 'params', .* model_state=",
+    ),
     "a model and its state in one": (
         {**NNX, "model": (STATEFUL, STATISTICS)},
         "of a model and its state give the second as model_state=",
@@ -593,7 +609,7 @@ def test_what_cannot_be_trained_is_named(arguments, message):
 
 
 def adding(model, batch, rngs):
-    model.seen = nnx.Variable(jnp.ones(2))
+    model.seen = nnx.Param(jnp.ones(2))
     return model.weight[...].sum()
 
 
@@ -607,6 +623,18 @@ def test_a_loss_may_note_down_but_not_add_what_lasts():
     with pytest.raises(ConfigError, match="the loss added seen to the model"):
         loopax.fit(state, adding, LIST, steps=1, **PLAIN)
     assert not loopax.fit(state, noting, LIST, steps=2, **PLAIN).state.model_state
+
+
+def clipping(model, batch, rngs):
+    model.weight[...] = jnp.clip(model.weight[...], -1, 1)
+    return model.weight[...].sum()
+
+
+def test_what_a_loss_assigns_to_a_parameter_is_told_to_be_dropped():
+    state = loopax.TrainState.create(Attribute(1), tx=optax.sgd(1.0))
+    with pytest.warns(UserWarning, match=r"assigns to the nnx.Param weight, .* this step alone"):
+        run = loopax.fit(state, clipping, LIST, steps=3, **PLAIN)
+    run.state.model.weight[...] = jnp.ones(3)  # One's own is one's own.
 
 
 @nnx.remat

@@ -234,3 +234,16 @@ def test_fine_tuning_resumes_exactly_with_dropout_and_buckets(tmp_path):
     command = ["-m", "loopax", "train", "bert", *options]
     verdict = verify(command, steps=40, interruptions=2, seed=1)
     assert verdict.exact, "\n".join(verdict.lines())
+
+
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "models").glob("*.md"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_program_of_each_librarys_page_resumes_exactly(page, write):
+    """With dropout, state and averages."""
+    program = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)[0]
+    verdict = verify(write(program, before=""), steps=24, interruptions=2, seed=1)
+    assert verdict.exact, "\n".join(verdict.lines())
+    assert results(verdict)["other state"][0] > 4, "the averages and the statistics"

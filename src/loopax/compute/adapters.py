@@ -85,6 +85,23 @@ def check_arguments(model: Any, example: Any, tx: Any, params: PyTree) -> None:
         )
 
 
+def check_patterns(frozen: Any) -> None:
+    """Makes sure that `frozen` is a tuple of path patterns.
+
+    Raises:
+        ConfigError: it is something else, such as a mask.
+    """
+    if isinstance(frozen, str):
+        raise ConfigError(f"frozen is {frozen!r}; it must be a tuple of patterns: ({frozen!r},)")
+    patterns = frozen if isinstance(frozen, (tuple, list)) else (frozen,)
+    for pattern in patterns:
+        if pattern is frozen or not isinstance(pattern, str):
+            raise ConfigError(
+                f"frozen has {_name(pattern)}; it must be a tuple of patterns of paths, which are "
+                "texts such as 'encoder/**'"
+            )
+
+
 def as_transformation(tx: Any) -> optax.GradientTransformation:
     """What was given as `tx`, as an Optax transformation.
 
@@ -193,7 +210,11 @@ def described(
 
 
 def _is_optimiser(value: Any) -> bool:
-    return isinstance(value, (optax.GradientTransformation, Description, optax.MultiSteps))
+    if isinstance(value, (optax.GradientTransformation, optax.MultiSteps)):
+        return True
+    # A mapping of streams, such as nnx.Rngs, has an attribute of every name; its class has not.
+    kind = value if isinstance(value, type) else type(value)
+    return isinstance(value, Description) and hasattr(kind, "transformation")
 
 
 def _is_parameter(leaf: Any) -> bool:
@@ -219,7 +240,10 @@ def _advice(model: Any) -> str:
         return f"make one: {model.__name__}(...)"
     if any(kind.__module__.startswith("torch.") for kind in type(model).__mro__):
         return "loopax trains JAX models"
-    if isinstance(model, tuple) and model and library_of(model[0]) is not None:
+    parts = model if isinstance(model, tuple) else ()
+    if len(parts) > 1 and all(library_of(part) is not None for part in parts):
+        return "of a model in parts give the whole: eqx.combine(*parts)"
+    if parts and library_of(parts[0]) is not None:
         return "of a model and its state give the second as model_state="
     arrays = jax.tree.leaves(model)
     if arrays and all(map(_is_parameter, arrays)):
@@ -241,6 +265,11 @@ def taken_apart(
     elif params is None:
         raise ConfigError(
             "TrainState.create: there is no model; give it one, or parameters as params="
+        )
+    elif isinstance(params, Mapping) and {"params", "batch_stats"} <= {*params}:
+        raise ConfigError(
+            "TrainState.create: params has batch_stats beside 'params', and all of it would be "
+            "trained; give it params={'params': ...} and model_state={'batch_stats': ...}"
         )
     elif library is None or not library.HOLDS_PARAMS:
         parts = Parts(params, {} if model_state is None else model_state, FUNCTIONS)

@@ -7,14 +7,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.errors
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
 from loopax.compute.libraries.base import FUNCTIONS, Structure
+from loopax.compute.mistakes import cure_of
 from loopax.compute.precision import Precision, narrow, typed_like
 from loopax.compute.rows import WEIGHT, check_names
 from loopax.errors import ConfigError
@@ -105,7 +104,7 @@ def _result(loss_fn: LossFn, args: Mapping[str, Any]) -> Any:
         cure = "draw with jax.random from the keys it is given: rngs['noise']"
         result = calling_purely("the loss", cure, loss_fn, *args.values())
     except Exception as error:
-        reason = _explained(error, **args)
+        reason = cure_of(error, args)
         if reason is None:
             raise
         raise ConfigError(reason) from error
@@ -178,57 +177,16 @@ def check_takes(what: str, function: Callable[..., Any], args: Mapping[str, Any]
         ) from error
 
 
-def _explained(
-    error: Exception, batch: Batch, params: PyTree = None, model_state: PyTree = None, **unused: Any
-) -> str | None:
-    """The cure of a mistake in a loss, for those that are made again and again."""
-    del unused
-    module = _unbound_module(error)
-    if module is not None:
-        return (
-            f"the loss called the Flax module {module} itself; a module holds no parameters: "
-            "call model.apply(params, ...), or model.bind(params) first"
-        )
-    if type(error) is KeyError and isinstance(batch, Mapping):
-        others = f", the parameters {_keys(params)}" if isinstance(params, Mapping) else ""
-        return f"the loss looked for {error.args[0]!r}: the batch has {_keys(batch)}{others}"
-    if isinstance(error, TypeError) and "indices must be integers" in str(error):
-        return (
-            f"the loss looked into a {type(batch).__name__} of {len(batch)} by a name; a batch has "
-            "names when its source gives dictionaries"
-            if isinstance(batch, (tuple, list))
-            else None
-        )
-    collections = (
-        flax.errors.ScopeCollectionNotFound,
-        flax.errors.ModifyScopeVariableError,
-        flax.errors.ScopeVariableNotFoundError,
-    )
-    if isinstance(error, collections):
-        cure = (
-            "call model.apply({**params, **model_state}, ..., mutable=list(model_state))"
-            if model_state is not None
-            else "give it to TrainState.create as model_state, or create the state from the model"
-        )
-        return (
-            f"the model wants a collection beside its parameters ({str(error).split(' (')[0]}); "
-            f"{cure}"
-        )
-    return None
-
-
-def _keys(tree: Mapping[str, Any]) -> str:
-    shown = ", ".join(map(str, list(tree)[:8]))
-    return f"{shown}, ..." if len(tree) > 8 else shown or "nothing"
-
-
 def measured(name: str, value: Any, training: bool) -> Num[Array, ...]:
     """A metric as an array; only an evaluation may have one that is no scalar."""
     try:
         number = jnp.asarray(value.item() if isinstance(value, np.generic) else value)
     except (TypeError, ValueError, OverflowError) as error:
+        shown = (
+            repr(value) if isinstance(value, (str, bytes)) else f"of type {type(value).__name__}"
+        )
         raise ConfigError(
-            f"the metric {name!r} is {value!r}; the loss and its metrics are numbers"
+            f"the metric {name!r} is {shown[:60]}; the loss and its metrics are numbers"
         ) from error
     real = any(
         jnp.issubdtype(number.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)
@@ -263,16 +221,3 @@ def number_of(value: Array) -> Num[Array, ...]:
     if kind == jnp.bool_ and value.shape != ():
         return value.astype(jnp.int32)
     return value.astype(kind if kind in (jnp.float32, jnp.float64) else jnp.float32)
-
-
-def _unbound_module(error: Exception) -> str | None:
-    """The class of the Flax module that was called without parameters, if that is what failed."""
-    if not isinstance(error, AttributeError) and "Unbound" not in type(error).__name__:
-        return None
-    frame = error.__traceback__
-    while frame is not None:
-        module = frame.tb_frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and module.scope is None:
-            return type(module).__name__
-        frame = frame.tb_next
-    return None

@@ -18,6 +18,7 @@ from loopax.compute.adapters import (
     Description,
     as_transformation,
     check_arguments,
+    check_patterns,
     described,
     root_key,
     split_params,
@@ -165,10 +166,7 @@ class TrainState(Node, kw_only=True):
                 nothing, or nothing is left to train.
         """
         check_arguments(model, example, tx, params)
-        if isinstance(frozen, str):
-            raise ConfigError(
-                f"frozen is {frozen!r}; it must be a tuple of patterns: ({frozen!r},)"
-            )
+        check_patterns(frozen)
         if isinstance(tx, Description) and not isinstance(tx, type):
             tx, frozen, ema_decay = described(tx, frozen, ema_decay, total_steps)
         elif total_steps is not None:

@@ -227,9 +227,22 @@ def differentiate(
 
     The gradient of a complex leaf is the direction of steepest ascent, of which JAX gives the
     conjugate.
+
+    Raises:
+        ConfigError: the loss depends on nothing that trains.
     """
     objective = _objective(loss_fn, state, batch)
-    grads, (metrics, model_state) = jax.grad(objective, has_aux=True)(state.trainable)
+
+    def checked(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
+        loss, others = objective(trainable)
+        if not jaxprs.depends(loss, trainable):
+            raise ConfigError(
+                "the loss has no gradient: it depends on no parameter that trains; use the "
+                "parameters or the model that it is given, not others from outside"
+            )
+        return loss, others
+
+    grads, (metrics, model_state) = jax.grad(checked, has_aux=True)(state.trainable)
     return metrics, model_state, jax.tree.map(_ascent, grads)
 
 

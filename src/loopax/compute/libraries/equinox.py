@@ -35,6 +35,11 @@ def parts_of(model: eqx.Module, example: Any, key: Key[Array, ""], model_state: 
             f"TrainState.create: the state of {type(model).__name__}'s layers is "
             f"{'held by them' if holds else 'what eqx.nn.make_with_state gave beside it'}; {cure}"
         )
+    if inits and not isinstance(model_state, eqx.nn.State):
+        raise ConfigError(
+            f"TrainState.create: model_state is {type(model_state).__name__}; "
+            f"{type(model).__name__} takes an eqx.nn.State, as eqx.nn.make_with_state gives it"
+        )
     params, static = eqx.partition(model, is_array)
     leaves, form = jax.tree.flatten(static)
     for path, leaf in jax.tree_util.tree_leaves_with_path(static):

@@ -6,6 +6,7 @@ The keys of random streams are no state: in each step they come from its `rngs`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Key
 
+from loopax import jaxprs
 from loopax.compute.libraries.base import Parts
 from loopax.errors import ConfigError
 from loopax.paths import PyTree
@@ -72,17 +74,45 @@ class Module:
         nnx.reseed(model, policy="match_shape", **keys)
         if not rngs.training:
             model.eval()
+        elif jaxprs.is_traced(params):
+            _watch(model)
         return model
 
     def changed(self, model: nnx.Module) -> PyTree:
         """The variables of a module that was called."""
-        state = _flat(_split(model, nnx.Param, PASSING, ...)[3])
-        for path in state.keys() - {*self.state}:
+        _, params, _, rest = _split(model, nnx.Param, PASSING, ...)
+        state = _flat(rest)
+        for path in {*_flat(params), *state} - {*self.params, *self.state}:
             raise ConfigError(
                 f"the loss added {'/'.join(map(str, path))} to the model; what lasts from step to "
                 "step must be there when the state is created, or else be an nnx.Intermediate"
             )
         return _tree(state)
+
+
+def _watch(model: nnx.Module) -> None:
+    """Has each parameter tell when something is assigned to it: nothing reads it back."""
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Param):
+            hooks = node.get_metadata().get("on_set_value", ())
+            told = _Told("/".join(map(str, path)))
+            node.set_metadata(on_set_value=(*hooks, told))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A hook of a variable, equal to those of the same path, as `nnx.jit` wants metadata."""
+
+    path: str
+
+    def __call__(self, variable: nnx.Variable[Any], value: Any) -> Any:
+        del variable
+        warnings.warn(
+            f"the loss assigns to the nnx.Param {self.path}, which holds for this step alone: "
+            "parameters are changed by the optimiser, other variables also by the loss",
+            stacklevel=2,
+        )
+        return value
 
 
 def _split(model: nnx.Module, *filters: Any) -> tuple[Any, ...]:
