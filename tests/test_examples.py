@@ -102,7 +102,7 @@ def test_vae(run_example, tmp_path):
     directory = tmp_path / "runs" / "first"
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [20, 40, 60, 60]
-    assert loopax.CheckpointStore(directory / "checkpoints").steps == [60]
+    assert loopax.CheckpointStore(directory / "checkpoints").steps[-1] == 60
 
 
 def test_own_loop(run_example, capsys, tmp_path):
@@ -115,7 +115,7 @@ def test_own_loop(run_example, capsys, tmp_path):
     assert run.step == 10 * len(chunks) < 600, "it stopped early"
     assert end.startswith(f"{run.step} steps: ")
     directory = tmp_path / "runs" / "own_loop"
-    assert loopax.CheckpointStore(directory / "checkpoints").steps == [run.step]
+    assert loopax.CheckpointStore(directory / "checkpoints").steps[-1] == run.step
 
 
 def test_batch_norm(run_example):

@@ -574,7 +574,7 @@ def test_without_what_is_frozen_a_step_is_refused_and_stays_where_it_is(tmp_path
         with pytest.raises(CheckpointError, match=f"{reason}; .* step 5 needs it") as error:
             train_head(tmp_path / "run", half_frozen(), 12)
         assert "\n" not in str(error.value)
-        assert opened(tmp_path / "run").steps == [5]
+        assert opened(tmp_path / "run").steps[-1] == 5
     shutil.rmtree(frozen, ignore_errors=True)
     kept.rename(frozen)
     assert train_head(tmp_path / "run", half_frozen(), 12).step == 12
