@@ -387,9 +387,9 @@ def test_a_batch_of_more_texts_than_there_are_is_refused(full):
 
 
 def test_a_run_that_was_not_measured_yet_is_loaded_at_its_latest_and_says_so(
-    full, short, tmp_path, capsys
+    head, short, tmp_path, capsys
 ):
-    config = dataclasses.replace(full, data=short)
+    config = dataclasses.replace(head, data=short)
     with pytest.warns(UserWarning, match="max_seconds"):
         bert.train(config, tmp_path / "run", max_seconds=0.01, progress=False)
     capsys.readouterr()
