@@ -115,16 +115,15 @@ def told(home, mesh):
     }
 
 
-def with_adapters(home, mesh):
-    """What adapters come to beside a kernel that stays as it is, whole and in pieces."""
-    whole, parts = home / f"adapters {mesh}", home / f"adapters in parts {mesh}"
-    run = trained(whole, mesh, STEPS, start=adapted)
-    trained(parts, mesh, 17, start=adapted)
+def with_adapters(home, mesh, *pieces):
+    """What adapters come to beside a kernel that stays as it is; stopped after these steps."""
+    run_dir = home / f"adapters {mesh} {pieces}"
+    for steps in (*pieces, STEPS):
+        run = trained(run_dir, mesh, steps, start=adapted)
     base = run.state.frozen["params"]["Dense_0"]["kernel"]["base"]
     return {
         "state": digest(run.state),
-        "in parts": digest(trained(parts, mesh, STEPS, start=adapted).state),
-        "rows": (whole / "metrics.jsonl").read_text(),
+        "rows": (run_dir / "metrics.jsonl").read_text(),
         "base": digest(base),
         "base on a device": base.addressable_shards[0].data.size / base.size,
     }
@@ -157,7 +156,12 @@ if __name__ == "__main__":
         "on": [device.id for device in alone.state.step.devices()],
         "state": digest(alone.state),
     }
-    found["adapters"] = {mesh: with_adapters(home, mesh) for mesh in ("data=1", "data=2,fsdp=4")}
+    divided = "data=2,fsdp=4"
+    found["adapters"] = [
+        with_adapters(home, "data=1"),
+        with_adapters(home, divided),
+        with_adapters(home, divided, 17),
+    ]
     found["default"] = len(default.state.step.sharding.device_set)
     found["refused"] = [refused("data=2,fsdp=4", 20), refused("data=8", 4), refused("data=16", 16)]
     found["sent"] = {mesh: sent(mesh) for mesh in ("data=1", "data=8", "fsdp=8")}
