@@ -4,10 +4,13 @@ import contextlib
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax import monitoring
 
 import loopax
+from loopax import compiled
+from loopax.account import summary
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -32,6 +35,7 @@ def compilations():
 def counted(fit):
     """A run and how many programs it compiled, when the small ones around it are compiled."""
     fit()
+    compiled._kept.clear()  # as if its steps were another process's
     with compilations() as names:
         run = fit()
     return run, names
@@ -114,12 +118,67 @@ def test_a_whole_run_with_evaluation_and_a_resumption_compiles_each_program_once
     once = {"train": 1, "probe": 1, "evaluate": 2}
     (first, resumed), names = counted(both)
     assert noted(first) == noted(resumed) == once
-    assert len(names) == 2 * sum(once.values())
+    assert len(names) == sum(once.values()), "the resumption shares the code"
     assert first.account["compilations"]["train"] == ["first use"]
     first_use, reason = first.account["compilations"]["evaluate"]
     assert first_use == "first use"
     assert "100" in reason
     assert "40" in reason
+
+
+def test_a_run_of_what_was_compiled_before_compiles_nothing(dataset, model):
+    """Model, loss and optimiser are made anew, as in a sweep; another constant is another program.
+
+    The losses of runs that share their code are those of runs that do not.
+    """
+
+    def fit(seed, scale):
+        def loss_fn(params, batch, rngs):
+            logits = model.apply(params, batch["image"], rngs.training, rngs=rngs)
+            logits *= np.full((1, 3), scale, np.float32)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return losses.mean()
+
+        data = dataset.batches(2)
+        state = loopax.TrainState.create(model, dataset, optax.adam(1e-2), seed=seed)
+        options = {"steps": 20, "probe_every": 10, "evaluation": dataset.batches(60)}
+        run = loopax.fit(state, loss_fn, data, progress=False, **options)
+        return run, loopax.evaluate(run.state, loss_fn, dataset.batches(60))
+
+    def history(seed, scale):
+        compiled._kept.clear()
+        return list(fit(seed, scale)[0].history)
+
+    alone = {(seed, scale): history(seed, scale) for seed, scale in ((1, 1.0), (0, 0.0), (0, 1.0))}
+    with compilations() as names:
+        runs = {given: fit(*given)[0] for given in ((0, 1.0), (1, 1.0))}
+    assert names == []
+    shared = ["first use, shared with an earlier run"]
+    programs = ("train", "probe", "evaluate")
+    assert runs[1, 1.0].account["compilations"] == dict.fromkeys(programs, shared)
+    assert "compiled nothing" in summary(runs[1, 1.0].account)
+    with compilations() as names:
+        runs[0, 0.0] = fit(0, 0.0)[0]
+    assert sorted(names) == ["jit(evaluate)", "jit(probe)", "jit(train)"]
+    assert {given: list(run.history) for given, run in runs.items()} == alone
+
+
+def test_what_calls_back_into_python_is_never_shared(dataset, line_loss, line_state):
+    """In the text of its program a callback is a number, the same for each function."""
+    heard = []
+
+    def fit(name):
+        def loss_fn(params, batch, rngs):
+            jax.debug.callback(lambda: heard.append(name))
+            return line_loss(params, batch, rngs)
+
+        data = dataset.batches(4)
+        loopax.fit(line_state(), loss_fn, data, steps=2, probe_every=None, progress=False)
+        jax.effects_barrier()
+
+    fit("first")
+    fit("second")
+    assert heard == ["first"] * 2 + ["second"] * 2
 
 
 def test_a_second_shape_is_a_second_compilation_and_the_account_says_what_changed(

@@ -62,6 +62,10 @@ def test_lora(names):
     np.testing.assert_allclose(names["merged"]["in/kernel"], after, atol=1e-6)
 
 
+def test_performance(names):
+    execute("performance.md", names)
+
+
 @pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
 def test_readme(page):
     """The program is the end of an example, which a test of its own runs."""

@@ -26,8 +26,10 @@ LAYERS = [
         "jsonlines",
         "environment",
         "caches",
+        "threads",
     },
     {"placement"},
+    {"compiled"},
     {"batches", "lora", "schedules", "weights"},
     {"data"},
     {"compute"},
@@ -45,7 +47,17 @@ LAYERS = [
 ]
 FLOORS = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
 NARROWER = {
-    "batches": {"errors", "files", "paths", "placement", "purity", "randomness", "batches"},
+    "batches": {
+        "errors",
+        "files",
+        "paths",
+        "placement",
+        "purity",
+        "randomness",
+        "batches",
+        "compiled",
+        "threads",
+    },
     "data": {"errors", "extras", "terminal", "files", "digests", "caches", "batches", "data"},
     "models": {"errors", "models"},
 }

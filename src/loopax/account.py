@@ -9,6 +9,8 @@ from typing import Any
 
 SECTIONS = ("setup", "compute", "compile", "data", "evaluation", "checkpoint", "hooks", "host")
 
+SHARED = ", shared with an earlier run"
+
 
 class Account:
     """Wall seconds by section, each moment counted once, and how often the host looked.
@@ -36,8 +38,12 @@ class Account:
         finally:
             self._enter(outer)
 
-    def compiled(self, program: str, reason: str, seconds: float) -> None:
-        """Notes a compilation that just took `seconds` of the running section."""
+    def compiled(self, program: str, reason: str, seconds: float, *, shared: bool = False) -> None:
+        """Notes a compilation that just took `seconds` of the running section.
+
+        A `shared` one was only traced: the process had compiled the same program before.
+        """
+        reason += SHARED if shared else ""
         self.compilations.setdefault(program, []).append(reason)
         self._enter(self._section)
         self.seconds[self._section] -= seconds
@@ -78,9 +84,11 @@ def summary(report: dict[str, Any]) -> str:
     shares = ", ".join(
         f"{name} {share:.1%}" for name, share in report["shares"].items() if share >= 0.0005
     )
-    compiled = ", ".join(
-        f"{name} {len(reasons)}" for name, reasons in report["compilations"].items()
-    )
+    counts = {
+        name: sum(not reason.endswith(SHARED) for reason in reasons)
+        for name, reasons in report["compilations"].items()
+    }
+    compiled = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     return (
         f"{report['wall_s']:.1f} s: {shares}; compiled {compiled or 'nothing'}; "
         f"{report['host_reads']} host reads"

@@ -57,21 +57,51 @@ def _without_cache(reason: str) -> None:
         print(line, file=sys.stderr)
 
 
+COMPILED_BYTES = 1 << 30
+"""What all compiled programs together may take; those that were used longest ago go first."""
+
+
+def _make_room(folder: Path, limit: int = COMPILED_BYTES) -> None:
+    """Removes files below `folder` until half of `limit` is free, where they take more than that.
+
+    JAX's own limit stops all writing once a process is killed at the wrong moment:
+    https://github.com/jax-ml/jax/issues/39880
+    """
+    found = []
+    for file in folder.glob("*/*-cache"):
+        with suppress(OSError):  # Another process has removed it.
+            about = file.stat()
+            found.append((max(about.st_atime, about.st_mtime), about.st_size, file))
+    taken = sum(size for _, size, _ in found)
+    if taken <= limit:
+        return
+    for _, size, file in sorted(found):
+        if taken <= limit // 2:
+            break
+        with suppress(OSError):
+            file.unlink()
+        taken -= size
+
+
 def keep_compiled() -> None:
     """Lets processes on machines of this kind share what they compiled, in the user's cache.
 
-    A resumed run begins seconds sooner. What `JAX_COMPILATION_CACHE_DIR` says goes first. Other
-    processors get a folder of their own: JAX would run instructions there that they do not have.
+    A second start begins seconds sooner. What `JAX_COMPILATION_CACHE_DIR` says goes first, and
+    `JAX_ENABLE_COMPILATION_CACHE=0` leaves all as it is. Other processors get a folder of their
+    own: JAX would run instructions there that they do not have. It is JAX's own cache, and holds
+    for the whole process: the command line turns it on, and a program does where it wants to.
     """
     config: Any = jax.config
-    if config.jax_compilation_cache_dir is not None:
+    if config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache:
         return
     kind = hashlib.sha256(repr((cpu_kind(), visible_cores())).encode()).hexdigest()[:12]
     folder = cache_folder(f"compiled/{kind}")
     if folder is None:
         return
+    _make_room(folder.parent)
     config.update("jax_compilation_cache_dir", str(folder))
-    config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # Small programs are many, and each is read in a tenth of the time in which it is compiled.
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # What cannot be read, as after a kill, or be written is compiled: that is nothing to report.
     for verb in ("reading", "writing"):
         warnings.filterwarnings("ignore", f"Error {verb} persistent compilation cache", UserWarning)

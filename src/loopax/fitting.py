@@ -52,6 +52,7 @@ def fit(
     sharding: Mapping[str, Any] | None = None,
     signals: bool | None = None,
     progress: bool = True,
+    profile: str | tuple[int, int] | None = None,
     config: Any = None,
 ) -> Run:
     """Trains `state` on `data` until `steps` or `epochs` are done, and returns the run.
@@ -90,6 +91,9 @@ def fit(
             that another turn and a save would not fit.
         chunk_steps: steps in one dispatch; by default as many as take about a second, so
             that a run can be stopped within that time. The result does not depend on it.
+        profile: the steps that JAX's profiler traces, such as `"100:110"`: those made after 100
+            others, up to 110 in all. TensorBoard and Perfetto open the trace, which lies in
+            `profile` in the run directory.
         mesh: the devices that train: sizes by axis, such as `"data=2,fsdp=4"`, or a
             `jax.sharding.Mesh`. Batches are shared by both axes; parameters, averages and the
             optimiser's state are spread over `fsdp`. By default as many devices as share a batch
@@ -145,6 +149,7 @@ def training(
     sharding: Mapping[str, Any] | None = None,
     signals: bool | None = None,
     progress: bool = True,
+    profile: str | tuple[int, int] | None = None,
     config: Any = None,
 ) -> AbstractContextManager[Run]:
     """As `fit`, for those who want to own the loop: iterating over the run trains it.

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend import core, source_info_util
 from jax.interpreters import partial_eval
 
@@ -55,6 +57,30 @@ def constants(program: Program) -> Iterator[Any]:
     bodies = (body for equation, _ in walk(program) for body in inner(equation))
     for body in (program, *bodies):
         yield from (const for const in body.consts if not isinstance(const, jax.core.Tracer))
+
+
+def contents(program: Program) -> Iterator[bytes]:
+    """The bytes of each of these arrays, in the host's memory."""
+    for constant in constants(program):
+        is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
+        yield np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes()
+
+
+def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which is called once for all traces that use it with arguments of one form.
+
+    A large one takes seconds, and JAX keeps what it has traced. Where compilation is disabled it is
+    what it was.
+    """
+
+    def called(*args: Any) -> Any:
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return function(*args)
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        leaves = as_function(program)(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    return called
 
 
 def evaluate(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,7 +23,7 @@ import jax
 
 from loopax.batches.loader import Loader
 from loopax.compute.memory import explaining_memory
-from loopax.compute.program import TrainProgram, guarding_transfers, probe_program
+from loopax.compute.program import TrainProgram, guarding_transfers
 from loopax.compute.rows import Rows
 from loopax.compute.state import TrainState
 from loopax.randomness import key_words
@@ -31,6 +31,7 @@ from loopax.run.attempt import Attempt
 from loopax.run.chunks import Chunk
 from loopax.run.display import tell
 from loopax.run.moments import Moment, calling, evaluations
+from loopax.run.profiling import Profile
 from loopax.run.resumption import horizon, reason_to_stop
 from loopax.run.run import STOPPED
 from loopax.run.saving import Saving
@@ -79,18 +80,20 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
     clock, recorder, placement = attempt.clock, attempt.recorder, settings.placement
     loss_fn, batches, total = settings.loss_fn, settings.batches, settings.total
     train = TrainProgram(loss_fn, batches, account, placement, skip=settings.nonfinite == "skip")
-    probe = probe_program(loss_fn, batches, account, placement)
-    moments: list[Moment | Saving] = [
+    profile = Profile(run, settings.profile, attempt.shown.say)
+    moments: list[Moment | Saving | Profile] = [
         *evaluations(run, settings.evaluation, loss_fn, recorder, batches, account, placement),
         *(Moment(calling(hook, run, recorder), hook.every) for hook in settings.hooks),
         *([] if attempt.keeper is None else [attempt.keeper]),
+        profile,
     ]
-    plan = _planned(attempt, moments)
+    plan = _planned(attempt, moments, profile.steps)
     first = step = run.step
     state, items = run.state, None
     opening: Rows | None = None
 
-    with Loader(batches.feed(key_words(state.key), step, plan.capacity), placement) as loader:
+    feed = batches.feed(key_words(state.key), step, plan.capacity)
+    with Loader(feed, placement) as loader, profile:
 
         def explaining() -> Any:
             return explaining_memory(train, lambda: (run.state, items))
@@ -107,8 +110,10 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
                     with account.section("setup"):
                         look(state, train.batch(state, items))
                 with account.section("compute"), guarding_transfers():
-                    norms = probe(state, items) if plan.is_probed(step) else None
+                    norms = train.probe(state, items) if plan.is_probed(step) else None
                     state, rows = train(state, items)
+                if step == first and plan.has_probe_after(step):
+                    train.prepare_probe(state, items)
             start, step = step, step + count
             examples = functools.partial(train.examples, items)
             recorder.add(start, count, rows, norms, examples)
@@ -134,13 +139,15 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
             attempt.given = None
 
 
-def _planned(attempt: Attempt, moments: list[Moment | Saving]) -> Plan:
+def _planned(
+    attempt: Attempt, moments: Sequence[Moment | Saving | Profile], stops: Sequence[int]
+) -> Plan:
     """Where chunks end: wherever a row is logged, or a moment may be due."""
     settings = attempt.settings
     marks = [settings.log_every, *(moment.every for moment in moments if moment.every)]
     shortest = min(*marks, settings.probe_every or math.inf, CHUNK_STEPS_LIMIT)
     capacity = settings.chunk_steps or int(shortest)
-    return Plan(settings.total, marks, settings.probe_every, capacity)
+    return Plan(settings.total, marks, settings.probe_every, capacity, stops)
 
 
 def _tell_of_the_horizon(attempt: Attempt, opening: Rows) -> None:

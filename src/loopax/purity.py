@@ -16,7 +16,6 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
@@ -68,12 +67,7 @@ def _program(function: Callable[..., Any], args: Any, number: int) -> tuple[Any,
         program = jax.make_jaxpr(arrays)(*_copied(args))
     # Functions are printed with their addresses.
     text = re.sub("0x[0-9a-f]+", "", str(program))
-    return text, *map(_bytes, jaxprs.constants(program))
-
-
-def _bytes(constant: Any) -> bytes:
-    is_key = jnp.issubdtype(constant.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes()
+    return text, *jaxprs.contents(program)
 
 
 def _copied(args: Any) -> Any:

@@ -21,6 +21,7 @@ from loopax.batches.transforms import (
     scaled_columns,
     transformed,
 )
+from loopax.compiled import executed
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
 from loopax.placement import Placement, default_device
@@ -199,7 +200,7 @@ class DatasetBatches(Batches):
         def batch(resident: PyTree, item: PyTree) -> PyTree:
             return self.assemble(resident, item, Rngs(jax.random.key(0), 0))
 
-        return jax.jit(batch)(self.resident(Placement()), item)
+        return executed(batch, self.resident(Placement()), item)
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         return _DatasetFeed(self, seed, start, capacity)

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 import warnings
 from concurrent.futures import Future
-from contextlib import ExitStack
 from queue import SimpleQueue
-from typing import Any
 
-import jax
 import numpy as np
 
 from loopax.batches.base import Feed, Items
 from loopax.placement import ONE, Placement
+from loopax.threads import as_here
 
 PATIENCE_SECONDS = 10.0
 """How long the end of a run waits for a source that is just being read."""
-_OF_A_THREAD = {
-    "jax_default_device": jax.default_device,
-    "jax_enable_x64": jax.enable_x64,
-    "jax_default_matmul_precision": jax.default_matmul_precision,
-    "jax_default_prng_impl": jax.default_prng_impl,
-    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
-    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
-    "jax_debug_nans": jax.debug_nans,
-    "jax_debug_infs": jax.debug_infs,
-}
-"""What `with jax.enable_x64(True):` and the like set for the caller's thread alone."""
 
 
 class Loader:
@@ -42,14 +28,8 @@ class Loader:
         self._feed, self._placement = feed, placement
         self._asked: SimpleQueue[tuple[int, Future[tuple[Items, int]]] | None] = SimpleQueue()
         self._next: Future[tuple[Items, int]] | None = None
-        settings = {name: getattr(jax.config, name) for name in _OF_A_THREAD}
         # A source may block for ever, and the process must end nevertheless.
-        self._worker = threading.Thread(
-            target=contextvars.copy_context().run,
-            args=(self._work, settings),
-            name="loopax-data",
-            daemon=True,
-        )
+        self._worker = threading.Thread(target=as_here(self._work), name="loopax-data", daemon=True)
         self._worker.start()
 
     def __enter__(self) -> Loader:
@@ -79,17 +59,14 @@ class Loader:
         assert self._next is not None
         return self._next.result()
 
-    def _work(self, settings: dict[str, Any]) -> None:
-        with ExitStack() as stack:
-            for name, value in settings.items():
-                stack.enter_context(_OF_A_THREAD[name](value))
-            while (asked := self._asked.get()) is not None:
-                n, future = asked
-                if future.set_running_or_notify_cancel():
-                    try:
-                        future.set_result(self._load(n))
-                    except BaseException as error:
-                        future.set_exception(error)
+    def _work(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            n, future = asked
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self._load(n))
+                except BaseException as error:
+                    future.set_exception(error)
 
     def _load(self, n: int) -> tuple[Items, int]:
         items = self._feed.take(n)

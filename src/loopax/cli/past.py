@@ -86,6 +86,7 @@ def verify(words: list[str]) -> int:
 def replay(words: list[str]) -> int:
     """`loopax replay RUN --step N`."""
     command = parse(Replay, words, "loopax replay")
+    loopax.caches.keep_compiled()
     recipe = recipe_of(command.run)
     run = loopax.run.RunDir.open(command.run)
     problem = recipe.problem(recipe.config_of(command.run))
@@ -101,6 +102,7 @@ def replay(words: list[str]) -> int:
 def rewind(words: list[str]) -> int:
     """`loopax rewind RUN --step N --set name=value`."""
     command = parse(Rewind, words, "loopax rewind")
+    loopax.caches.keep_compiled()
     recipe = recipe_of(command.run)
     run, old = loopax.run.RunDir.open(command.run), recipe.config_of(command.run)
     new = parse(type(old), _as_options(command.set), "loopax rewind --set", old)

@@ -44,9 +44,11 @@ class Runs:
 def export(words: list[str]) -> int:
     """`loopax export RUN`."""
     command = parse(Export, words, "loopax export")
+    from loopax.caches import keep_compiled
     from loopax.recipe import export as usual
     from loopax.run import RunDir
 
+    keep_compiled()
     name, said = RunDir.open(command.run).config.get("recipe"), list[str]()
     write = usual if name is None else find(name).export
     written = write(command.run, command.checkpoint, command.out, said.append)
@@ -79,10 +81,12 @@ def runs(words: list[str]) -> int:
 def report(words: list[str]) -> int:
     """`loopax report RUN`."""
     command = parse(Report, words, "loopax report")
+    from loopax.caches import keep_compiled
     from loopax.recipe import RESULTS_FILE
     from loopax.report import of_run
     from loopax.run import RunDir
 
+    keep_compiled()
     run = RunDir.open(command.run)
     if "recipe" in run.config and (run.path / RESULTS_FILE).exists():
         recipe = find(run.config["recipe"])

@@ -47,6 +47,8 @@ class Train(Generic[C]):
     run has sent them; with nothing after it, nowhere."""
     mesh: str | None = None
     """The devices that train, such as data=2,fsdp=4; by default all that share a batch evenly."""
+    profile: str | None = None
+    """Steps to trace with JAX's profiler, such as 100:110, for TensorBoard and Perfetto."""
     fresh: bool = False
     """Begin anew: a run found in the directory is kept beside it, under another name."""
     dry_run: bool = False
@@ -70,6 +72,8 @@ class Resume:
     run has sent them; with nothing after it, nowhere."""
     mesh: str | None = None
     """The devices that train, such as data=2,fsdp=4; by default those of the last start."""
+    profile: str | None = None
+    """Steps to trace with JAX's profiler, such as 100:110, for TensorBoard and Perfetto."""
 
 
 def train(words: list[str]) -> int:
@@ -86,6 +90,9 @@ def train(words: list[str]) -> int:
     kind: Any = Train[type(default.config)]  # type: ignore[misc]
     command = parse(kind, options, f"loopax train {words[0]}", default)
     if command.dry_run:
+        from loopax.caches import keep_compiled
+
+        keep_compiled()
         print("\n".join(recipe.costs(command.config, command.mesh)))
         return 0
     if command.fresh:
@@ -137,6 +144,7 @@ def _trained(recipe: Recipe, config: Any, run_dir: Path, command: Train[Any] | R
             checkpoints=command.checkpoints,
             writers=writers,
             mesh=command.mesh,
+            profile=command.profile,
             # What is left of it; where nothing is, one step is made and it is said.
             max_seconds=None
             if budget is None

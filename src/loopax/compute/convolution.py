@@ -20,17 +20,16 @@ from loopax import jaxprs
 def with_ordered_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with every convolution, also in its inner loops and calls, in the order NHWC.
 
-    On other devices, and where compilation is disabled, it is what it was.
+    On other devices, and where compilation is disabled, it computes as it did.
     """
 
     def ordered(*args: Any) -> Any:
         # Whoever disables compilation wants to see the numbers of each operation. JAX makes its
         # flags at run time, so that no checker of types knows them.
-        as_is = jax.config.jax_disable_jit  # type: ignore[attr-defined]
-        if as_is or jax.default_backend() != "cpu":
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        if _has_work(program):
+        if jax.default_backend() == "cpu" and _has_work(program):
             program = _ordered(program)
         # Not the function again: a large one takes seconds to trace.
         leaves = jaxprs.as_function(program)(*jax.tree.leaves(args))

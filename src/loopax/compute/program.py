@@ -9,10 +9,7 @@ on where the data lies.
 
 from __future__ import annotations
 
-import inspect
 import math
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,81 +19,30 @@ from jaxtyping import Array, ArrayLike, Int32
 
 from loopax.account import Account
 from loopax.batches.base import Batches, Items
+from loopax.compiled import Program, described, is_debugging
 from loopax.compute.convolution import with_ordered_convolutions
 from loopax.compute.losses import LossFn, Metrics
 from loopax.compute.rows import Rows, Sums, no_sums, with_arrays
 from loopax.compute.state import TrainState
 from loopax.compute.step import (
     OwnStep,
+    Step,
     eval_step,
     evaluation_rngs,
+    gradient_of,
     probe_step,
     skipping,
-    step_of,
+    updating,
 )
 from loopax.errors import ConfigError, NonFiniteError
-from loopax.paths import PyTree, leaf_path
+from loopax.paths import PyTree
 from loopax.placement import ONE, Placement
 from loopax.randomness import Rngs
-
-
-def is_debugging() -> bool:
-    """Whether one of JAX's switches is on that execute a program again, by its operations.
-
-    Then its arguments must be there still, and its constants be transferred.
-    """
-    switches = ("jax_debug_nans", "jax_debug_infs", "jax_disable_jit")
-    return any(getattr(jax.config, switch) for switch in switches)
 
 
 def guarding_transfers() -> AbstractContextManager[Any]:
     """Nothing is transferred by accident inside, unless somebody debugs."""
     return nullcontext() if is_debugging() else jax.transfer_guard("disallow")
-
-
-class Program:
-    """A jitted function that notes each compilation and what had changed to make it necessary."""
-
-    def __init__(
-        self, name: str, function: Callable[..., Any], account: Account, *, donate: tuple[int, ...]
-    ) -> None:
-        self._name, self._account = name, account
-        self._signatures: list[dict[str, str]] = []
-        self._arguments = list(inspect.signature(function).parameters)
-
-        def traced(*args: Any) -> Any:
-            self._signatures.append(_signature(dict(zip(self._arguments, args, strict=True))))
-            return function(*args)
-
-        self._traced, self._donate = traced, donate
-        self._jit: Any = None
-
-    def _jitted(self, args: tuple[Any, ...]) -> Any:
-        """The function jitted; the first result lies where the argument lay that it replaces."""
-        if self._jit is None:
-            self._jit = jax.jit(
-                self._traced,
-                donate_argnums=() if is_debugging() else self._donate,
-                out_shardings=(_shardings(args[0]), None) if self._donate else None,
-            )
-        return self._jit
-
-    def __call__(self, *args: Any) -> Any:
-        seen, start = len(self._signatures), time.perf_counter()
-        result = self._jitted(args)(*args)
-        if len(self._signatures) > seen:
-            reason = _difference(self._signatures[-2:])
-            self._account.compiled(self._name, reason, time.perf_counter() - start)
-        return result
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether it was compiled already, for whatever arguments."""
-        return bool(self._signatures)
-
-    def compiled(self, *args: Any) -> jax.stages.Compiled:
-        """The machine code for `args`, of which only shapes and types count; shared with calls."""
-        return self._jitted(args).lower(*args).compile()
 
 
 class TrainProgram:
@@ -115,10 +61,15 @@ class TrainProgram:
         self._batches, self._placement = batches, placement
         self._resident = batches.resident(placement)
         self._skip = skip
-        self._step = with_ordered_convolutions(
-            skipping(step_of(loss_fn)) if skip else step_of(loss_fn)
-        )
-        self._program = Program("train", self._chunk, account, donate=(0,))
+        if isinstance(loss_fn, OwnStep):
+            step: Step = loss_fn
+        else:
+            gradient = gradient_of(loss_fn)
+            step = updating(loss_fn, gradient)
+            self._probe_step = probe_step(loss_fn, gradient)
+        self._step = with_ordered_convolutions(skipping(step) if skip else step)
+        self._program = Program("train", self._chunk, account, donates=True)
+        self._probe = Program("probe", self._norms, account)
 
     def __call__(self, state: TrainState, items: Items) -> tuple[TrainState, Rows]:
         """The state after `items.length` steps, and their metrics, a row a step.
@@ -137,6 +88,15 @@ class TrainProgram:
             raise _located(
                 int(state.step), rows.steps(int(after.step - state.step)), error
             ) from error
+
+    def probe(self, state: TrainState, items: Items) -> Metrics:
+        """The norms of the step that is about to be made with the first of the items."""
+        norms: Metrics = self._probe(state, self._resident, items.stacked)
+        return norms
+
+    def prepare_probe(self, state: TrainState, items: Items) -> None:
+        """Compiles `probe` in the background."""
+        self._probe.prepare(state, self._resident, items.stacked)
 
     def compiled(self, state: TrainState, items: Items) -> jax.stages.Compiled:
         """The chunk that a call with these arguments runs, to ask what it needs."""
@@ -189,6 +149,13 @@ class TrainProgram:
         _, _, state, _, rows = end
         return state, rows
 
+    def _norms(self, state: TrainState, resident: PyTree, stacked: PyTree) -> Metrics:
+        examples = self._batches.gather(resident, _item(stacked, jnp.int32(0)))
+        rngs = Rngs(state.key, state.step)
+        return self._probe_step(
+            state, self._batches.prepare(self._placement.spread(examples), rngs)
+        )
+
 
 class EvalProgram:
     """Measures batches without training, many in a dispatch."""
@@ -199,7 +166,7 @@ class EvalProgram:
         self._batches, self._placement = batches, placement
         self._resident = batches.resident(placement)
         self._step = with_ordered_convolutions(eval_step(loss_fn))
-        self._program = Program("evaluate", self._chunk, account, donate=())
+        self._program = Program("evaluate", self._chunk, account)
 
     def __call__(
         self, state: TrainState, items: Items, first: Int32[ArrayLike, ""]
@@ -236,25 +203,6 @@ class EvalProgram:
         return jax.lax.fori_loop(0, count, body, nothing)
 
 
-def probe_program(
-    loss_fn: LossFn, batches: Batches, account: Account, placement: Placement = ONE
-) -> Callable[..., Metrics]:
-    """Measures the norms of the step that is about to be made with the first of the items."""
-    step = probe_step(loss_fn)
-
-    def probe(state: TrainState, resident: PyTree, stacked: PyTree) -> Metrics:
-        examples = placement.spread(batches.gather(resident, _item(stacked, jnp.int32(0))))
-        return step(state, batches.prepare(examples, Rngs(state.key, state.step)))
-
-    program, columns = Program("probe", probe, account, donate=()), batches.resident(placement)
-    return lambda state, items: program(state, columns, items.stacked)
-
-
-def _shardings(tree: PyTree) -> PyTree:
-    """Where each array of a tree was put; None where that was left to JAX."""
-    return jax.tree.map(lambda leaf: leaf.sharding if leaf.committed else None, tree)
-
-
 def _item(stacked: PyTree, index: Int32[Array, ""]) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], stacked)
 
@@ -279,29 +227,10 @@ def _capacity(stacked: PyTree) -> int:
 
 def _check_unchanged(before: PyTree, after: PyTree) -> None:
     """A loop can only carry a state whose structure, shapes and types a step leaves alone."""
-    old, new = _signature(before), _signature(after)
+    old, new = described(before), described(after)
     for path in [*old, *(new.keys() - old.keys())]:
         if old.get(path) != new.get(path):
             raise ConfigError(
                 f"a step changed the state's {path} from {old.get(path, 'nothing')} to "
                 f"{new.get(path, 'nothing')}; shapes and types must stay as they were created"
             )
-
-
-def _signature(tree: PyTree) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        leaf_path(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves
-    }
-
-
-def _difference(signatures: list[dict[str, str]]) -> str:
-    if len(signatures) < 2:
-        return "first use"
-    old, new = signatures
-    changed = [
-        f"{path}: {old.get(path, 'absent')} -> {new.get(path, 'absent')}"
-        for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path)
-    ]
-    return "; ".join(changed[:3]) or "other devices or layouts"

@@ -6,6 +6,7 @@ ever formed, so nothing chained in front of the optimiser can make the step pay 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ OWN_NAMES = ("loss", LEARNING_RATE, "grad_norm", "update_norm")
 """What the log keeps for itself where it measures it, and a step of one's own may return."""
 
 
+Gradient = Callable[[TrainState, Batch], tuple[Metrics, PyTree, PyTree]]
+"""Metrics, collections and gradient of one batch, as `differentiate` gives them for a loss."""
+
+
 def train_step(loss_fn: LossFn) -> Step:
     """The pure function `(state, batch) -> (state, metrics)` that makes one update.
 
@@ -63,9 +68,14 @@ def train_step(loss_fn: LossFn) -> Step:
         has the shapes and types of the one it is given; `metrics` holds the loss, what the loss
         returned beside it and the learning rates that the optimiser shows, scalars all.
     """
+    return updating(loss_fn, gradient_of(loss_fn))
+
+
+def updating(loss_fn: LossFn, gradient: Gradient) -> Step:
+    """The step that makes one update by the gradient of a loss."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        metrics, model_state, grads = differentiate(loss_fn, state, batch)
+        metrics, model_state, grads = gradient(state, batch)
         extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
         if WEIGHT in metrics and (line := unweighed(state.opt_state)):
             warnings.warn(f"loopax: {line}", stacklevel=2)
@@ -127,11 +137,6 @@ class OwnStep:
         raise ConfigError(f"the step must give the state with step + 1: {gives}")
 
 
-def step_of(loss_fn: LossFn | OwnStep) -> Step:
-    """The pure step that trains by a loss, or the one that was given whole."""
-    return loss_fn if isinstance(loss_fn, OwnStep) else train_step(loss_fn)
-
-
 def skipping(step: Step) -> Step:
     """A step that leaves the state as it was where a number became bad.
 
@@ -185,7 +190,7 @@ def evaluation_rngs(state: Any, index: Int32[ArrayLike, ""]) -> Rngs:
     return Rngs(stream(state.key, "evaluation"), index, step=state.step, training=False)
 
 
-def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
+def probe_step(loss_fn: LossFn, gradient: Gradient) -> Callable[[TrainState, Batch], Metrics]:
     """The global norms of the gradient and of the update that the next step makes, and its rate.
 
     They are measured beside the training loop and not inside it: a norm keeps every gradient
@@ -193,7 +198,7 @@ def probe_step(loss_fn: LossFn) -> Callable[[TrainState, Batch], Metrics]:
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        metrics, _, grads = differentiate(loss_fn, state, batch)
+        metrics, _, grads = gradient(state, batch)
         extra_args = extra_args_of(loss_fn, state, batch, metrics, grads)
         updates, opt_state = update(state.tx, grads, state.opt_state, state.trainable, extra_args)
         norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
@@ -218,6 +223,11 @@ def _learning_rates(opt_state: PyTree) -> Metrics:
         if getattr(rate, "shape", None) == ():
             rates["/".join([LEARNING_RATE, *labels])] = number_of(rate)
     return rates
+
+
+def gradient_of(loss_fn: LossFn) -> Gradient:
+    """`differentiate` of one loss, traced once for all steps that are made with it."""
+    return jaxprs.traced_once(functools.partial(differentiate, loss_fn))
 
 
 def differentiate(

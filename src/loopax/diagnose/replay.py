@@ -18,7 +18,7 @@ from loopax.arguments import as_state, trained_by
 from loopax.batches.iterable import as_batches
 from loopax.batches.loader import Loader
 from loopax.compute.losses import LossFn
-from loopax.compute.program import TrainProgram, probe_program
+from loopax.compute.program import TrainProgram
 from loopax.compute.rows import SKIPPED
 from loopax.compute.soundness import flags_of, unsound
 from loopax.compute.state import TrainState
@@ -129,7 +129,6 @@ class Replay:
         self._train = TrainProgram(
             self._loss_fn, self._batches, Account(), self._placement, skip=skip
         )
-        self._probe = probe_program(self._loss_fn, self._batches, Account(), self._placement)
 
     def state_at(self, step: int) -> Any:
         """The state as it was when `step` updates had been made."""
@@ -154,7 +153,7 @@ class Replay:
             loader.request(1)
             items, _ = loader.take()
         own = isinstance(self._loss_fn, OwnStep)
-        norms = {} if own else jax.tree.map(float, self._probe(state, items))
+        norms = {} if own else jax.tree.map(float, self._train.probe(state, items))
         first = jax.tree.map(lambda leaf: leaf[0], items.stacked)
         rngs = Rngs(state.key, state.step)
         batch = jax.jit(self._batches.assemble)(

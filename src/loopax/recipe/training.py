@@ -35,6 +35,7 @@ def train(
     writers: Sequence[Writer] = (),
     mesh: str | None = None,
     max_seconds: float | None = None,
+    profile: str | None = None,
     progress: bool = True,
 ) -> Any:
     """Trains what `config` states, or continues the run in `run_dir`; measures what is finished.
@@ -44,7 +45,7 @@ def train(
         config: how.
         run_dir: where everything goes.
         steps: stop here, before the end that `config` states.
-        checkpoints, writers, mesh, progress: as for `fit`.
+        checkpoints, writers, mesh, profile, progress: as for `fit`.
         max_seconds: for all of it. What is not done by then is done when this is called again.
 
     Returns:
@@ -64,7 +65,7 @@ def train(
         if problem.description:
             say(problem.description)
         check_data(run_dir, problem.config, problem.noted.get("data_sha256"))
-        run = _fit(recipe, problem, run_dir, steps, checkpoints, writers, mesh, progress)
+        run = _fit(recipe, problem, run_dir, steps, checkpoints, writers, mesh, profile, progress)
         write_noted(run, problem)  # of a finished run that has lost it
         is_finished = run.stopped is not None or run.step >= problem.steps
         if is_finished and not (Path(run_dir) / RESULTS_FILE).exists():
@@ -83,6 +84,7 @@ def _fit(
     checkpoints: Checkpoints | None,
     writers: Sequence[Writer],
     mesh: str | None,
+    profile: str | None,
     progress: bool,
 ) -> Run:
     """The training itself, or what is left of it."""
@@ -106,6 +108,7 @@ def _fit(
         writers=writers,
         mesh=mesh,
         max_seconds=seconds_left(),
+        profile=profile,
         progress=progress,
         config=recipe.as_json(_as_begun(config, run_dir)),
         **given,

@@ -30,6 +30,7 @@ from loopax.evaluation import Evaluation, as_evaluation
 from loopax.placement import Placement, placement
 from loopax.run.configuration import as_mapping
 from loopax.run.hooks import Hook, as_hooks, evaluate_every
+from loopax.run.profiling import Steps
 from loopax.run.retention import Checkpoints, ranking
 from loopax.run.writers import Writer, as_writers
 
@@ -65,6 +66,7 @@ class Settings:
     chunk_steps: int | None
     signals: bool | None
     progress: bool
+    profile: Steps | None
 
     @classmethod
     def of(
@@ -90,6 +92,7 @@ class Settings:
         sharding: Mapping[str, Any] | None,
         signals: bool | None,
         progress: bool,
+        profile: Any,
         config: Any,
     ) -> Self:
         """The settings that these arguments of `fit` make.
@@ -145,6 +148,7 @@ class Settings:
             chunk_steps=None if chunk_steps is None else whole("chunk_steps", chunk_steps),
             signals=signals,
             progress=bool(progress),
+            profile=Steps.of(profile),
         )
 
 

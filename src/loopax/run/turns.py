@@ -32,23 +32,32 @@ class Plan:
         marks: at each multiple of one of them a chunk ends, as something is due there.
         probe_every: at each multiple a step is measured; it is the first of its chunk.
         capacity: steps in a chunk, at most.
+        stops: steps at which a chunk ends beside these.
     """
 
     total: int
     marks: Sequence[int]
     probe_every: int | None
     capacity: int
+    stops: Sequence[int] = ()
 
     def length(self, step: int, limit: int) -> int:
         """Steps in the chunk that begins at `step`, at most `limit`; 0 where all is done."""
         ends = [self.total, *((step // mark + 1) * mark for mark in self.marks)]
         if self.probe_every:
             ends.append(((step + 1) // self.probe_every + 1) * self.probe_every - 1)
+        ends += [stop for stop in self.stops if stop > step]
         return min(*(end - step for end in ends), limit, self.capacity)
 
     def is_probed(self, step: int) -> bool:
         """Whether the update that is made after `step` others is measured."""
         return self.probe_every is not None and (step + 1) % self.probe_every == 0
+
+    def has_probe_after(self, step: int) -> bool:
+        """Whether one of the updates after that one is measured."""
+        return self.probe_every is not None and self.total // self.probe_every > (
+            (step + 1) // self.probe_every
+        )
 
 
 class Turn(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jaxtyping import Array, Key
 
+from loopax.compiled import executed
 from loopax.errors import ConfigError
 from loopax.paths import PyTree, differing, forms, merge, partition
 from loopax.randomness import Rngs
@@ -101,12 +102,11 @@ def without_flags(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     is_array = jax.tree.map(lambda leaf: not isinstance(leaf, (bool, str)), (args, kwargs))
     arrays, flags = partition((args, kwargs), is_array)
 
-    @jax.jit
-    def compiled(arrays: PyTree) -> Any:
+    def call(arrays: PyTree) -> Any:
         args, kwargs = merge(arrays, flags)
         return function(*args, **kwargs)
 
-    return compiled(arrays)
+    return executed(call, arrays)
 
 
 def call_arguments(

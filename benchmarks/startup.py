@@ -1,0 +1,217 @@
+"""What a start costs: time to the first step, alone and beside a scan written by hand.
+
+    python -m benchmarks.startup --what transformer    # fit beside the scan, a fresh process each
+    python -m benchmarks.startup --what fits           # ten fits of one shape in a process
+    python -m benchmarks.startup --what commands       # train, sample and evaluate, a second time
+    python -m benchmarks.startup --what imports        # import loopax, and loopax --help
+
+Seconds are those of the clock, beside those of the processor, which other programs disturb less.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+LAYERS, WIDTH, HEADS, LENGTH, BATCH, WORDS = 6, 64, 4, 64, 16, 256
+
+
+def transformer() -> tuple[Any, Callable[..., Any], Any]:
+    """A small language model, its loss and its data."""
+    import flax.linen as nn
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import loopax
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, hidden):
+            mask = nn.make_causal_mask(jnp.ones(hidden.shape[:2]))
+            attention = nn.MultiHeadDotProductAttention(HEADS)
+            hidden += attention(nn.LayerNorm()(hidden), mask=mask)
+            wide = nn.gelu(nn.Dense(4 * WIDTH)(nn.LayerNorm()(hidden)))
+            return hidden + nn.Dense(WIDTH)(wide)
+
+    class Transformer(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            hidden = nn.Embed(WORDS, WIDTH)(tokens)
+            hidden += self.param("places", nn.initializers.normal(0.02), (LENGTH, WIDTH))[None]
+            for _ in range(LAYERS):
+                hidden = Block()(hidden)
+            return nn.Dense(WORDS)(nn.LayerNorm()(hidden))
+
+    model = Transformer()
+
+    def loss_fn(params, batch, rngs):
+        del rngs
+        tokens = batch["tokens"]
+        logits = model.apply(params, tokens)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
+        return losses.mean()
+
+    tokens = np.random.default_rng(0).integers(0, WORDS, (1024, LENGTH), np.int32)
+    return model, loss_fn, loopax.data.Dataset({"tokens": tokens}, name="noise")
+
+
+def by_scan() -> float:
+    """Seconds until a scan of 100 steps, written by hand, gives its first losses."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from flax.training.train_state import TrainState
+
+    model, loss_fn, data = transformer()
+    start = time.perf_counter()
+    tokens = jax.device_put(data.columns["tokens"])
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.int32))
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=optax.adamw(1e-3))
+
+    @jax.jit
+    def run(state, tokens, rows):
+        def step(state, row):
+            batch = {"tokens": tokens[row]}
+            loss, grads = jax.value_and_grad(loss_fn)(state.params, batch, None)
+            return state.apply_gradients(grads=grads), loss
+
+        return jax.lax.scan(step, state, rows)
+
+    rows = np.random.default_rng(0).permutation(1024).reshape(-1, BATCH).astype(np.int32)
+    _, losses = run(state, tokens, rows[:1])
+    losses.block_until_ready()
+    return time.perf_counter() - start
+
+
+def by_fit() -> float:
+    """Seconds until the first step of `loopax.fit` is read, with its defaults."""
+    import optax
+
+    import loopax
+
+    model, loss_fn, data = transformer()
+    start = time.perf_counter()
+    state = loopax.TrainState.create(model, data, optax.adamw(1e-3))
+    with (
+        tempfile.TemporaryDirectory() as run_dir,
+        loopax.training(state, loss_fn, data.batches(BATCH), steps=500, run_dir=run_dir) as run,
+    ):
+        for chunk in run:
+            float(chunk.metrics["loss"][0])
+            return time.perf_counter() - start
+    raise AssertionError("no step was made")
+
+
+def fits(count: int = 10) -> list[tuple[float, int]]:
+    """Seconds and compilations of each of so many fits of one shape, with all made anew."""
+    import optax
+    from jax import monitoring
+
+    import loopax
+
+    compiled = 0
+
+    def listen(event: str, duration: float, **details: Any) -> None:
+        nonlocal compiled
+        compiled += event == "/jax/core/compile/backend_compile_duration"
+
+    monitoring.register_event_duration_secs_listener(listen)
+    found = []
+    for seed in range(count):
+        start, before = time.perf_counter(), compiled
+        model, loss_fn, data = transformer()
+        state = loopax.TrainState.create(model, data, optax.adamw(1e-3), seed=seed)
+        loopax.fit(state, loss_fn, data.batches(BATCH), steps=3, progress=False)
+        found.append((time.perf_counter() - start, compiled - before))
+    return found
+
+
+def elsewhere(name: str) -> Any:
+    """What a function here gives in a fresh process that shares no compiled program."""
+    code = f"import json; from benchmarks import startup; print(json.dumps(startup.{name}()))"
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.PIPE
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def seconds_of(words: list[str], environment: dict[str, str], until: Path | None = None) -> float:
+    """Seconds of a command, or until it has written to a file, when it is stopped."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *words], env=environment, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        if until is not None and until.exists() and until.stat().st_size:
+            spent = time.perf_counter() - start
+            process.terminate()
+            process.wait()
+            return spent
+        time.sleep(0.005)
+    return time.perf_counter() - start
+
+
+def commands(repeats: int) -> None:
+    """The first and the second start of `loopax train vae`, `sample` and `evaluate`."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as place:
+            environment = os.environ | {"LOOPAX_CACHE": f"{place}/cache"}
+            environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+            def train(name: str, place: str, environment: dict[str, str]) -> float:
+                words = ["-m", "loopax", "train", "vae", "--run-dir", f"{place}/{name}"]
+                return seconds_of(words, environment, Path(place, name, "metrics.jsonl"))
+
+            pair = train("first", place, environment), train("second", place, environment)
+            found.setdefault("train vae, to its first row", []).append(pair)
+            for words in (["sample", f"{place}/first"], ["evaluate", f"{place}/first"]):
+                first, second = (
+                    seconds_of(["-m", "loopax", *words], environment) for _ in range(2)
+                )
+                found.setdefault(words[0], []).append((first, second))
+    for name, pairs in found.items():
+        first, second = map(statistics.median, zip(*pairs, strict=True))
+        print(f"{name:30} first {first:6.2f} s, second {second:6.2f} s, {second / first:.2f} of it")
+
+
+def imports(repeats: int) -> None:
+    """What a shell and a program pay before anything is done."""
+    bare = [seconds_of(["-c", "pass"], dict(os.environ)) for _ in range(repeats)]
+    code = "import time; t = time.perf_counter(); import loopax; print(time.perf_counter() - t)"
+    spent = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+        for _ in range(repeats)
+    ]
+    helped = [seconds_of(["-m", "loopax", "--help"], dict(os.environ)) for _ in range(repeats)]
+    print(f"python -c pass    {min(bare):.3f} s")
+    print(f"import loopax     {min(spent):.3f} s")
+    print(f"loopax --help     {min(helped):.3f} s, Python's own start included")
+
+
+def main(what: Literal["transformer", "fits", "commands", "imports"], repeats: int = 3) -> None:
+    if what == "commands":
+        return commands(repeats)
+    if what == "imports":
+        return imports(repeats)
+    if what == "fits":
+        for number, (spent, compiled) in enumerate(elsewhere("fits"), 1):
+            print(f"fit {number:2}: {spent:6.2f} s, {compiled} compilations")
+        return None
+    pairs = [(elsewhere("by_scan"), elsewhere("by_fit")) for _ in range(repeats)]
+    scan, fit = map(statistics.median, zip(*pairs, strict=True))
+    print(f"first result of the scan {scan:.2f} s, first step of fit {fit:.2f} s: {fit / scan:.2f}")
+    return None
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
