@@ -152,8 +152,9 @@ AROUND = {
 }
 
 
-@pytest.mark.parametrize("inner", INNER.values(), ids=INNER.keys())
-@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND.keys())
+@pytest.mark.parametrize(
+    ("inner", "around"), [*zip(INNER.values(), AROUND.values(), strict=True)], ids=INNER.keys()
+)
 def test_batches_of_unequal_lengths_make_the_step_of_all_at_once(inner, around):
     data = sentences()
     many = loopax.fit(model(around(inner)), of_tokens, data, steps=24, **PLAIN)

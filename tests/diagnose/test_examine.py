@@ -72,8 +72,6 @@ def batch():
     ("end", "what", "primitive"),
     [
         ("log of a negative", "nan", "log"),
-        ("log of zero", "-inf", "log"),
-        ("division by zero", "inf", "div"),
         ("overflow", "inf", "exp"),
         ("a function of JAX", "inf", "div"),
     ],
