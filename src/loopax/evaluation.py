@@ -27,6 +27,8 @@ from loopax.paths import PyTree, leaf_path
 from loopax.placement import Placement
 
 EVAL_CAPACITY = 64
+AHEAD = 2
+"""Chunks that are dispatched before the device has computed them."""
 
 Measures = dict[str, Any]
 """Means as floats and, where metrics are arrays, sums as NumPy arrays, by name."""
@@ -159,6 +161,8 @@ def evaluator(
             chunks.append((rows, items.length, None if weighted else _examples(batch)))
             sums.append(added)
             first += items.length
+            if len(chunks) > AHEAD:  # What is not computed yet holds its examples.
+                jax.block_until_ready(chunks[-1 - AHEAD][0])
         if not chunks:
             raise DataError("there is no batch to evaluate; the data is empty or used up")
         account.reads += 1

@@ -638,3 +638,16 @@ def test_special_tokens_of_a_list_of_words_are_whole_and_needed(folder, pretrain
     assert tokens == ["[CLS]", "a", "[MASK]", "film", "[SEP]"]
     (folder / "vocab.txt").write_text("\n".join(words).replace("[CLS]", "cls"))
     refused(folder, CheckpointError, r"vocab.txt: is not a tokenizer: cls_token not found")
+
+
+def test_many_texts_are_tokenised_in_blocks(pretrained, monkeypatch):
+    rows = [("good film",), ("",), ("a very good and long film",), ("bad",), ("so bad film",)]
+    whole, cut = encode(pretrained.tokenizer, rows, 5)
+    monkeypatch.setattr("loopax.recipes.bert.tokens.BLOCK", 2)
+    columns, cut_in_blocks = encode(pretrained.tokenizer, rows, 5)
+    assert columns.keys() == whole.keys()
+    for name, column in whole.items():
+        np.testing.assert_array_equal(columns[name], column)
+    np.testing.assert_array_equal(cut_in_blocks, cut)
+    assert cut.any()
+    assert not cut.all()

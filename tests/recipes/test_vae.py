@@ -7,11 +7,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from tests.recipes.conftest import drawn_in_haste, judged_in_haste
 
 import loopax
 from loopax import Optimizer
+from loopax.data import Mapped, kept
 from loopax.errors import LoopaxError
 from loopax.recipes import vae
+from loopax.recipes.vae import trained as vae_trained
 from loopax.recipes.vae.pictures import CURVES
 from loopax.report import save_curves
 from loopax.weights import save_weights
@@ -37,6 +40,36 @@ def test_samples_are_colour_images_in_range_and_a_function_of_the_seed(tiny_vae)
     np.testing.assert_array_equal(samples, tiny_vae.sample(2, 5, seed=3))
     assert not np.array_equal(samples, tiny_vae.sample(2, 5, seed=4))
     assert tiny_vae.samples_by_class(2).shape == (3, 2, 5, 4, 3)
+
+
+def test_large_images_are_decoded_and_encoded_few_at_a_time(tiny_vae, monkeypatch):
+    labels, together = np.arange(7) % 3, []
+    whole = tiny_vae.samples_of(labels)
+    means = tiny_vae.encode(whole, labels)[0]
+    monkeypatch.setattr("loopax.recipes.images.data.NUMBERS_AT_ONCE", 2 * 5 * 4 * 3)
+    for name in ("_encode", "_decode"):
+        plain = getattr(vae_trained, name)
+
+        def watched(model, params, given, labels, plain=plain):
+            together.append(len(given))
+            return plain(model, params, given, labels)
+
+        monkeypatch.setattr(vae_trained, name, watched)
+    np.testing.assert_allclose(tiny_vae.samples_of(labels), whole, atol=1e-6)
+    np.testing.assert_allclose(tiny_vae.encode(whole, labels)[0], means, atol=1e-5)
+    assert together == [2, 2, 2, 1] * 2
+
+
+def test_images_on_the_disk_train_and_measure_as_those_in_memory(
+    tiny_vae, tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(kept, "SMALLEST_BYTES", 0)
+    with judged_in_haste(), drawn_in_haste():
+        mapped = vae.train(tiny_config, tmp_path / "run", progress=False)
+    assert isinstance(mapped.data.train.columns["image"], Mapped)
+    results = [run.dir.read_json("results.json") for run in (mapped, tiny_vae)]
+    assert results[0] == results[1]
+    assert vae.load(tmp_path / "run").data.train.fingerprint == tiny_vae.data.train.fingerprint
 
 
 def test_data_that_has_changed_since_is_refused(tiny_vae, tiny_config, tmp_path):

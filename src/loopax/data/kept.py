@@ -34,7 +34,7 @@ FORMAT = 1
 LIMIT = "LOOPAX_DATA_CACHE_GIB"
 """Of the environment: how large the cache of decoded data may become; 0 keeps nothing."""
 LIMIT_GIB = 100.0
-SMALLEST_BYTES = 2**24
+SMALLEST_BYTES = 2**22
 """Of encoded images that are worth keeping; fewer are decoded in a second or two."""
 SPARE_BYTES = 2**30
 """Of the disk, that are left to others."""

@@ -18,13 +18,15 @@ from loopax.errors import CheckpointError, ConfigError, DataError
 from loopax.extras import require
 from loopax.models.bert import BertConfig
 from loopax.recipes.bert.layout import CONFIG, TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, read_json
+from loopax.terminal import Progress
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CUT = ("input_ids", "token_type_ids")
 """The columns that are cut to the length of their bucket."""
-BATCH = 64
+BATCH, BLOCK = 64, 2**13
+"""Texts that a model is given at once, and that are tokenised at once."""
 
 
 def read_tokenizer(folder: Path, config: BertConfig) -> Tokenizer:
@@ -87,15 +89,26 @@ def encode(
         raise ConfigError(f"max_length is {max_length}; it must be at least {least} for these rows")
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.enable_truncation(max_length)
-    encodings = tokenizer.encode_batch_fast([row if len(row) == 2 else row[0] for row in texts])
-    columns = {"input_ids": [encoding.ids for encoding in encodings]}
+    names = ("ids", "type_ids") if pairs else ("ids",)
+    length, truncated = np.zeros(len(texts), np.int32), np.zeros(len(texts), bool)
+    # What the tokenizer says of a token takes fifty times as many bytes as the token.
+    tokens: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    with Progress("tokenising texts", len(texts)) as progress:
+        for first in range(0, len(texts), BLOCK):
+            block = slice(first, first + BLOCK)
+            rows = [row if len(row) == 2 else row[0] for row in texts[block]]
+            encodings = tokenizer.encode_batch_fast(rows)
+            length[block] = [len(encoding) for encoding in encodings]
+            truncated[block] = [bool(encoding.overflowing) for encoding in encodings]
+            for name, parts in tokens.items():
+                flat = (token for each in encodings for token in getattr(each, name))
+                parts.append(np.fromiter(flat, np.int32))
+            progress.at(first + len(rows))
+    fill = tokenizer.token_to_id("[PAD]") or 0
+    columns = {"input_ids": _padded(tokens["ids"], length, fill)}
     if pairs:
-        columns["token_type_ids"] = [encoding.type_ids for encoding in encodings]
-    length = np.array([len(encoding) for encoding in encodings], np.int32)
-    fill = {"input_ids": tokenizer.token_to_id("[PAD]") or 0, "token_type_ids": 0}
-    padded = {name: _padded(rows, length, fill[name]) for name, rows in columns.items()}
-    truncated = np.array([bool(encoding.overflowing) for encoding in encodings], bool)
-    return {**padded, "length": length}, truncated
+        columns["token_type_ids"] = _padded(tokens["type_ids"], length, 0)
+    return {**columns, "length": length}, truncated
 
 
 def model_inputs(batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
@@ -148,7 +161,11 @@ def _read_vocabulary(folder: Path) -> Tokenizer:
     return plain
 
 
-def _padded(rows: Sequence[Sequence[int]], length: np.ndarray, fill: int) -> np.ndarray:
-    padded = np.full((len(rows), length.max(initial=0)), fill, np.int32)
-    padded[np.arange(padded.shape[1])[None] < length[:, None]] = [x for row in rows for x in row]
+def _padded(parts: Sequence[np.ndarray], length: np.ndarray, fill: int) -> np.ndarray:
+    """The tokens of each block of rows, one after another, as a row for each text."""
+    padded = np.full((len(length), length.max(initial=0)), fill, np.int32)
+    for index, part in enumerate(parts):
+        block = slice(index * BLOCK, (index + 1) * BLOCK)
+        is_token = np.arange(padded.shape[1])[None] < length[block, None]
+        padded[block][is_token] = part
     return padded

@@ -8,6 +8,7 @@ from .config import PRESETS as PRESETS
 from .config import ImagesConfig as ImagesConfig
 from .config import ImageSource as ImageSource
 from .data import as_floats as as_floats
+from .data import at_once as at_once
 from .data import data_of as data_of
 from .data import flat_portions as flat_portions
 from .data import known_only as known_only

@@ -15,10 +15,11 @@ import loopax
 from loopax.data import Dataset, DatasetBatches, Splits
 from loopax.errors import DataError
 from loopax.recipe import noted, params_at
+from loopax.recipes.images.data import at_once
 from loopax.run import RunDir
 
 EVAL_BATCH = 500
-"""Images that are measured at once."""
+"""Images that are measured at once, at most."""
 EVALUATIONS = 20
 """In a training, about, but at most one after each pass."""
 NOTED = {"data": str, "image_shape": (int,), "class_names": (str,)}
@@ -79,7 +80,8 @@ class ImagesProblem:
         """The images to choose by; those to test on where there is nothing to choose."""
         name = "test" if self.data.validation is None else "validation"
         part = self.measured(self.data.parts[name])
-        batches = part.batches(min(EVAL_BATCH, len(part)))
+        together = at_once(EVAL_BATCH, part.columns["image"].shape[1:])
+        batches = part.batches(min(together, len(part)))
         return loopax.Evaluation({name: batches}, every=self.evaluate_every)
 
     @property

@@ -5,7 +5,7 @@ Data often lies class by class, so the first images are those of the first class
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,15 @@ def some_of(things: np.ndarray, most: int) -> Int[np.ndarray, " n"]:
     most = min(most, max(1, NUMBERS_LIMIT // max(1, things[:1].size)))
     # Not every n-th: where classes take turns that could leave some of them out.
     return np.sort(np.random.default_rng(0).permutation(len(things))[:most])
+
+
+def at_once(most: int, image_shape: Sequence[int]) -> int:
+    """How many images a network is given together: `most`, or fewer of large ones.
+
+    What its layers keep of an image grows with its pixels; each counts as if it had colour.
+    """
+    height, width, _ = image_shape
+    return max(1, min(most, NUMBERS_AT_ONCE // (3 * height * width)))
 
 
 def flat_portions(images: np.ndarray) -> Iterator[Float[np.ndarray, "n pixels"]]:

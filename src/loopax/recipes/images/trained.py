@@ -18,11 +18,12 @@ from loopax.deadline import check_time
 from loopax.models.classifier import Classifier
 from loopax.recipes.images.common import TrainedOnImages
 from loopax.recipes.images.config import NAME, ImagesConfig
+from loopax.recipes.images.data import at_once
 from loopax.recipes.images.problem import Problem
-from loopax.terminal import to_stderr
+from loopax.terminal import Progress, to_stderr
 
 PORTION = 1000
-"""Images that are looked at at once."""
+"""Images that are looked at at once, at most."""
 
 
 class Answers(NamedTuple):
@@ -34,8 +35,12 @@ class Answers(NamedTuple):
 
 def answers(model: Classifier, params: Any, images: np.ndarray) -> Answers:
     """What a classifier makes of images, uint8 or in [0, 1]."""
-    portions = (images[first : first + PORTION] for first in range(0, len(images), PORTION))
-    parts = [jax.device_get(_apply(model, params, part)) for part in portions]
+    size, parts = at_once(PORTION, images.shape[1:]), []
+    with Progress("classifying images", len(images)) as progress:
+        for first in range(0, len(images), size):
+            check_time()
+            parts.append(jax.device_get(_apply(model, params, images[first : first + size])))
+            progress.at(first + len(parts[-1][0]))
     logits, features = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Answers(features, np.asarray(jax.nn.softmax(logits)))
 
@@ -51,7 +56,6 @@ class TrainedClassifier(TrainedOnImages):
 
     def probabilities(self, images: np.ndarray) -> Float[np.ndarray, "images classes"]:
         """How likely each image, uint8 or in [0, 1], is of each class."""
-        check_time()
         return answers(self.model, self.params, images).probabilities
 
     def classify(self, images: np.ndarray) -> list[str]:

@@ -22,6 +22,7 @@ from loopax.recipes.images import as_floats, flat_portions, known_only, some_of
 from loopax.recipes.vae.baseline import Baseline, fit_baseline
 from loopax.recipes.vae.judge import Judge, judge_for
 from loopax.recipes.vae.trained import SAMPLE_SEED, TrainedVAE
+from loopax.terminal import Progress
 
 Scores = dict[str, Any]
 
@@ -96,10 +97,13 @@ class _Reference(NamedTuple):
         """How far some of these images are from their nearest training image, on average."""
         few = raw[some_of(raw, NEAREST_OF)]
         few = few.reshape(len(few), -1).clip(0, 1)
-        distances = [
-            measures.nearest_distances(few, part).distances for part in flat_portions(self.train)
-        ]
-        return {"nearest_train_distance": float(np.min(distances, axis=0).mean())}
+        nearest, done = np.full(len(few), np.inf), 0
+        with Progress("looking for the nearest training images", len(self.train)) as progress:
+            for part in flat_portions(self.train):
+                found = measures.nearest_distances(few, part).distances
+                nearest, done = np.minimum(nearest, found), done + len(part)
+                progress.at(done)
+        return {"nearest_train_distance": float(nearest.mean())}
 
     def scores(self, raw: np.ndarray, labels: np.ndarray) -> Scores:
         """All that does not need the training images."""

@@ -14,17 +14,18 @@ import optax
 import loopax
 from loopax.deadline import check_time
 from loopax.errors import ConfigError
-from loopax.recipes.images import as_floats, known_only, some_of
+from loopax.recipes.images import as_floats, at_once, known_only, some_of
 from loopax.recipes.vae.comparison import compare
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.objective import Objective
 from loopax.recipes.vae.trained import TrainedVAE
 from loopax.report import Table
+from loopax.terminal import Progress
 
 Results = dict[str, Any]
 
-EVAL_BATCH, LIKELIHOOD_BATCH = 500, 100
-"""Images that are measured at once."""
+EVAL_BATCH, LIKELIHOOD_BATCH, DRAWN = 500, 100, 4000
+"""Images that are measured at once, and latents that are decoded for a likelihood, at most."""
 SIGMA_OF = 10_000
 """Training images, at most, that an optimal deviation is taken from."""
 STEPS_OF_A_BYTE = 255
@@ -108,7 +109,7 @@ def objective_means(trained: TrainedVAE) -> dict[str, dict[str, float]]:
     means = {}
     for name, dataset in trained.data.parts.items():
         check_time()
-        batches = dataset.batches(min(EVAL_BATCH, len(dataset)))
+        batches = dataset.batches(min(at_once(EVAL_BATCH, trained.image_shape), len(dataset)))
         metrics = loopax.evaluate(state, objective.loss, batches)
         if "sse_half" in metrics:
             metrics["mse_per_pixel"] = 2 * metrics["sse_half"] / objective.pixels
@@ -147,16 +148,20 @@ def likelihood(trained: TrainedVAE, samples: int) -> Results:
     Bernoulli the ink is drawn once, with a fixed key too: the same images for every model and seed.
     """
     objective = density(trained)
-    estimate = objective.negative_log_likelihood(samples)
+    drawn = at_once(DRAWN, trained.image_shape)
+    estimate = objective.negative_log_likelihood(samples, per_pass=drawn)
     columns = known_only(trained.data.test).columns
+    count, size = len(columns["label"]), at_once(LIKELIHOOD_BATCH, trained.image_shape)
     key, total = jax.random.key(0), []
-    for first in range(0, len(columns["label"]), LIKELIHOOD_BATCH):
-        check_time()
-        image = as_floats(columns["image"][first : first + LIKELIHOOD_BATCH])
-        label = columns["label"][first : first + LIKELIHOOD_BATCH]
-        here = jax.random.fold_in(key, first)
-        observed = objective.observed(image, {"binarise": here})
-        total.append(np.asarray(estimate(trained.params, observed, label, here)))
+    with Progress("estimating the likelihood of images", count) as progress:
+        for first in range(0, count, size):
+            check_time()
+            image = as_floats(columns["image"][first : first + size])
+            label = columns["label"][first : first + size]
+            here = jax.random.fold_in(key, first)
+            observed = objective.observed(image, {"binarise": here})
+            total.append(np.asarray(estimate(trained.params, observed, label, here)))
+            progress.at(first + len(label))
     nats = np.concatenate(total).astype(np.float64)
     mean = float(nats.mean())
     found = {

@@ -124,7 +124,7 @@ class Objective:
         logs = LOG_2PI + jnp.log(variance)
         return -0.5 * (errors / variance + logs).sum(axis=-1)
 
-    def negative_log_likelihood(self, samples: int, *, per_pass: int = 4000) -> Callable[..., Any]:
+    def negative_log_likelihood(self, samples: int, *, per_pass: int) -> Callable[..., Any]:
         """A compiled estimate of -log p(image | class) in nats, from above.
 
         `(params, image, label, key) -> nats`, one for each image, by importance sampling with

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 import loopax
-from loopax.data import Splits
+from loopax.data import Dataset, Splits
 from loopax.extras import require
 from loopax.models.vae import VAE
 from loopax.recipe import batch_size_for
-from loopax.recipes.images import ImagesProblem, data_of, with_validation
+from loopax.recipes.images import ImagesProblem, at_once, data_of, with_validation
 from loopax.recipes.vae.config import VAEConfig
 from loopax.recipes.vae.objective import Objective
 from loopax.run import RunDir
@@ -61,7 +61,7 @@ class Problem(ImagesProblem):
         )
         model = cls.model_of(config, train.columns["image"].shape[1:], len(train.class_names))
         size = config.batch_size or batch_size_for(
-            len(train), BATCH, SMALLEST_BATCH, BATCHES_AT_LEAST
+            len(train), usual_batch(train), SMALLEST_BATCH, BATCHES_AT_LEAST
         )
         return cls(config, data, model, train.batches(size), given)
 
@@ -91,12 +91,15 @@ class Problem(ImagesProblem):
     def description(self) -> str:
         """What the data is, and how long it is trained on where that follows the data, in lines."""
         lines, train = [self.data.description], self.data.train
+        usual = usual_batch(train)
+        if self.config.batch_size is None and self.batch_size == usual < BATCH:
+            lines.append(f"{train.name}: large images, so batches of {usual}")
         if self.data.validation is None and self.config.validation:
             lines.append(
                 f"{train.name}: too few images to hold any out; nothing is chosen, and the latest "
                 "checkpoint counts"
             )
-        if self.is_lengthened or self.batch_size not in (BATCH, self.config.batch_size):
+        if self.is_lengthened or self.batch_size not in (usual, self.config.batch_size):
             stop = " at most" if self.patience else ""
             lines.append(
                 f"{train.name}: few images, so batches of {self.batch_size} and "
@@ -164,6 +167,12 @@ class Problem(ImagesProblem):
         if config.weights is None or resumed:
             return state
         return state.with_params(weights_of(config.weights, state.params))
+
+
+def usual_batch(train: Dataset) -> int:
+    """Images in a step where there are many: a power of two, smaller of large ones."""
+    together = at_once(BATCH, train.columns["image"].shape[1:])
+    return 1 << (together.bit_length() - 1)
 
 
 def kl_weight_for(config: VAEConfig, images: int) -> float:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from loopax.deadline import check_time
 from loopax.errors import DataError
+from loopax.terminal import Progress
 
 PER_COMPONENT = 50
 """Encoded images that a component is fitted to, at least, on average."""
@@ -123,7 +124,10 @@ def _fitted(
     # Its matrices are small: with more threads each they wait for each other fifty times as long.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted: list[tuple[np.ndarray, ...]] = Parallel(n_jobs=-1, prefer="threads")(
-            delayed(fit)(points) for points in classes
-        )
+        pool = Parallel(n_jobs=-1, prefer="threads", return_as="generator")
+        fitted: list[tuple[np.ndarray, ...]] = []
+        with Progress("fitting the sampler, classes", len(classes)) as progress:
+            for mixture in pool(delayed(fit)(points) for points in classes):
+                fitted.append(mixture)
+                progress.at(len(fitted))
     return fitted

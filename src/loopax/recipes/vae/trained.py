@@ -17,19 +17,20 @@ from jaxtyping import Float, Int
 
 import loopax
 from loopax.data import Splits
+from loopax.deadline import check_time
 from loopax.errors import ConfigError, LoopaxError
 from loopax.models.vae import VAE
-from loopax.recipes.images import TrainedOnImages, as_floats
+from loopax.recipes.images import TrainedOnImages, as_floats, at_once
 from loopax.recipes.vae.config import NAME, VAEConfig
 from loopax.recipes.vae.problem import Problem
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
 from loopax.run import RunDir
-from loopax.terminal import to_stderr
+from loopax.terminal import Progress, to_stderr
 from loopax.weights import read_weights, save_weights
 
 SAMPLE_SEED = 1
 PORTION = 1000
-"""Images that are encoded or decoded at once."""
+"""Images that are encoded or decoded at once, at most."""
 SAMPLER_FILE = "sampler.safetensors"
 
 Images = Float[np.ndarray, "n height width channels"]
@@ -102,14 +103,18 @@ class TrainedVAE(TrainedOnImages):
 
     def encode(self, images: np.ndarray, labels: Labels) -> tuple[Latents, Latents]:
         """Mean and log-variance of the latent of each image, given as uint8 or in [0, 1]."""
-        encode = functools.partial(_encode, self.model, self.params)
-        mean, logvar = _in_portions(encode, images, labels)
+
+        def encode(images: Any, labels: Any) -> Any:
+            check_time()
+            return _encode(self.model, self.params, images, labels)
+
+        mean, logvar = self._in_portions("encoding images", encode, images, labels)
         return mean, logvar
 
     def decode(self, latents: Latents, labels: Labels) -> Images:
         """The image of each latent, as the model gives it."""
         decode = functools.partial(_decode, self.model, self.params)
-        (images,) = _in_portions(decode, latents, labels)
+        (images,) = self._in_portions("decoding latents", decode, latents, labels)
         return images
 
     def reconstruct(self, images: np.ndarray, labels: Labels) -> Images:
@@ -141,6 +146,19 @@ class TrainedVAE(TrainedOnImages):
             return self
         return replace(self, find_mixtures=functools.cache(self._read_or_fitted))
 
+    def _in_portions(
+        self, what: str, function: Callable[..., Any], *arrays: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """`function` of arrays with a common first axis, as many images at a time as fit."""
+        count, size = len(arrays[0]), at_once(PORTION, self.image_shape)
+        parts = []
+        with Progress(what, count) as progress:
+            for first in range(0, count, size):
+                given = (np.asarray(array[first : first + size]) for array in arrays)
+                parts.append(jax.device_get(function(*given)))
+                progress.at(min(count, first + size))
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
     def _read_or_fitted(self) -> Mixtures | None:
         if (kept := self._kept_mixtures()) is not None:
             return kept
@@ -171,15 +189,6 @@ class TrainedVAE(TrainedOnImages):
             print(f"{file}: is damaged ({error}); the sampler is fitted anew", file=sys.stderr)
             return None
         return kept if step == self.step else None
-
-
-def _in_portions(function: Callable[..., Any], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """`function` of arrays with a common first axis, a portion of them at a time."""
-    parts = [
-        jax.device_get(function(*(np.asarray(a[first : first + PORTION]) for a in arrays)))
-        for first in range(0, len(arrays[0]), PORTION)
-    ]
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)
