@@ -3,6 +3,7 @@
 import contextlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -161,6 +162,16 @@ def test_a_run_of_what_was_compiled_before_compiles_nothing(dataset, model):
         runs[0, 0.0] = fit(0, 0.0)[0]
     assert sorted(names) == ["jit(evaluate)", "jit(probe)", "jit(train)"]
     assert {given: list(run.history) for given, run in runs.items()} == alone
+
+
+def test_a_state_may_be_created_within_a_trace(dataset, model):
+    """Where only its form is asked for."""
+
+    def create():
+        return loopax.TrainState.create(model, dataset, optax.adam(1e-2))
+
+    form, made = jax.eval_shape(create), create()
+    assert jax.tree.map(jnp.shape, form.params) == jax.tree.map(jnp.shape, made.params)
 
 
 def test_what_calls_back_into_python_is_never_shared(dataset, line_loss, line_state):

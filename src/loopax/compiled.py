@@ -46,7 +46,7 @@ def is_debugging() -> bool:
 
 def executed(function: Callable[..., Any], *args: PyTree) -> Any:
     """`jax.jit(function)(*args)`, whose code is shared with equal programs."""
-    if is_debugging():
+    if is_debugging() or jaxprs.is_traced(args):  # code can be called, but not be traced
         return jax.jit(function)(*args)
     return Code.of(function, args, function.__name__)(jax.tree.leaves(args))
 
