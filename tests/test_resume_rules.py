@@ -82,7 +82,7 @@ WRONG = {
     "an iterable": (
         lambda dataset, state: {"data": [dataset.batches(2).example]},
         CheckpointError,
-        "made with data [0-9a-f]+, and now it is an iterable whose first batch is [0-9a-f]+; "
+        "made with data [0-9a-f]+, and now it is an iterable whose first batches are [0-9a-f]+; "
         "made with batch_size 2, and now it is absent; ",
     ),
     "seed": (
@@ -312,7 +312,7 @@ ANOTHER_SOURCE = {
         [{"x": np.full(4, 10.0, np.float32)}] * 3,
         r"batch x float32\[2\], and now it is x float32\[4\]",
     ),
-    "another order": (numbers(12, 11, 10), "and now it is an iterable whose first batch is"),
+    "another order": (numbers(12, 11, 10), "and now it is an iterable whose first batches are"),
     "another number": (numbers(10, 11), "batches_per_epoch 3, and now it is 2"),
     "an iterator that was drawn from": (iter(numbers(11, 12)), "made with data an iterable"),
 }

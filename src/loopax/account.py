@@ -10,6 +10,8 @@ from typing import Any
 SECTIONS = ("setup", "compute", "compile", "data", "evaluation", "checkpoint", "hooks", "host")
 
 SHARED = ", shared with an earlier run"
+WORTH_TELLING_SHARE = 0.05
+WORTH_TELLING_SECONDS = 1.0
 
 
 class Account:
@@ -77,6 +79,18 @@ class Account:
         self.seconds[charged] += now - self._since
         self._since = now
         return left
+
+
+def waiting(report: dict[str, Any]) -> str:
+    """One line where the device stood still for want of data; empty where it seldom did."""
+    trained = sum(report[f"{name}_s"] for name in ("compute", "data", "host"))
+    waited = report["data_s"]
+    if waited < WORTH_TELLING_SECONDS or waited <= WORTH_TELLING_SHARE * trained:
+        return ""
+    return (
+        f"the device waited for data {waited / trained:.0%} of the time; let several processes "
+        "read (loopax.data.IterableBatches(source, workers=4)), or prepare the data beforehand"
+    )
 
 
 def summary(report: dict[str, Any]) -> str:

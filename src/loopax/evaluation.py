@@ -15,7 +15,7 @@ from loopax.account import Account
 from loopax.arguments import as_state, kind_of, whole
 from loopax.batches.base import Batches
 from loopax.batches.iterable import IterableBatches, as_batches
-from loopax.batches.loader import on_device
+from loopax.batches.stacks import on_device
 from loopax.compute.losses import Batch, LossFn
 from loopax.compute.program import EvalProgram
 from loopax.compute.rows import WEIGHT, Sums, means, totals

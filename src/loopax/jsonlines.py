@@ -8,9 +8,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from loopax.files import replacing, storing, write_text
+from loopax.files import replacing, storing
 
 Row = dict[str, Any]
 """`{"step": 100, "source": "train", "loss": 49.4, ...}`."""
@@ -25,8 +25,9 @@ class JsonLines:
 
     Args:
         path: the file.
-        kept: what it begins with.
+        kept: what it begins with, after its `past`.
         say: is told of a file that was deleted.
+        past: bytes that stay as they are.
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class JsonLines:
         path: Path,
         kept: Iterable[Row] = (),
         say: Callable[[str], None] = lambda message: None,
+        past: int = 0,
     ) -> None:
         self._path, self._say = path, say
         with storing(path):
-            write_text(path, "".join(map(_line, kept)))
+            _keep(path, past, "".join(map(_line, kept)).encode())
             # Nothing waits in a buffer: what cannot be written is known at once, and only once.
             self._file = path.open("a+b", buffering=0)
 
@@ -71,26 +73,82 @@ class JsonLines:
         self._file = self._path.open("a+b", buffering=0)
 
 
-def read_json_lines(path: Path) -> list[Row]:
-    """The rows of a JSON lines file; what is no row, as a line that a crash cut, is passed over."""
+def _keep(path: Path, past: int, text: bytes) -> None:
+    """Makes a file end with `text` after `past` bytes of it; cuts it, where that is enough."""
+    if past:
+        with path.open("r+b") as file:
+            file.seek(past)
+            if file.read(len(text)) == text:
+                file.truncate(past + len(text))
+                return
+    with replacing(path) as partial, partial.open("wb") as new:
+        if past:
+            with path.open("rb") as old:
+                for at in range(0, past, BLOCK):
+                    new.write(old.read(min(BLOCK, past - at)))
+        new.write(text)
+
+
+def read_json_lines(path: Path, past: int | None = None, source: str = "") -> list[Row]:
+    """The rows of a JSON lines file; what is no row, as a line that a crash cut, is passed over.
+
+    Args:
+        path: the file.
+        past: read only so many bytes.
+        source: read only rows of this source.
+    """
     if not path.exists():
         return []
     with storing(path), path.open("rb") as file:
-        rows = map(as_row, file)
-        return [row for row in rows if row is not None]
+        lines: Iterable[bytes] = file if past is None else _lines(file, past)
+        if source:
+            named = json.dumps({"source": source})[1:-1].encode()
+            lines = (line for line in lines if named in line)
+        return [row for row in map(as_row, lines) if row is not None]
 
 
-def rows_backwards(path: Path) -> Iterator[Row]:
-    """The rows of a file, the last one first, read block by block."""
+def _lines(file: BinaryIO, past: int) -> Iterator[bytes]:
+    """The lines of the first `past` bytes."""
+    at = 0
+    for line in file:
+        at += len(line)
+        if at > past:
+            return
+        yield line
+
+
+def count_rows(path: Path, past: int) -> int:
+    """How many lines of the first `past` bytes of a file look like rows; none is read as JSON."""
+    if not path.exists():
+        return 0
     with storing(path), path.open("rb") as file:
-        at, rest = file.seek(0, os.SEEK_END), b""
+        lines = _lines(file, past)
+        return sum(line.startswith(b'{"step": ') and line.endswith(b"}\n") for line in lines)
+
+
+def rows_backwards(path: Path, past: int | None = None) -> Iterator[Row]:
+    """The rows of a file, or of its first `past` bytes, the last one first."""
+    rows = (as_row(line) for _, line in lines_backwards(path, past))
+    return (row for row in rows if row is not None)
+
+
+def lines_backwards(path: Path, past: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, the last one first, read block by block; and where each begins."""
+    if not path.exists():
+        return
+    with storing(path), path.open("rb") as file:
+        at, rest = file.seek(0, os.SEEK_END) if past is None else past, b""
         while at > 0:
             size = min(BLOCK, at)
             at -= size
             file.seek(at)
             rest, *lines = (file.read(size) + rest).split(b"\n")
-            yield from filter(None, map(as_row, reversed(lines)))
-    yield from filter(None, [as_row(rest)])
+            begin = at + len(rest) + sum(1 + len(line) for line in lines)
+            for line in reversed(lines):
+                begin -= len(line)
+                yield begin, line
+                begin -= 1
+    yield 0, rest
 
 
 def as_row(line: bytes) -> Row | None:

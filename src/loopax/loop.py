@@ -92,19 +92,21 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
     state, items = run.state, None
     opening: Rows | None = None
 
-    feed = batches.feed(key_words(state.key), step, plan.capacity)
-    with Loader(feed, placement) as loader, profile:
+    feed = batches.feed_from(key_words(state.key), step, plan.capacity, run.position)
+    with Loader(feed, placement, threaded=batches.threaded) as loader, profile:
 
         def explaining() -> Any:
             return explaining_memory(train, lambda: (run.state, items))
 
-        loader.request(plan.length(step, clock.limit()))
+        with account.section("setup"):
+            loader.request(plan.length(step, clock.limit()))
         while step < total and run.stopped is None:
             turn = clock.decide()
             if turn.stop:
                 break
             with explaining():
-                with account.section("data"):
+                # What the first batches take says nothing of those after them.
+                with account.section("data" if step > first else "setup"):
                     items, count = loader.take()
                 if step == first:
                     with account.section("setup"):
@@ -119,7 +121,9 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
             recorder.add(start, count, rows, norms, examples)
             # What others are shown is a tree of its own, so that no change to it reaches the loop.
             run.step, run.state, run.measured = step, jax.tree.map(lambda leaf: leaf, state), {}
-            loader.request(plan.length(step, turn.limit))
+            run.position = items.position
+            with account.section("data"):
+                loader.request(plan.length(step, turn.limit))
             with explaining():
                 recorder.settle(but=1)
             if opening is not None:

@@ -9,7 +9,7 @@ import pytest
 import loopax
 from loopax.cli import main
 from loopax.errors import LoopaxError, RunDirError
-from loopax.jsonlines import BLOCK, rows_backwards
+from loopax.jsonlines import BLOCK, JsonLines, as_row, rows_backwards
 from loopax.run.directory import RunDir
 from loopax.run.history import History
 
@@ -201,3 +201,23 @@ def test_the_rows_of_a_file_are_read_up_to_a_step_and_from_its_end(tmp_path):
     assert history.latest("test") == {"step": 2000, "source": "test", "loss": 1 / 2000}
     assert history.latest("nobody") == {}
     assert [row["step"] for row in history.of("test")] == [1000, 2000]
+
+
+def test_a_log_goes_on_in_place_and_what_came_before_is_not_read_as_json(tmp_path, monkeypatch):
+    file, count = tmp_path / "metrics.jsonl", 3000
+    rows = [{"step": step, "source": "train", "loss": 1 / step} for step in range(1, count + 1)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3001, "sou')
+    read, place = [], file.stat().st_ino
+    monkeypatch.setattr("loopax.run.history.as_row", lambda line: read.append(1) or as_row(line))
+    history = History.up_to(count - 10, file)
+    assert len(history) == count - 10
+    assert len(read) == 13, "ten rows, what was cut, and where to stop"
+    lines = JsonLines(file, history.rows, past=history.past.end)
+    lines.write(rows[count - 10])
+    lines.close()
+    assert file.stat().st_ino == place
+    assert RunDir(tmp_path).metrics == rows[: count - 9]
+    assert history == rows[: count - 10]
+    changed = {**rows[count - 11], "loss": 2.0}
+    JsonLines(file, [changed], past=history.past.end).close()
+    assert RunDir(tmp_path).metrics == [*rows[: count - 11], changed], "another row in its place"

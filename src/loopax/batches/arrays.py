@@ -10,6 +10,7 @@ import numpy as np
 
 from loopax.batches.mapped import Mapped
 from loopax.errors import DataError
+from loopax.paths import PyTree, leaf_path
 
 
 def as_numbers(name: str, value: Any) -> Any:
@@ -68,3 +69,34 @@ def as_held(name: str, array: np.ndarray) -> np.ndarray:
             "jax_enable_x64 on"
         )
     return result
+
+
+def as_arrays(batch: PyTree) -> PyTree:
+    """A batch as the device will hold it; what lies on a device already stays there.
+
+    Raises:
+        DataError: something in it is not made of numbers, or a value is beyond them.
+    """
+    if batch is None:
+        raise DataError("a batch is None; a batch without arrays is {}")
+
+    def array(key_path: tuple[Any, ...], leaf: Any) -> np.ndarray | jax.Array:
+        if is_on_device(leaf):
+            return leaf
+        path = leaf_path(key_path)
+        name = f"the batch's {path!r}" if path else "the batch"
+        # A part of what is mapped from the disk is read here.
+        return as_held(name, np.asarray(as_numbers(name, leaf)))
+
+    return jax.tree_util.tree_map_with_path(array, batch)
+
+
+def is_on_device(leaf: Any) -> bool:
+    """Whether it is an array of JAX that a step can take as it lies."""
+    is_array = isinstance(leaf, jax.Array)
+    return is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def owned(batch: PyTree) -> PyTree:
+    """A batch in memory of its own, where its source may fill the same memory again."""
+    return jax.tree.map(lambda leaf: leaf if is_on_device(leaf) else np.copy(leaf), batch)

@@ -21,10 +21,21 @@ LEAST_CAPACITY = 2
 
 
 class Items(NamedTuple):
-    """What `length` steps in a row need: leaves `[capacity, ...]`, of which `length` are filled."""
+    """What `length` steps in a row need.
+
+    Attributes:
+        stacked: leaves `[n, ...]`, of which the first `length` are filled. `n` is the same for
+            every chunk, or `capacity` says to how many they are filled up on the device.
+        length: how many steps these are.
+        position: where the source stands after them, in values that JSON can hold, for the
+            checkpoint of this very step; None where seed and step say it.
+        capacity: None where `n` is it.
+    """
 
     stacked: PyTree
     length: Any
+    position: Any = None
+    capacity: int | None = None
 
 
 class Feed(Protocol):
@@ -42,6 +53,9 @@ class Batches(abc.ABC):
     advice: str = ""
     """What to add where the identity is found to be another one."""
 
+    threaded: bool = True
+    """Whether a thread reads it while the device computes; otherwise that of the loop does."""
+
     @property
     @abc.abstractmethod
     def identity(self) -> Mapping[str, Any]:
@@ -50,6 +64,13 @@ class Batches(abc.ABC):
     @abc.abstractmethod
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         """A feed that begins with the batch of step `start` and stacks at most `capacity`."""
+
+    def feed_from(
+        self, seed: Sequence[int], start: int, capacity: int, position: Any = None
+    ) -> Feed:
+        """As `feed`, where `position` is that of the items up to `start`, if they had one."""
+        del position
+        return self.feed(seed, start, capacity)
 
     @abc.abstractmethod
     def once(self, capacity: int) -> Iterator[Items]:

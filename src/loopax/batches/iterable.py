@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from loopax.batches.arrays import as_held, as_numbers
-from loopax.batches.base import Batches, Feed, Items, affordable
-from loopax.errors import ConfigError, DataError
-from loopax.paths import PyTree, forms, leaf_path
+from loopax.batches.arrays import as_arrays, owned
+from loopax.batches.base import CHUNK_LIMIT_BYTES, Batches, Feed, Items, affordable
+from loopax.batches.readers import Batch, Place, reader_of, state_methods
+from loopax.batches.stacks import Stack
+from loopax.errors import ConfigError
+from loopax.paths import PyTree, forms
 
-ENDLESS = 2**53
-"""A length from which on it says that there is no end, as Grain has it for what is repeated."""
-NOTHING: Any = object()
+HEAD = 2
+"""Batches that tell data apart from other data."""
 
 
 class IterableBatches(Batches):
-    """Batches that come ready-made from an iterable: a Grain dataset, a DataLoader, a generator.
+    """Batches that come ready-made: from Grain, `datasets`, a DataLoader, a sequence, a generator.
 
     A batch is any PyTree of arrays; the loss sees it as it is, and `{}` is a batch for a loss that
-    needs no data. When the iterable ends it is begun again, as the next epoch. To continue a run
-    the loop asks for the batch of the step it is at: a sequence is indexed, anything else is read
-    from its beginning up to there. So a run is continued exactly when the iterable gives the same
-    batches each time it is begun, which the first batch has to prove.
+    needs no data. When the source ends it is begun again, as the next epoch; where it has a
+    `set_epoch`, that is called before. To continue a run, what can be indexed is entered at the
+    step; what has a state (`get_state` and `set_state`, or `state_dict` and `load_state_dict`, of
+    the source or of its iterator) is put back into that of exactly the batches that were trained
+    on; all else is read from its beginning up to there. A run is not continued with other batches,
+    which the first two have to prove.
 
     Args:
         source: the iterable, or anything with `__getitem__` and `__len__`.
-        identity: a name for the data, to be compared instead of its first batch when a run goes
+        identity: a name for the data, to be compared instead of its first batches when a run goes
             on. A loader that is shuffled without a seed needs one: its batches are never the
             same, and such a run is not continued exactly.
+        workers: processes that Grain starts to read a sequence or a `grain.MapDataset`. They use
+            no accelerator. The program must be importable: `if __name__ == "__main__":`.
+        threaded: whether a thread reads ahead while the device computes. Without it the thread of
+            the loop reads, as SQLite's connections and other thread-local things need it.
 
     Raises:
-        ConfigError: the source is no collection of batches.
+        ConfigError: the source is no collection of batches, or has no use for `workers`.
     """
 
     advice = (
@@ -45,40 +52,54 @@ class IterableBatches(Batches):
         "loopax.data.IterableBatches(loader, identity='...'))"
     )
 
-    def __init__(self, source: Any, *, identity: str | None = None) -> None:
+    def __init__(
+        self,
+        source: Any,
+        *,
+        identity: str | None = None,
+        workers: int = 0,
+        threaded: bool = True,
+    ) -> None:
         if said := _wrong_kind(source):
             raise ConfigError(f"data is {said}")
         if identity is not None and not isinstance(identity, str):
             raise ConfigError(f"identity is {identity!r}; it must be a name, such as 'v2, seed 3'")
-        self.source = source
-        count = _length(source)
-        self.steps_per_epoch = None if count is None or count >= ENDLESS else count
-        self.is_read_once = isinstance(source, Iterator)
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+            raise ConfigError(f"workers is {workers!r}; it must be a number of processes")
+        self.source, self.threaded = source, bool(threaded)
+        self.reader = reader_of(source, workers)
+        self.steps_per_epoch = self.reader.length
         self._name = identity
-        self._count = count if count is not None and hasattr(source, "__getitem__") else None
-        self._begun: Iterator[PyTree] | None = None
-        self._first: Mapping[str, Any] | None = None
-        self._is_used = False
+        self._told: Mapping[str, Any] | None = None
 
     @property
     def identity(self) -> Mapping[str, Any]:
         if self._name is not None:
             return {"data": self._name}
-        if self._first is None:
-            # What was read is kept for the feed: begun twice, a loader would start its workers
-            # twice, and an iterator would have lost a batch.
-            begun = self._iterator()
-            head = list(itertools.islice(begun, 1))
-            self._begun = itertools.chain(head, begun)
-            self._first = _first_batch_identity(head)
-        return {**self._first, "batches_per_epoch": self.steps_per_epoch}
+        if self._told is None:
+            told = _identity_of(self.reader.head(HEAD))
+            own = getattr(self.source, "_fingerprint", None)  # as `datasets` calls it
+            self._told = told | ({"fingerprint": own} if isinstance(own, str) else {})
+        return {**self._told, "batches_per_epoch": self.steps_per_epoch}
+
+    @property
+    def keeps_position(self) -> bool:
+        """Whether the source itself, and not its iterator, knows where it stands."""
+        return state_methods(self.source) is not None
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
+        return self.feed_from(seed, start, capacity)
+
+    def feed_from(
+        self, seed: Sequence[int], start: int, capacity: int, position: Any = None
+    ) -> Feed:
         del seed
-        return _IterableFeed(self._from(start), capacity)
+        place = None if position is None else Place(*position)
+        reads_ahead = not self.reader.is_read_once
+        return _IterableFeed(self.reader.read(start, place), capacity, reads_ahead)
 
     def once(self, capacity: int) -> Iterator[Items]:
-        feed = _IterableFeed(self._iterator(), capacity)
+        feed = _IterableFeed(self.reader.once(), capacity)
         while (items := feed.take(capacity)).length:
             yield items
 
@@ -86,86 +107,60 @@ class IterableBatches(Batches):
         del resident
         return item["batch"]
 
-    def _iterator(self, first: int = 0) -> Iterator[PyTree]:
-        """One pass; a sequence is entered at its batch `first`.
-
-        Raises:
-            DataError: the source can be read once only, and was.
-        """
-        if self._begun is not None and not first:
-            begun, self._begun = self._begun, None
-            return begun
-        if self._count is not None:
-            return (self.source[index] for index in range(first, self._count))
-        if self._is_used:
-            raise DataError(
-                f"{type(self.source).__name__} can be read only once, and cannot be begun again; "
-                "pass something that can be iterated more than once"
-            )
-        self._is_used = self.is_read_once
-        return iter(self.source)
-
-    def _from(self, start: int) -> Iterator[PyTree]:
-        """Epoch after epoch from step `start`; what comes before it is read and left out."""
-        step = 0
-        if self._count:
-            step = start
-            for batch in self._iterator(start % self._count):
-                step += 1
-                yield batch
-        while True:
-            begun_at = step
-            if not (self.is_read_once and begun_at):
-                for batch in self._iterator():
-                    step += 1
-                    if step > start:
-                        yield batch
-            if step == begun_at:
-                raise DataError(
-                    f"the data ended after {step} batches, and {type(self.source).__name__} cannot "
-                    "be begun again; train for fewer steps, or pass something that can be iterated "
-                    "more than once"
-                    if step
-                    else f"there is no batch to train on; {type(self.source).__name__} is empty or "
-                    "used up"
-                )
-
 
 class _IterableFeed:
-    """Stacks batches from an iterator; a take ends early where the shape of the batches changes."""
+    """Stacks batches from a reader; a take ends early where the shape of the batches changes."""
 
-    def __init__(self, iterator: Iterator[PyTree], capacity: int) -> None:
-        self._iterator, self._capacity = iterator, capacity
-        self._waiting: PyTree = NOTHING
+    def __init__(self, batches: Iterator[Batch], capacity: int, reads_ahead: bool = False) -> None:
+        self._batches, self._capacity, self._reads_ahead = batches, capacity, reads_ahead
+        self._waiting: deque[Batch | BaseException] = deque()
 
     def take(self, n: int) -> Items:
-        batch = first = self._next()
-        if first is NOTHING:
+        first = batch = self._next()
+        if first is None:
             return Items(None, 0)
-        leaves, structure = jax.tree.flatten(first)
-        capacity = affordable(self._capacity, sum(leaf.nbytes for leaf in leaves))
-        stacked = [np.zeros((capacity, *leaf.shape), leaf.dtype) for leaf in leaves]
-        # A batch may have no leaves at all; these tell how many there are.
-        filled = np.zeros(capacity, np.bool_)
-        for index in range(min(n, capacity)):
-            if index:
-                batch = self._next()
-            if batch is NOTHING or not _alike(batch, first):
-                self._waiting = batch
-                break
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(first[0]))
+        capacity = affordable(self._capacity, size)
+        stack, place = Stack(first[0], min(n, capacity), capacity), None
+        while batch is not None and stack.takes(batch[0]):
             # Copied before the next one is asked for, which may come in the same memory.
-            for target, leaf in zip(stacked, jax.tree.leaves(batch), strict=True):
-                target[index] = leaf
-            filled[index] = True
-        tree = {"batch": jax.tree.unflatten(structure, stacked), "filled": filled}
-        return Items(tree, int(filled.sum()))
+            stack.add(batch[0])
+            place = batch[1]
+            batch = None if stack.is_full else self._next()
+        if batch is not None:
+            self._waiting.appendleft(batch)
+        return stack.items(place)
 
-    def _next(self) -> PyTree:
-        if self._waiting is not NOTHING:
-            batch, self._waiting = self._waiting, NOTHING
-            return batch
-        batch = next(self._iterator, NOTHING)
-        return NOTHING if batch is NOTHING else _as_arrays(batch)
+    def read_ahead(self) -> bool:
+        """Reads one more batch before it is asked for; False where enough are waiting."""
+        held = sum(leaf.nbytes for each in self._waiting for leaf in _leaves(each))
+        if (
+            not self._reads_ahead
+            or len(self._waiting) >= self._capacity
+            or held >= CHUNK_LIMIT_BYTES
+            or (self._waiting and isinstance(self._waiting[-1], BaseException))
+        ):
+            return False
+        try:
+            batch = self._read()
+        except BaseException as error:  # comes in its turn, when all before it were taken
+            self._waiting.append(error)
+            return False
+        if batch is not None:
+            self._waiting.append((owned(batch[0]), batch[1]))
+        return batch is not None
+
+    def _next(self) -> Batch | None:
+        if not self._waiting:
+            return self._read()
+        batch = self._waiting.popleft()
+        if isinstance(batch, BaseException):
+            raise batch
+        return batch
+
+    def _read(self) -> Batch | None:
+        found = next(self._batches, None)
+        return None if found is None else (as_arrays(found[0]), found[1])
 
 
 def as_batches(data: Any) -> Batches:
@@ -209,48 +204,21 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _length(source: Any) -> int | None:
-    try:
-        return len(source)
-    except TypeError:
-        return None
-
-
-def _first_batch_identity(head: Sequence[PyTree]) -> dict[str, Any]:
-    """The identity of data by its first batch, if there is one."""
+def _identity_of(head: Sequence[PyTree]) -> dict[str, Any]:
+    """The identity of data by its first batches, if there are any."""
     if not head:
         return {"data": "an iterable without a batch"}
-    batch = _as_arrays(head[0])
-    told = ", ".join(f"{path or 'array'} {form}" for path, form in forms(batch).items())
-    digest = hashlib.sha256(told.encode())
-    for leaf in jax.tree.leaves(batch):
-        digest.update(leaf.tobytes())
+    told = ", ".join(f"{path or 'array'} {form}" for path, form in forms(head[0]).items())
+    digest = hashlib.sha256()
+    for batch in head:
+        digest.update(repr(forms(batch)).encode())
+        for leaf in jax.tree.leaves(batch):
+            digest.update(np.asarray(leaf).tobytes())
     return {
-        "data": f"an iterable whose first batch is {digest.hexdigest()[:16]}",
+        "data": f"an iterable whose first batches are {digest.hexdigest()[:16]}",
         "batch": told or "empty",
     }
 
 
-def _alike(batch: PyTree, other: PyTree) -> bool:
-    same: bool = jax.tree.structure(batch) == jax.tree.structure(other)  # type: ignore[operator]
-    return same and all(
-        one.shape == two.shape and one.dtype == two.dtype
-        for one, two in zip(jax.tree.leaves(batch), jax.tree.leaves(other), strict=True)
-    )
-
-
-def _as_arrays(batch: PyTree) -> PyTree:
-    """A batch as the device will hold it.
-
-    Raises:
-        DataError: something in it is not made of numbers, or a value is beyond them.
-    """
-    if batch is None:
-        raise DataError("a batch is None; a batch without arrays is {}")
-
-    def array(key_path: tuple[Any, ...], leaf: Any) -> np.ndarray:
-        path = leaf_path(key_path)
-        name = f"the batch's {path!r}" if path else "the batch"
-        return as_held(name, as_numbers(name, leaf))
-
-    return jax.tree_util.tree_map_with_path(array, batch)
+def _leaves(waiting: Batch | BaseException) -> list[Any]:
+    return [] if isinstance(waiting, BaseException) else jax.tree.leaves(waiting[0])

@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
-
-import numpy as np
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from loopax.batches.base import Feed, Items
+from loopax.batches.stacks import on_device
 from loopax.placement import ONE, Placement
 from loopax.threads import as_here
 
 PATIENCE_SECONDS = 10.0
 """How long the end of a run waits for a source that is just being read."""
 
+Loaded = tuple[Items, int]
+"""Items on the device, and how many steps they are."""
+Asked = tuple[int, Future[Loaded]]
+
 
 class Loader:
     """Takes items from a feed in the background and puts them on the device.
 
     Ask with `request`, fetch with `take`; whatever the source raises comes out of `take`. The
-    source is read as if by the caller: with its context variables and its settings of JAX.
+    source is read as if by the caller: with its context variables and its settings of JAX. Once
+    somebody had to wait for it, it is read ahead of what is asked for, where the feed can do that
+    (`read_ahead`, which reads one batch and says whether there is room for more).
+
+    Args:
+        feed: what is read.
+        placement: the devices.
+        threaded: without it `request` reads, in the thread that calls it.
     """
 
-    def __init__(self, feed: Feed, placement: Placement = ONE) -> None:
+    def __init__(self, feed: Feed, placement: Placement = ONE, *, threaded: bool = True) -> None:
         self._feed, self._placement = feed, placement
-        self._asked: SimpleQueue[tuple[int, Future[tuple[Items, int]]] | None] = SimpleQueue()
-        self._next: Future[tuple[Items, int]] | None = None
+        self._read_ahead: Callable[[], bool] = getattr(feed, "read_ahead", lambda: False)
+        self._asked: SimpleQueue[Asked | None] = SimpleQueue()
+        self._next: Future[Loaded] | None = None
+        self._takes, self._is_slow = 0, False
+        self._worker: threading.Thread | None = None
+        if not threaded:
+            return
         # A source may block for ever, and the process must end nevertheless.
         self._worker = threading.Thread(target=as_here(self._work), name="loopax-data", daemon=True)
         self._worker.start()
@@ -39,6 +56,8 @@ class Loader:
         """Waits until the source is no longer read, so that others can read it."""
         if self._next is not None:
             self._next.cancel()
+        if self._worker is None:
+            return
         self._asked.put(None)
         self._worker.join(PATIENCE_SECONDS)
         if self._worker.is_alive():
@@ -51,28 +70,38 @@ class Loader:
     def request(self, n: int) -> None:
         """Begins to load the items of up to `n` next steps; nothing when `n` is 0."""
         self._next = Future() if n else None
-        if self._next is not None:
+        if self._next is None:
+            return
+        if self._worker is None:
+            self._load(n, self._next)
+        else:
             self._asked.put((n, self._next))
 
-    def take(self) -> tuple[Items, int]:
+    def take(self) -> Loaded:
         """The items that were asked for, on the device, and how many steps they are."""
         assert self._next is not None
+        # The first ones always have to be waited for.
+        self._is_slow |= self._takes > 0 and not self._next.done()
+        self._takes += 1
         return self._next.result()
 
     def _work(self) -> None:
-        while (asked := self._asked.get()) is not None:
-            n, future = asked
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(self._load(n))
-                except BaseException as error:
-                    future.set_exception(error)
+        while (asked := self._wait()) is not None:
+            self._load(*asked)
 
-    def _load(self, n: int) -> tuple[Items, int]:
-        items = self._feed.take(n)
-        return on_device(items, self._placement), items.length
+    def _wait(self) -> Asked | None:
+        """What is asked for next; until then the source is read ahead."""
+        while self._is_slow:
+            with suppress(Empty):
+                return self._asked.get_nowait()
+            if not self._read_ahead():
+                break
+        return self._asked.get()
 
-
-def on_device(items: Items, placement: Placement) -> Items:
-    """Items where a chunk takes them from, their number as it counts them."""
-    return placement.put(items._replace(length=np.int32(items.length)))
+    def _load(self, n: int, future: Future[Loaded]) -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                items = self._feed.take(n)
+                future.set_result((on_device(items, self._placement), items.length))
+            except BaseException as error:
+                future.set_exception(error)

@@ -17,7 +17,7 @@ from loopax.account import Account
 from loopax.arguments import as_state
 from loopax.batches.base import Batches, Feed, Items
 from loopax.batches.iterable import as_batches
-from loopax.batches.loader import on_device
+from loopax.batches.stacks import on_device
 from loopax.compute.losses import Batch, LossFn
 from loopax.compute.memory import batch_size, binary, explaining_memory, nbytes
 from loopax.compute.program import TrainProgram

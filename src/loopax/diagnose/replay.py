@@ -125,6 +125,7 @@ class Replay:
         self._placement = _placement_of(self._starts[-1])
         self._initial = self._placement.put_state(state)
         self._store = CheckpointReader(run.checkpoints)
+        self._positions: dict[int, Any] = {}  # where the data stood, by step
         skip = self._starts[-1].nonfinite == "skip"
         self._train = TrainProgram(
             self._loss_fn, self._batches, Account(), self._placement, skip=skip
@@ -136,7 +137,8 @@ class Replay:
             raise ConfigError(f"step is {step}; the first step of a run is 0")
         at = self._store.newest(step)
         if at is not None:
-            state, _ = self._store.restore(self._initial, at)
+            state, meta = self._store.restore(self._initial, at)
+            self._positions[at] = meta.get("position")
         elif self._starts[0].step == 0:
             state, at = self._placement.put_state(self._initial), 0
         else:
@@ -208,6 +210,7 @@ class Replay:
             "recorder": asdict(self._tail(step, start)),
             "data": start.data,
             "numerics": numerics(str(self._placement)),
+            "position": self._positions.get(step),
         }
         parent = {"run": str(self._run.path.absolute()), "step": step}
         if isinstance(state, TrainState):
@@ -233,10 +236,12 @@ class Replay:
                 state, chunk = self._train(state, items)
                 rows.extend(chunk.steps(count))
                 at += count
+                self._positions[at] = items.position
         return state, rows
 
     def _feed(self, state: Any, step: int) -> Any:
-        return self._batches.feed(key_words(state.key), step, CAPACITY)
+        at = self._positions.get(step)
+        return self._batches.feed_from(key_words(state.key), step, CAPACITY, at)
 
     def _start(self, step: int) -> Start:
         """How the run was going when it made this step: by the last start before it."""

@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
-from loopax.account import Account, summary
+from loopax.account import Account, summary, waiting
 from loopax.compute.accumulation import check_accumulation
 from loopax.compute.soundness import check_sound, flags_of
 from loopax.environment import numerics
@@ -98,7 +98,8 @@ class Attempt:
         if self._tail.rows:
             # The row of an interval that was cut short makes place for the whole one.
             short = {"step": run.step, "source": "train"}
-            run.history = History(row for row in run.history if not short.items() <= row.items())
+            kept = [row for row in run.history.rows if not short.items() <= row.items()]
+            run.history = History(kept, run.history.past)
         self.clock = Clock(
             settings.began,
             settings.max_seconds,
@@ -168,6 +169,8 @@ class Attempt:
         if run.dir is not None:
             run.dir.write_json("account.json", run.account)
         say(summary(run.account))
+        if waited := waiting(run.account):
+            say(f"{run.name}: {waited}")
         if run.stopped is not None:
             say(f"ended at step {run.step:,} of {total:,}: {run.stopped}")
         elif run.step < total:

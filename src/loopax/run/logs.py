@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from loopax.errors import ConfigError
@@ -33,8 +34,8 @@ class RunFiles:
     def open(self, run: Run, step: int) -> None:
         directory = directory_of(run, self)
         speed = History.up_to(step, directory.timing_file)
-        self._metrics = JsonLines(directory.metrics_file, run.history, self._say)
-        self._timing = JsonLines(directory.timing_file, speed, self._say)
+        self._metrics = _lines_after(directory.metrics_file, run.history, self._say)
+        self._timing = _lines_after(directory.timing_file, speed, self._say)
 
     def write(self, row: Row) -> None:
         (self._timing if row["source"] == "time" else self._metrics).write(row)
@@ -48,6 +49,12 @@ class RunFiles:
             self._metrics.close()
         finally:
             self._timing.close()
+
+
+def _lines_after(path: Path, history: History, say: Callable[[str], None]) -> JsonLines:
+    """A file that goes on where this history of it ends."""
+    past = 0 if history.past is None else history.past.end
+    return JsonLines(path, history.rows, say, past)
 
 
 class TensorBoard:

@@ -44,6 +44,7 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
         try:
             tail, logged = Tail(**meta["recorder"]), int(meta["run"]["rows"])
             data, before = dict(meta["data"]), dict(meta["numerics"])
+            run.position = meta.get("position")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{store.directory / str(run.step)}: was saved by no run, which would have left "

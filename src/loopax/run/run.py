@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Run:
         state: the state after `step` steps. While the run goes on it belongs to the loop, which
             gives its memory to the next chunk: a hook that keeps a part of it must copy it.
         step: how many steps have been made.
+        position: where the data stands after them, of a source that has a state.
         history: every logged row in order, those from before a resumption too.
         dir: the run directory, or None.
         account: where the wall time went, when the run has ended.
@@ -47,6 +49,7 @@ class Run:
 
     state: Any
     step: int = 0
+    position: Any = None
     history: History = field(default_factory=History)
     dir: RunDir | None = None
     account: dict[str, Any] = field(default_factory=dict)
@@ -83,8 +86,8 @@ class Run:
         arrays = jax.tree.leaves(getattr(self.state, "params", self.state))
         count = sum(leaf.size for leaf in arrays if hasattr(leaf, "size"))
         train, measured = self.latest("train"), ""
-        others = (row["source"] for row in reversed(self.history[-SHOWN_ROWS:]))
-        for source in dict.fromkeys(others):
+        newest = itertools.islice(reversed(self.history), SHOWN_ROWS)
+        for source in dict.fromkeys(row["source"] for row in newest):
             if source not in OWN_SOURCES:
                 measured = _line(self.latest(source))
                 break

@@ -71,7 +71,8 @@ class Saving:
         self._saved_step = run.step if run.step in store.steps else None
         self._held: Snapshot | None = None
         self._best, self._improved, self._told = math.inf, False, False
-        for row in run.history:
+        best = self._settings.best
+        for row in run.history.of(best.partition("/")[0]) if best else ():
             self._improves(row["source"], row)
         if self._settings.best and self._settings.best.startswith("test/"):
             store.say(
@@ -122,6 +123,8 @@ class Saving:
             "data": self._identity,
             "numerics": numerics(str(Placement.of(self._run.state))),
         }
+        if self._run.position is not None:
+            meta["position"] = self._run.position
         metrics = {
             f"{source}/{name}": value
             for source, values in self._run.measured.items()

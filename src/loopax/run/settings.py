@@ -20,7 +20,7 @@ from loopax.arguments import (
     whole,
 )
 from loopax.batches.base import Batches
-from loopax.batches.iterable import as_batches
+from loopax.batches.iterable import IterableBatches, as_batches
 from loopax.compute.losses import LossFn
 from loopax.compute.state import TrainState
 from loopax.compute.step import OwnStep
@@ -106,6 +106,7 @@ class Settings:
         trained = trained_by(loss_fn, step)
         state = as_state(state, trained, data, own=step is not None)
         batches, evaluation = as_batches(data), as_evaluation(evaluation)
+        _check_apart(batches, evaluation)
         if step is not None and evaluation is not None and evaluation.loss_fn is None:
             raise ConfigError(
                 "evaluation: a step says nothing of how to measure; give "
@@ -150,6 +151,23 @@ class Settings:
             progress=bool(progress),
             profile=Steps.of(profile),
         )
+
+
+def _check_apart(batches: Batches, evaluation: Evaluation | None) -> None:
+    """Whether what is evaluated leaves the position of what is trained on alone.
+
+    Raises:
+        ConfigError: both are one object that keeps its position itself.
+    """
+    if evaluation is None or not isinstance(batches, IterableBatches):
+        return
+    for name, data in evaluation.parts.items():
+        is_same = isinstance(data, IterableBatches) and data.source is batches.source
+        if is_same and batches.keeps_position:
+            raise ConfigError(
+                f"the evaluation {name!r} reads the very {type(batches.source).__name__} that is "
+                "trained on, whose position it would lose; make a second one"
+            )
 
 
 def _seconds(max_seconds: float | None) -> float:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from loopax import fitting
 from loopax.batches.base import Batches, Feed, Items
@@ -87,13 +88,13 @@ def _recorded(chunks: Iterator[Chunk], record: JsonLines) -> Iterator[Chunk]:
 def _recorded_batches(batches: Batches, record: JsonLines) -> Batches:
     """The same batches, which note a digest of what each step is given."""
 
-    def feed(seed: Sequence[int], start: int, capacity: int) -> Feed:
-        feed = batches.feed(seed, start, capacity)
+    def feed(seed: Sequence[int], start: int, capacity: int, position: Any = None) -> Feed:
+        feed = batches.feed_from(seed, start, capacity, position)
         return _RecordedFeed(feed, start, batches.identity, record)
 
     recorded = copy.copy(batches)
     # Of this copy alone: a source of any class stays what it is, with one method that notes.
-    recorded.feed = feed  # type: ignore[method-assign]
+    recorded.feed_from = feed  # type: ignore[method-assign]
     return recorded
 
 
@@ -109,7 +110,7 @@ class _RecordedFeed:
             item = jax.tree.map(lambda leaf: leaf[index], items.stacked)  # noqa: B023
             digest = hashlib.sha256(f"{self._identity} {forms(item)}".encode())
             for leaf in jax.tree.leaves(item):
-                digest.update(leaf.tobytes())
+                digest.update(np.asarray(leaf).tobytes())
             short = digest.hexdigest()[:16]
             self._record.write(
                 {"step": self._step + index, "source": "data order", "digest": short}
