@@ -164,6 +164,14 @@ def test_a_run_of_what_was_compiled_before_compiles_nothing(dataset, model):
     assert {given: list(run.history) for given, run in runs.items()} == alone
 
 
+def test_programs_of_different_arguments_are_told_apart():
+    one, two, three = jnp.ones(1), jnp.full(1, 2.0), jnp.full(2, 2.0)
+    first, second = lambda x, y: x + 1, lambda x, y: y + 1
+    assert compiled.executed(first, one, two) == 2
+    assert compiled.executed(second, one, two) == 3
+    assert compiled.executed(first, one, three) == 2
+
+
 def test_a_state_may_be_created_within_a_trace(dataset, model):
     """Where only its form is asked for."""
 

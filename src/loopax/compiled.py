@@ -99,9 +99,10 @@ class Code:
             flat,
             donate_argnums=tuple(range(count)),
             out_shardings=(places[:count], None) if count else None,
+            keep_unused=True,  # or the text would not say which of the arguments are used
         ).trace(*forms)
         lowered = traced.lower()
-        key = (_digest(traced, lowered), tuple(places), _device())
+        key = (_digest(traced, lowered), tuple(forms), _device())
         with _lock:
             program = _kept.pop(key, None) if key[0] else None
         if is_new := program is None:
