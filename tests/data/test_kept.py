@@ -118,7 +118,7 @@ def test_processes_decode_what_one_does(tmp_path, monkeypatch):
     assert alone.train.columns["image"].shape[3] == 3
 
 
-def test_where_data_lies_changes_no_parameter(photos, line_loss, line_state, bits):
+def test_where_data_lies_changes_no_parameter(photos, line_loss, line_state, bits, monkeypatch):
     mapped = load(photos, channels=1).train
     assert isinstance(mapped.columns["image"], Mapped)
     copied = Dataset({name: np.asarray(column) for name, column in mapped.columns.items()})
@@ -134,5 +134,8 @@ def test_where_data_lies_changes_no_parameter(photos, line_loss, line_state, bit
     streamed = [jax.tree.map(lambda leaf: leaf[0], feed.take(1).stacked) for _ in range(20)]
     resident = trained(copied.batches(4, scale=()))
     assert trained(mapped.batches(4, scale=())) == resident
+    monkeypatch.setattr("loopax.batches.dataset.COPIED_LIMIT_BYTES", 0)
+    assert copied.batches(4).is_resident
+    assert not mapped.batches(4).is_resident
     assert trained(mapped.batches(4, **options)) == resident
     assert trained(streamed) == resident

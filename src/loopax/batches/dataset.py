@@ -13,7 +13,7 @@ from jaxtyping import Int32
 
 from loopax.batches.arrays import as_held, as_numbers
 from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items, affordable
-from loopax.batches.mapped import fingerprint_of, picked
+from loopax.batches.mapped import Mapped, fingerprint_of, picked
 from loopax.batches.transforms import (
     Transform,
     checked_transforms,
@@ -27,7 +27,8 @@ from loopax.paths import PyTree
 from loopax.placement import Placement, default_device
 from loopax.randomness import Rngs
 
-RESIDENT_LIMIT_BYTES = 2 * 2**30
+RESIDENT_LIMIT_BYTES, COPIED_LIMIT_BYTES = 2 * 2**30, 2**29
+"""Of columns that stay on the device, and of those that are mapped where it has no other memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,8 @@ class DatasetBatches(Batches):
         batch_size: examples in a batch.
         shuffle: a new order each epoch; otherwise the stored order.
         drop_last: leave out the last batch of an epoch when it is not full.
-        resident: keep the columns on the device; by default when they take at most 2 GiB.
+        resident: keep the columns on the device; by default when they take at most 2 GiB, or, on
+            a CPU, 512 MiB of what is mapped, which lies in the host's memory already.
             Otherwise batches are gathered on the host; the result is the same bit for bit.
         scale: the `uint8` columns that become `float32` in [0, 1] in the compiled step; by
             default the column `image`. Labels, masks and tokens stay as they are.
@@ -176,7 +178,7 @@ class DatasetBatches(Batches):
         self.scale = scaled_columns(dataset.columns, scale, dataset.name)
         self.transforms = checked_transforms(transform)
         if resident is None:
-            resident = dataset.nbytes <= RESIDENT_LIMIT_BYTES
+            resident = dataset.nbytes <= _resident_limit(dataset)
         _checked_flag("resident", resident)
         rest = 0 if drop_last else self.batch_size - 1
         self.steps_per_epoch = (len(dataset) + rest) // self.batch_size
@@ -300,6 +302,13 @@ def checked_batch_size(batch_size: Any, dataset: Dataset) -> int:
             f"must be from 1 to {len(dataset)}"
         )
     return int(batch_size)
+
+
+def _resident_limit(dataset: Dataset) -> int:
+    """Bytes up to which a dataset is kept on the device."""
+    is_mapped = any(isinstance(column, Mapped) for column in dataset.columns.values())
+    is_copy = is_mapped and jax.default_backend() == "cpu"
+    return COPIED_LIMIT_BYTES if is_copy else RESIDENT_LIMIT_BYTES
 
 
 def _checked_flag(name: str, value: Any) -> bool:
