@@ -27,7 +27,9 @@ LAYERS = [
         "environment",
         "caches",
         "threads",
+        "processes",
     },
+    {"meshes"},
     {"placement"},
     {"compiled"},
     {"batches", "lora", "schedules", "weights"},
@@ -48,15 +50,8 @@ LAYERS = [
 FLOORS = {name: floor for floor, layer in enumerate(LAYERS) for name in layer}
 NARROWER = {
     "batches": {
-        "errors",
-        "files",
-        "paths",
-        "placement",
-        "purity",
-        "randomness",
-        "batches",
-        "compiled",
-        "threads",
+        *("errors", "files", "paths", "processes", "meshes", "placement", "purity", "randomness"),
+        *("batches", "compiled", "threads"),
     },
     "data": {"errors", "extras", "terminal", "files", "digests", "caches", "batches", "data"},
     "models": {"errors", "models"},

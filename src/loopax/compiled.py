@@ -24,8 +24,9 @@ from jax.sharding import SingleDeviceSharding
 
 from loopax import jaxprs
 from loopax.account import Account
+from loopax.meshes import default_device
 from loopax.paths import PyTree, leaf_path
-from loopax.placement import default_device
+from loopax.placement import Placement
 from loopax.threads import as_here
 
 LIMIT = 64
@@ -98,7 +99,8 @@ class Code:
         traced = jax.jit(
             flat,
             donate_argnums=tuple(range(count)),
-            out_shardings=(places[:count], None) if count else None,
+            # What is read lies whole on each device, so that each process has it.
+            out_shardings=(places[:count], Placement.of(args[0]).everywhere),
             keep_unused=True,  # or the text would not say which of the arguments are used
         ).trace(*forms)
         lowered = traced.lower()
@@ -154,7 +156,7 @@ def _form(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _device() -> jax.Device:
     """Where JAX computes what lies nowhere in particular."""
-    return default_device() or jax.devices()[0]
+    return default_device() or jax.local_devices()[0]
 
 
 class Program:

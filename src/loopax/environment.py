@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from loopax import processes
 from loopax.errors import ConfigError
 
 PACKAGES = ("loopax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -41,12 +42,17 @@ def provenance() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "platform": jax.default_backend(),
         "visible_cores": visible_cores(),
         "git": _git_revision(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages on which results depend."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def numerics(mesh: str = "data=1") -> dict[str, Any]:
@@ -56,6 +62,8 @@ def numerics(mesh: str = "data=1") -> dict[str, Any]:
     among which devices a batch is divided.
     """
     devices = jax.devices()
+    # One process that is connected to no other sums by XLA's own collectives, in another order.
+    collectives = {"jax_cpu_collectives_implementation"} if processes.are_connected() else set()
     return {
         "jax": _version("jax"),
         "jaxlib": _version("jaxlib"),
@@ -66,7 +74,7 @@ def numerics(mesh: str = "data=1") -> dict[str, Any]:
         "cpu": cpu_kind(),
         "visible_cores": visible_cores(),
         **{name: os.environ.get(name) for name in VARIABLES},
-        **{name: getattr(jax.config, name) for name in SETTINGS},
+        **{name: getattr(jax.config, name) for name in (*SETTINGS, *collectives)},
     }
 
 

@@ -18,7 +18,7 @@ class LoopaxError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are made again from `args` alone, which do not hold the fields of every class.
-        return _made_again, (type(self), self.args, self.__dict__)
+        return made_again, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(LoopaxError, ValueError):
@@ -70,6 +70,12 @@ class DeviceMemoryError(LoopaxError, MemoryError):
     exit_code = 8
 
 
+class ProcessError(LoopaxError):
+    """Another process of the run failed, or was lost; the last checkpoint is intact."""
+
+    exit_code = 9
+
+
 class Stopped(SystemExit):
     """A signal ended the run politely, with everything saved; `step` is where it stands.
 
@@ -94,7 +100,8 @@ class ProgramError(LoopaxError):
         self.exit_code = exit_code
 
 
-def _made_again(kind: type[LoopaxError], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:
+def made_again(kind: type[LoopaxError], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:
+    """An error of loopax from what it is made of."""
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(fields)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 
+from loopax import processes
 from loopax.compute.losses import LossFn
 from loopax.compute.step import OwnStep
 from loopax.diagnose.frozen import warn_of_frozen_gradients
@@ -206,6 +207,8 @@ def opened(settings: Settings) -> Iterator[Run]:
             # No exception declares this attribute, and some cannot be given one.
             with suppress(Exception):
                 error.run = run  # type: ignore[attr-defined]
+        if not isinstance(error, Stopped):
+            processes.failed(error)
         raise
 
 
@@ -225,7 +228,7 @@ def observe(observer: Callable[[Opening, Settings], AbstractContextManager[Run]]
 def _explain(attempt: Attempt, error: NonFiniteError) -> None:
     """Adds to the error where the first bad number came from, found by executing it again."""
     run, settings, say = attempt.run, attempt.settings, attempt.shown.say
-    if attempt.store is None or run.dir is None:
+    if attempt.store is None or run.dir is None or processes.count() > 1:
         return
     with suppress(LoopaxError):  # What is just being saved may be as bad.
         attempt.store.wait()

@@ -21,14 +21,20 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from loopax import processes
 from loopax.errors import ConfigError
+from loopax.meshes import (
+    BATCH_AXES,
+    checked_sharding,
+    default_device,
+    mesh_of,
+    sharing,
+    text_of,
+)
 from loopax.paths import PyTree, leaf_path, map_with_path, matches
 
 T = TypeVar("T")
 
-BATCH_AXES = ("data", "fsdp")
-"""The axes of a mesh that share the examples of a batch."""
-AXES = (*BATCH_AXES, "tensor")
 SMALLEST = 1024
 """Elements of an array that is worth spreading; smaller ones are the same on every device."""
 
@@ -55,19 +61,22 @@ class Placement:
         return cls()
 
     def __str__(self) -> str:
-        if self.mesh is None:
-            return "data=1"
-        return ",".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+        return "data=1" if self.mesh is None else text_of(self.mesh)
 
     def told(self) -> str:
         """Which of several devices train, and how many are idle; empty where there is one."""
-        used, there = 1 if self.mesh is None else self.mesh.size, len(jax.devices())
+        used, there = 1 if self.mesh is None else self.mesh.size, len(processes.devices())
         idle = f"; {there - used} of {there} devices are idle" if used < there else ""
         return (
             f"trains on {self if used == 1 else f'{used} devices, {self}'}{idle}"
             if there > 1
             else ""
         )
+
+    @property
+    def everywhere(self) -> NamedSharding | None:
+        """How an array lies that is the same on all devices; None where there is one."""
+        return None if self.mesh is None else self._sharding(PartitionSpec())
 
     @property
     def shares(self) -> int:
@@ -97,9 +106,7 @@ class Placement:
         if hasattr(state, "placement"):
             state = dataclasses.replace(state, placement=self)
         return jax.tree.map(
-            lambda leaf, sharding: jax.device_put(jnp.copy(leaf), sharding),
-            state,
-            self.shardings(state),
+            lambda leaf, sharding: _spread(jnp.copy(leaf), sharding), state, self.shardings(state)
         )
 
     def shardings(self, state: PyTree) -> PyTree:
@@ -195,7 +202,7 @@ class Placement:
                     ) from error
 
     def _put(self, array: Any, part: PartitionSpec) -> jax.Array:
-        return jax.device_put(array, self._sharding(part))
+        return _spread(array, self._sharding(part))
 
     def _sharding(self, part: PartitionSpec) -> NamedSharding:
         assert self.mesh is not None
@@ -225,25 +232,20 @@ def placement(
 
     Raises:
         ConfigError: there are not as many devices, an axis is not known, the batch cannot be
-            shared evenly, `sharding` is no such mapping, or there are several processes.
+            shared evenly, `sharding` is no such mapping, or processes cannot share the devices.
     """
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not processes.are_connected():
         raise ConfigError(
-            f"this is process {jax.process_index()} of {jax.process_count()}; a run is trained by "
-            "one process with all its devices: leave jax.distributed.initialize() out"
+            f"there are {jax.process_count()} processes that cannot talk to each other; call "
+            "jax.distributed.initialize() at the beginning of the program"
         )
-    there, devices = Placement.of(state), jax.devices()
+    there = Placement.of(state)
     if mesh is None and there.mesh is not None:
         mesh = there.mesh
     elif mesh is None:
-        alone = default_device() is not None
-        shares = 1 if alone else math.gcd(len(devices), batch_size or len(devices))
-        mesh = f"data={shares}"
-    made = mesh if isinstance(mesh, Mesh) else _mesh(_sizes(mesh))
-    unknown = [name for name in made.axis_names if name not in AXES]
-    if unknown:
-        raise ConfigError(f"mesh has the axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
-    where = Placement(made if made.size > 1 else None, _checked_sharding(sharding, made))
+        mesh = "data=1" if default_device() is not None else sharing(batch_size)
+    made = mesh_of(mesh)
+    where = Placement(made if made.size > 1 else None, checked_sharding(sharding, made))
     if batch_size is not None and batch_size % where.shares:
         below = batch_size // where.shares * where.shares
         near = f"{below} or {below + where.shares}" if below else f"{where.shares}"
@@ -254,55 +256,20 @@ def placement(
     return where
 
 
-def default_device() -> jax.Device | None:
-    """That of `jax.default_device`; None where nobody has chosen one."""
-    chosen = getattr(jax.config, "jax_default_device", None)
-    return chosen if isinstance(chosen, jax.Device) else None
+def _spread(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has, or can read a part of, over the devices of all of them."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = _spread(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    return jax.make_array_from_callback(np.shape(array), sharding, lambda part: array[part])
 
 
 def _on_default_device(leaf: jax.Array) -> jax.Array:
     """An array that JAX may move, where it now computes; any other as it lies."""
     device = default_device()
     return leaf if device is None or leaf.committed else jax.device_put(leaf, device)
-
-
-def _checked_sharding(
-    sharding: Mapping[str, PartitionSpec] | None, mesh: Mesh
-) -> tuple[tuple[str, PartitionSpec], ...]:
-    for pattern, part in (sharding or {}).items():
-        names = [name for each in part for name in (each if isinstance(each, tuple) else (each,))]
-        if not isinstance(part, PartitionSpec) or not {*names} <= {None, *mesh.axis_names}:
-            raise ConfigError(
-                f"sharding: {pattern!r} is {part!r}; it must be a jax.sharding.PartitionSpec of "
-                f"the axes {', '.join(mesh.axis_names)}"
-            )
-    return tuple((sharding or {}).items())
-
-
-def _sizes(mesh: Any) -> dict[str, int]:
-    """The size of each axis that a text names."""
-    wrong = f"mesh is {mesh!r}; it must be a text such as 'data=2,fsdp=4', or a jax.sharding.Mesh"
-    if not isinstance(mesh, str):
-        raise ConfigError(wrong)
-    pairs = [part.partition("=") for part in mesh.replace(" ", "").split(",")]
-    sizes = {name: int(size) for name, _, size in pairs if size.isdecimal() and int(size)}
-    if len(sizes) != len(pairs):
-        raise ConfigError(wrong)
-    return sizes
-
-
-def _mesh(sizes: Mapping[str, int]) -> Mesh:
-    devices, wanted = jax.devices(), math.prod(sizes.values())
-    if wanted > len(devices):
-        named = ",".join(f"{name}={size}" for name, size in sizes.items())
-        raise ConfigError(f"mesh is {named}, {wanted} devices; there are {len(devices)}")
-    chosen = devices[:wanted]
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
-        devices=chosen,
-    )
 
 
 def put_like(array: np.ndarray, leaf: jax.Array) -> jax.Array:
@@ -312,10 +279,13 @@ def put_like(array: np.ndarray, leaf: jax.Array) -> jax.Array:
 
 
 def to_host(state: T) -> T:
-    """A copy of a state in the host's memory, or on the device where JAX is to use no CPU."""
+    """A copy of a state in the host's memory.
+
+    On the devices where JAX is to use no CPU, or several processes hold it.
+    """
     leaves, structure = jax.tree.flatten(state)
     copy: T = jax.tree.unflatten(structure, _copies(leaves))
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" and processes.count() == 1:
         with suppress(RuntimeError):
             copy = jax.device_put(copy, jax.local_devices(backend="cpu")[0])
     return copy
@@ -325,13 +295,3 @@ def to_host(state: T) -> T:
 @jax.jit
 def _copies(leaves: list[Array]) -> list[Array]:
     return list(map(jnp.copy, leaves))
-
-
-def is_writer() -> bool:
-    """Whether this process writes the files of a run."""
-    return jax.process_index() == 0
-
-
-def agree(value: Any) -> Any:
-    """A decision as all processes take it: that of the writer."""
-    return value

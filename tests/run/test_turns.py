@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopax.run.signals import PoliteStop
 from loopax.run.turns import Clock, Plan
 
 COUNTS = st.integers(1, 60)
@@ -42,7 +43,7 @@ def clock(**options):
 
 
 def test_a_signal_and_a_deadline_stop_but_never_before_a_step():
-    stop = SimpleNamespace(received=None)
+    stop = PoliteStop(print, wanted=False)
     asked = clock(stop=stop)
     assert not asked.decide().stop
     stop.received = 15

@@ -109,7 +109,7 @@ def _be(program, arguments, log, in_haste):
         file = os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, descriptor)
     compiled.share(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    compiled.hasten(in_haste)
+    compiled.hasten(in_haste, known=True)
     try:
         sys.exit(program(*arguments))
     except Exception:

@@ -48,6 +48,20 @@ def as_numbers(name: str, value: Any) -> Any:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+class Rows:
+    """Rows of a column, read when a part of them is asked for."""
+
+    def __init__(self, column: np.ndarray, rows: np.ndarray) -> None:
+        self._column, self._rows = column, rows
+        self.shape, self.dtype = (*rows.shape, *column.shape[1:]), column.dtype
+
+    def __getitem__(self, part: tuple[slice, ...]) -> np.ndarray:
+        """The part that the devices of this process need, of the axes of `rows`."""
+        axes = self._rows.ndim
+        found: np.ndarray = self._column[self._rows[part[:axes]]]
+        return found[(slice(None),) * axes + part[axes:]]
+
+
 def as_held(name: str, array: np.ndarray) -> np.ndarray:
     """`array` in the type in which the device holds it: without x64, 64 bits become 32.
 

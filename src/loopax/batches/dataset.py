@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Int32
 
-from loopax.batches.arrays import as_held, as_numbers
+from loopax import processes
+from loopax.batches.arrays import Rows, as_held, as_numbers
 from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items, affordable
 from loopax.batches.mapped import Mapped, fingerprint_of, picked
 from loopax.batches.transforms import (
@@ -23,8 +24,9 @@ from loopax.batches.transforms import (
 )
 from loopax.compiled import executed
 from loopax.errors import ConfigError, DataError
+from loopax.meshes import default_device
 from loopax.paths import PyTree
-from loopax.placement import Placement, default_device
+from loopax.placement import Placement
 from loopax.randomness import Rngs
 
 RESIDENT_LIMIT_BYTES, COPIED_LIMIT_BYTES = 2 * 2**30, 2**29
@@ -240,7 +242,10 @@ class DatasetBatches(Batches):
         """The items of consecutive steps whose examples `rows` names, padded to `capacity`."""
         padded = np.zeros((capacity, rows.shape[1]), np.int32)
         padded[: len(rows)] = rows
-        return Items(self._item(padded), len(rows))
+        if self.is_resident or processes.count() == 1:
+            return Items(self._item(padded), len(rows))
+        columns = self.dataset.columns.items()
+        return Items({key: Rows(column, padded) for key, column in columns}, len(rows))
 
     def _item(self, rows: Int32[np.ndarray, ...]) -> PyTree:
         if self.is_resident:

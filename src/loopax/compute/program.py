@@ -104,9 +104,14 @@ class TrainProgram:
 
     def examples(self, items: Items, index: int) -> PyTree:
         """The examples of one of these items, as they are stored."""
+
+        def gathered(resident: PyTree, stacked: PyTree) -> PyTree:
+            return self._batches.gather(resident, _item(stacked, jnp.int32(index)))
+
         with jax.transfer_guard("allow"):
-            item = jax.tree.map(lambda leaf: jax.device_get(leaf)[index], items.stacked)
-            return jax.jit(self._batches.gather)(self._resident, item)
+            # Whole in each process, as whoever asks reads them there.
+            whole = jax.jit(gathered, out_shardings=self._placement.everywhere)
+            return whole(self._resident, items.stacked)
 
     @property
     def is_compiled(self) -> bool:

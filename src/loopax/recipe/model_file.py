@@ -16,7 +16,12 @@ MODEL_FILE = "model.json"
 
 def write_noted(run: Run, problem: Problem) -> None:
     """Keeps in a run's directory what the problem notes, if it is not there yet."""
-    if run.dir is not None and problem.noted and not (run.dir.path / MODEL_FILE).exists():
+    if (
+        run.is_writer
+        and run.dir is not None
+        and problem.noted
+        and not (run.dir.path / MODEL_FILE).exists()
+    ):
         run.dir.write_json(MODEL_FILE, dict(problem.noted))
 
 

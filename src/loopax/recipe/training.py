@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loopax import processes
 from loopax.data import absolute
 from loopax.deadline import check_time, seconds_left, time_limit
 from loopax.extras import require
@@ -54,6 +55,7 @@ def train(
     Raises:
         LoopaxError: the data, the configuration or the run directory cannot be used.
     """
+    progress = progress and processes.is_writer()
     say = print if progress else _silent
 
     def over() -> None:
@@ -66,13 +68,19 @@ def train(
             say(problem.description)
         check_data(run_dir, problem.config, problem.noted.get("data_sha256"))
         run = _fit(recipe, problem, run_dir, steps, checkpoints, writers, mesh, profile, progress)
-        write_noted(run, problem)  # of a finished run that has lost it
-        is_finished = run.stopped is not None or run.step >= problem.steps
-        if is_finished and not (Path(run_dir) / RESULTS_FILE).exists():
-            trained = recipe.load(run_dir, problem=problem, say=_silent)
-            check_time()
-            results = recipe.finish(trained, problem, say, progress)
-            RunDir(run_dir).write_json(RESULTS_FILE, results)
+
+        def finish() -> None:
+            write_noted(run, problem)  # of a finished run that has lost it
+            is_finished = run.stopped is not None or run.step >= problem.steps
+            if not is_finished or (Path(run_dir) / RESULTS_FILE).exists():
+                return
+            with time_limit(seconds_left(), over):
+                trained = recipe.load(run_dir, problem=problem, say=_silent)
+                check_time()
+                results = recipe.finish(trained, problem, say, progress)
+                RunDir(run_dir).write_json(RESULTS_FILE, results)
+
+        processes.by_one("results", finish)
     return recipe.load(run_dir, problem=problem, say=_silent)
 
 

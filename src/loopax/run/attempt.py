@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import platform
 from contextlib import ExitStack
 from typing import Any
 
+from loopax import processes
 from loopax.account import Account, summary, waiting
 from loopax.compute.accumulation import check_accumulation
 from loopax.compute.soundness import check_sound, flags_of
-from loopax.environment import numerics
-from loopax.placement import is_writer
+from loopax.environment import numerics, versions
+from loopax.paths import forms
 from loopax.randomness import key_words
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.chunks import Chunk
 from loopax.run.directory import RunDir
-from loopax.run.display import Display, display, tell
+from loopax.run.display import Display, Quiet, display, tell
 from loopax.run.history import History
 from loopax.run.lock import RunLock
 from loopax.run.logs import RunFiles, TensorBoard
@@ -57,22 +59,34 @@ class Attempt:
     def __enter__(self) -> Attempt:
         settings, run = self.settings, self.run
         with ExitStack() as opened:
-            if settings.progress:
+            if not processes.is_writer():
+                self.shown = Quiet()
+            elif settings.progress:
                 self.shown = display(settings.total)
             opened.callback(self.shown.close)
             say = self.shown.say
             opened.enter_context(self.stop)
+            processes.begin()
+            if processes.count() > 1:
+                processes.same(_of_all(settings))
             if settings.run_dir is not None:
-                run.dir = RunDir.create(settings.run_dir, say)
-                run.dir.check(settings.config)  # what is refused is not even locked
-                self.lock = opened.enter_context(RunLock(run.dir.path, say))
-                run.dir.claim(settings.config)
+                run.dir = RunDir(settings.run_dir)
+                processes.by_one("opening", lambda: self._claim(opened))
+                processes.by_all("seen", run.dir.check_seen)
                 store = CheckpointStore(run.dir.checkpoints, settings.checkpoints, say)
                 self.store = opened.enter_context(store)
             self._tail = restore(run, self.store, settings, say)
             self.left = left_chunk(run, say)
             self._opened = opened.pop_all()
         return self
+
+    def _claim(self, opened: ExitStack) -> None:
+        """Makes the run directory this run's; in one process."""
+        settings, say = self.settings, self.shown.say
+        directory = RunDir.create(str(settings.run_dir), say)
+        directory.check(settings.config)  # what is refused is not even locked
+        self.lock = opened.enter_context(RunLock(directory.path, say))
+        directory.claim(settings.config)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._process == os.getpid():  # and not in a forked child, which owns nothing
@@ -113,8 +127,8 @@ class Attempt:
             run.history, self.shown, self.account, self.clock, settings.log_every, per_epoch
         )
         self.recorder.resume(run.step, self._tail)
-        self._open_writers()
-        if self.store is not None and self.lock is not None:
+        processes.by_one("log", self._open_writers)
+        if self.store is not None:
             self.keeper = Saving(
                 run,
                 self.store,
@@ -122,10 +136,15 @@ class Attempt:
                 settings.batches,
                 settings.total,
                 self.clock,
-                self.lock.check,
+                self._check_lock,
             )
         self._opened.enter_context(self.account.section("host"))
         self._is_begun = True
+
+    def _check_lock(self) -> None:
+        """Makes sure that the run directory is still this run's; it is held by one process."""
+        if self.lock is not None:
+            self.lock.check()
 
     def _open_writers(self) -> None:
         """Notes this start in the run directory and opens its files at the step it begins with."""
@@ -145,7 +164,7 @@ class Attempt:
                 numerics=numerics(str(settings.placement)),
             )
             writers = [RunFiles(self.shown.say), Guarded(TensorBoard(), warn), *writers]
-        for writer in writers if is_writer() else ():
+        for writer in writers:
             writer.open(run, run.step)
             self._opened.callback(writer.close)
             self.recorder.writers.append(writer)
@@ -167,7 +186,8 @@ class Attempt:
         self._is_finished = True
         run.account = self.account.report()
         if run.dir is not None:
-            run.dir.write_json("account.json", run.account)
+            directory = run.dir
+            processes.by_one("end", lambda: directory.write_json("account.json", run.account))
         say(summary(run.account))
         if waited := waiting(run.account):
             say(f"{run.name}: {waited}")
@@ -195,6 +215,30 @@ class Attempt:
         forked = self._process != os.getpid()
         if forked or not self._is_begun or self._is_finished or self.keeper is None:
             return
+        if error is not None and processes.count() > 1:
+            return  # The others may be elsewhere, and a save is made by all.
         self.keeper.leave(error)
-        if self.given is not None and self.run.dir is not None:
+        if self.given is not None and self.run.dir is not None and processes.is_writer():
             self.run.dir.write_json(LEFT, self.given.to_json())
+
+
+def _of_all(settings: Settings) -> dict[str, Any]:
+    """What must be the same in all processes of a run, or they would wait for each other."""
+    evaluation = settings.evaluation
+    return {
+        "the Python": platform.python_version(),
+        "the versions": versions(),
+        "the run directory": settings.run_dir,
+        "config": dict(settings.config),
+        "mesh": settings.placement,
+        "the seed": key_words(settings.state.key),
+        "the state": forms(settings.state),
+        "the data": dict(settings.batches.identity),
+        "the length of the run": settings.total,
+        "log_every": settings.log_every,
+        "probe_every": settings.probe_every,
+        "nonfinite": settings.nonfinite,
+        "checkpoints": settings.checkpoints,
+        "evaluation": None if evaluation is None else (list(evaluation.parts), evaluation.every),
+        "the hooks": [hook.every for hook in settings.hooks],
+    }

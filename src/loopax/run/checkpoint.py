@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
-from loopax import digests
+from loopax import digests, processes
 from loopax.compute.state import TrainState
 from loopax.errors import LoopaxError, StorageError
 from loopax.files import OpenFolder, free_name, remove, storing, sync
@@ -66,13 +66,11 @@ class CheckpointStore(CheckpointReader):
         super().__init__(directory, say)
         self.settings, self.seconds = settings, 0.0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="loopax-checkpoint")
-        self._saving: tuple[int, Future[None]] | None = None
+        self._saving: Future[None] | None = None
+        self._folder: OpenFolder | None = None
         self._quiet = ExitStack()
         if settings is not None:
-            with storing(self.directory):
-                self.directory.mkdir(parents=True, exist_ok=True)
-            for name in (SAVING, DELETING):  # of a save or a deletion that was cut short
-                remove(self.directory / name)
+            processes.by_one("checkpoints", self._prepare)
 
     def __enter__(self) -> CheckpointStore:
         if self.settings is not None:
@@ -89,6 +87,24 @@ class CheckpointStore(CheckpointReader):
         finally:
             self._worker.shutdown()
             self._quiet.close()
+
+    def _prepare(self) -> None:
+        with storing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        for name in (SAVING, DELETING):  # of a save or a deletion that was cut short
+            remove(self.directory / name)
+
+    def agreed(self) -> int | None:
+        """The newest whole step, which one process has checked for all; None where there is none.
+
+        Raises:
+            CheckpointError: there were some, and none is whole.
+        """
+        some = bool(self.steps or self.damaged)
+        step = processes.by_one("step", lambda: self.step_of() if some else None)
+        if step is not None and not processes.is_writer():
+            self.believe(step)
+        return step
 
     def save(
         self,
@@ -121,22 +137,30 @@ class CheckpointStore(CheckpointReader):
         own = {"format": FORMAT, "step": step, "rank": rank, "frozen": "", **computing(state)}
         contents = self._parted(state, {**meta, **own})
         begun = time.monotonic()
-        try:
-            # Not with the folders above it, which may be those of a run that was removed.
-            folder = OpenFolder(self.directory / SAVING)
-        except OSError as error:
-            raise self._failure(step, error) from error
+        processes.by_one("folder", lambda: self._open_folder(step))
+        # Several processes can meet in a folder only by its name.
+        inside = self.directory / SAVING
+        if self._folder is not None and processes.count() == 1:
+            inside = self._folder.inside
         try:
             writing = [
-                serialization.begin(folder.inside / name, tree, meta)
+                serialization.begin(inside / name, tree, meta)
                 for name, (tree, meta) in contents.items()
             ]
         except Exception as error:
-            folder.remove(failed=True)
+            self._remove_folder(failed=True)
             raise self._failure(step, error) from error
         metas = {name: meta for name, (_, meta) in contents.items()}
-        future = self._worker.submit(self._commit, writing, folder, metas, check, begun)
-        self._saving = step, future
+        self._saving = self._worker.submit(self._commit, step, writing, metas, check, begun)
+
+    def _open_folder(self, step: int) -> None:
+        with self._failing(step):
+            # Not with the folders above it, which may be those of a run that was removed.
+            self._folder = OpenFolder(self.directory / SAVING)
+
+    def _remove_folder(self, *, failed: bool) -> None:
+        if self._folder is not None:
+            self._folder.remove(failed=failed)
 
     def _parted(self, state: TrainState, meta: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """What is to be written, by name, with its meta: a step, and before it what it refers to.
@@ -149,69 +173,82 @@ class CheckpointStore(CheckpointReader):
         if serialization.is_empty(frozen):
             return {step: (state, meta)}
         lean = state.replace(frozen=None), {**meta, "frozen": fingerprint(frozen)}
-        if os.path.lexists(self.directory / FROZEN):
-            wrong = self._damage(FROZEN)
-            if not wrong:
-                same = self._metas[FROZEN]["frozen"] == lean[1]["frozen"]
-                return {step: lean if same else (state, meta)}
-            self.say(f"{self.directory / FROZEN}: {wrong}; saved again")
+        there = processes.by_one("frozen", self._frozen_there)
+        if there is not None:
+            return {step: lean if there == lean[1]["frozen"] else (state, meta)}
         return {FROZEN: (frozen, {**lean[1], "rank": {}}), step: lean}
+
+    def _frozen_there(self) -> str | None:
+        """The fingerprint of the frozen parameters that lie there; None if not whole."""
+        if not os.path.lexists(self.directory / FROZEN):
+            return None
+        if wrong := self._damage(FROZEN):
+            self.say(f"{self.directory / FROZEN}: {wrong}; saved again")
+            return None
+        return str(self._metas[FROZEN]["frozen"])
 
     @property
     def is_saving(self) -> bool:
         """Whether a save is still going on."""
-        return self._saving is not None and not self._saving[1].done()
+        return self._saving is not None and not self._saving.done()
 
     @property
     def has_settled(self) -> bool:
         """Whether the last save has come to an end, good or bad; `wait` tells which."""
-        return self._saving is not None and self._saving[1].done()
+        return self._saving is not None and self._saving.done()
 
     def wait(self) -> None:
         """Returns when what was being saved is on disk; raises if that failed."""
         if self._saving is None:
             return
-        step, future = self._saving
-        self._saving = None
-        try:
-            future.result()
-        except LoopaxError:
-            raise
-        except Exception as error:
-            raise self._failure(step, error) from error
+        saving, self._saving = self._saving, None
+        saving.result()
 
     def _commit(
         self,
+        step: int,
         writing: list[ocp.AsyncCheckpointer],
-        folder: OpenFolder,
         metas: Mapping[str, dict[str, Any]],
         check: Callable[[], None],
         begun: float,
     ) -> None:
         """Runs in the background: completes a save, names what it made, deletes what is old."""
+
+        def complete() -> None:
+            with self._failing(step):
+                for orbax in writing:
+                    orbax.wait_until_finished()
+                check()
+
+        def seal() -> None:
+            with self._failing(step):
+                self._seal(metas)
+
         try:
-            for orbax in writing:
-                orbax.wait_until_finished()
-            check()
-            for name, meta in metas.items():  # a step after what it refers to
-                path, target = folder.path / name, self.directory / name
-                digests.seal(path)
-                stamp = digests.stamp(path)
-                if target.exists() or target.is_symlink():
-                    self._aside(name)
-                path.rename(target)
-                sync(self.directory)
-                self._metas[name], self._stamps[name] = meta, stamp
+            processes.by_all("written", complete)
+            processes.by_one("sealed", seal)
         except BaseException:
-            folder.remove(failed=True)
+            self._remove_folder(failed=True)
             raise
-        folder.remove(failed=False)
+        self._remove_folder(failed=False)
+        if FROZEN not in metas:  # which happens once
+            self.seconds = max(self.seconds, time.monotonic() - begun)
+
+    def _seal(self, metas: Mapping[str, dict[str, Any]]) -> None:
+        """Names what was written and deletes what is old; in one process."""
+        for name, meta in metas.items():  # a step after what it refers to
+            path, target = self.directory / SAVING / name, self.directory / name
+            digests.seal(path)
+            stamp = digests.stamp(path)
+            if target.exists() or target.is_symlink():
+                self._aside(name)
+            path.rename(target)
+            sync(self.directory)
+            self._metas[name], self._stamps[name] = meta, stamp
         try:
             self._prune()
         except OSError as error:
             self.say(f"{self.directory}: old steps cannot be deleted ({reason_of(error)})")
-        if FROZEN not in metas:  # which happens once
-            self.seconds = max(self.seconds, time.monotonic() - begun)
 
     def _prune(self) -> None:
         assert self.settings is not None
@@ -237,6 +274,16 @@ class CheckpointStore(CheckpointReader):
         aside = free_name(self.directory / f"{DAMAGED}-{name}")
         (self.directory / name).rename(aside)
         return aside.name
+
+    @contextmanager
+    def _failing(self, step: int) -> Iterator[None]:
+        """What goes wrong is told of the step that is being saved."""
+        try:
+            yield
+        except LoopaxError:
+            raise
+        except Exception as error:
+            raise self._failure(step, error) from error
 
     def _failure(self, step: int, error: BaseException) -> StorageError:
         return StorageError(

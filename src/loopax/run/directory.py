@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -82,6 +83,18 @@ class RunDir:
                 f"{run.path}: is not empty and holds no run (no config.json); name a new directory"
             )
         return run
+
+    def check_seen(self) -> None:
+        """Whether this process sees what another one has just written.
+
+        Raises:
+            RunDirError: it does not.
+        """
+        if not self.config_file.exists():
+            raise RunDirError(
+                f"{self.path}: is not seen by {socket.gethostname()}; all processes of a run write "
+                "into one directory, which all their machines must share"
+            )
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:

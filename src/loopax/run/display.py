@@ -36,6 +36,10 @@ class Display:
         """The run has ended."""
 
 
+class Quiet(Display):
+    """For all processes of a run but the one that shows it."""
+
+
 def display(total: int, console: Terminal | None = None) -> Display:
     """The display that suits where standard error goes."""
     # A notebook gets plain lines too: rich would make an HTML output of each.

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from loopax import processes
 from loopax.account import Account
 from loopax.arguments import kind_of
 from loopax.batches.base import Batches
@@ -82,8 +83,10 @@ def calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
         # A tree of its own: whatever the hook does to it, the run keeps what was trained.
         shown = dataclasses.replace(run, state=jax.tree.map(lambda leaf: leaf, run.state))
         values = hook.function(shown)
-        run.stopped = shown.stopped
-        if values is not None and (logged := _logged(hook, values)):
+        logged = {} if values is None else _logged(hook, values)
+        # A hook may look at a clock or a file, which differ between processes.
+        logged, run.stopped = processes.agree("hook", (logged, shown.stopped))
+        if logged:
             run.measured["hook"] = run.measured.get("hook", {}) | logged
             recorder.log(run.step, "hook", logged)
 

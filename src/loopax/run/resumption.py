@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from loopax import processes
 from loopax.batches.base import Batches
 from loopax.compute.rows import LEARNING_RATE, Rows
 from loopax.environment import changes, numerics
@@ -38,8 +39,8 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
     """
     run.state, run.step = settings.placement.put_state(settings.state), 0
     tail, logged = Tail(settings.log_every), 0
-    if store is not None and (store.steps or store.damaged):
-        run.state, meta = store.restore(run.state)
+    if store is not None and (step := store.agreed()) is not None:
+        run.state, meta = store.restore(run.state, step)
         run.step = int(meta["step"])
         try:
             tail, logged = Tail(**meta["recorder"]), int(meta["run"]["rows"])
@@ -99,7 +100,8 @@ def left_chunk(run: Run, say: Say) -> Chunk | None:
 def reason_to_stop(run: Run, say: Say) -> str | None:
     """Why the run was stopped at the step that was restored; None where it was not."""
     found = _kept(run, STOPPED, say, lambda stored: (stored["step"], str(stored["reason"])))
-    return found[1] if found is not None and found[0] == run.step else None
+    reason = found[1] if found is not None and found[0] == run.step else None
+    return processes.agree("stopped", reason)
 
 
 def _kept(run: Run, name: str, say: Say, read: Callable[[Any], T]) -> T | None:

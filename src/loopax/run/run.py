@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from loopax import processes
 from loopax.compute.state import TrainState
 from loopax.compute.updates import named
 from loopax.jsonlines import OWN_SOURCES, Row, values_of
@@ -61,6 +62,11 @@ class Run:
         return self.chunks
 
     @property
+    def is_writer(self) -> bool:
+        """Whether this process writes the files of the run: of several, one does."""
+        return processes.is_writer()
+
+    @property
     def name(self) -> str:
         """What the run is called in messages: its directory, where it has one."""
         return str(self.dir.path) if self.dir is not None else "the run"
@@ -72,7 +78,7 @@ class Run:
         finished; without that file it would go on.
         """
         self.stopped = reason
-        if self.dir is not None:
+        if self.dir is not None and self.is_writer:
             # Before the checkpoint of this step: a process that is killed in between comes by here
             # again, while one that had only saved would train on.
             self.dir.write_json(STOPPED, {"step": self.step, "reason": reason})

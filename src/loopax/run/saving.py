@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from loopax import processes
 from loopax.batches.base import Batches
 from loopax.compute.soundness import check_sound, flags_of
 from loopax.compute.state import TrainState
@@ -98,7 +99,7 @@ class Saving:
             held = self._snapshot()
             self._held = held._replace(state=to_host(held.state))
             return
-        self._check()
+        processes.by_one("lock", self._check)
         self._settle()
         self._write_held()
         if planned or improved:
@@ -109,11 +110,11 @@ class Saving:
         self._settle()
         self._lenient = False
         if self._saved_step != self._run.step:
-            self._check()
+            processes.by_one("lock", self._check)
             self._write_held()
             self._write(self._snapshot())
         self._store.wait()
-        self._store.verify(self._run.step)
+        processes.by_one("verified", lambda: self._store.verify(self._run.step))
 
     def _snapshot(self) -> Snapshot:
         meta = {
@@ -141,7 +142,7 @@ class Saving:
             check_sound(flags, step)
 
         # What a checkpoint says was logged must outlast a power cut as the checkpoint does.
-        self._recorder.sync()
+        processes.by_one("rows", self._recorder.sync)
         with self._failing():
             self._store.save(snapshot.state, snapshot.meta, snapshot.metrics, check)
             self._saved_step = step

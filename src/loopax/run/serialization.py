@@ -22,15 +22,15 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from loopax import processes
 from loopax.errors import CheckpointError, ConfigError
 from loopax.paths import PyTree, differing, forms, merge, partition
 
 # Orbax keeps parts of what it is doing in globals, and two calls at a time may mix them up. Only
 # what is done at once is locked: the background parts of several saves overlap.
 _ORBAX = threading.RLock()
-# Its limits of time go by the wall clock, which jumps when a machine sleeps, and would end the run.
-# With the folders made at once, nothing waits for a signal with a limit that cannot be set either.
-_ASYNC = ocp.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
+LIMIT_SECONDS = 600
+"""How long several processes wait for each other in a save."""
 _hooks: list[Any] = []
 """What was to be told of late failures, as each run that is quiet found it."""
 
@@ -79,12 +79,17 @@ def begin(path: Path, tree: PyTree, meta: Mapping[str, Any]) -> ocp.AsyncCheckpo
 
     Each has an Orbax of its own: one that failed keeps what else failed for the next one.
     """
+    # Limits of time go by the wall clock, which jumps when a machine sleeps, and would end the run:
+    # there is one only where another process may be lost. With the folders made at once, nothing
+    # waits for a signal with a limit that cannot be set either.
+    seconds = 10**9 if processes.count() == 1 else LIMIT_SECONDS
+    options = ocp.AsyncOptions(timeout_secs=seconds, create_directories_asynchronously=False)
     handler = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(async_options=_ASYNC),
+        composite_options=ocp.CompositeOptions(async_options=options),
         state=ocp.StandardCheckpointHandler(),
         meta=ocp.JsonCheckpointHandler(),
     )
-    orbax = ocp.AsyncCheckpointer(handler, async_options=_ASYNC)
+    orbax = ocp.AsyncCheckpointer(handler, async_options=options)
     stored, _ = _parted(tree)
     args = ocp.args.Composite(state=ocp.args.StandardSave(stored), meta=ocp.args.JsonSave(meta))
     with _ORBAX:
@@ -99,12 +104,17 @@ def meta_of(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> Any:
-    """The arrays of a folder as a tree of dictionaries.
+    """The arrays of a folder as a tree of dictionaries, on a device of this process.
 
     Raises:
         CheckpointError: Orbax cannot read it.
     """
-    return _restored(path, ocp.args.StandardRestore())
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    form = jax.tree.map(
+        lambda stored: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=here),
+        _stored(path),
+    )
+    return _restored(path, ocp.args.StandardRestore(form))
 
 
 def restore(path: Path, form: PyTree) -> Any:
@@ -129,14 +139,19 @@ def _restored(path: Path, form: ocp.args.StandardRestore) -> Any:
 
 def _check_fits(path: Path, target: PyTree) -> None:
     """Compares leaf by leaf first: Orbax would cast another type without a word."""
+    old, new = forms(_stored(path)), forms(target)
+    if differences := differing(old, new):
+        raise CheckpointError(f"{path}: of another model or optimiser: {differences}")
+
+
+def _stored(path: Path) -> PyTree:
+    """The shapes and types of a folder's arrays."""
     try:
         with _ORBAX:
             stored = ocp.StandardCheckpointHandler().metadata(path / "state")
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be restored: {reason_of(error)}") from error
-    old, new = forms(getattr(stored, "tree", stored)), forms(target)
-    if differences := differing(old, new):
-        raise CheckpointError(f"{path}: of another model or optimiser: {differences}")
+    return getattr(stored, "tree", stored)
 
 
 def is_empty(tree: PyTree) -> bool:

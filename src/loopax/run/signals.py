@@ -70,13 +70,17 @@ class PoliteStop:
 
     def __exit__(self, *_: object) -> None:
         self._process = None
-        if self.received is not None:
+        if self._teller.is_alive():
             self._teller.join(timeout=1)
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._handlers.items():
                 # One that was entered later and is still there comes first.
                 if signal.getsignal(number) in (self._handle, signal.SIG_DFL):
                     signal.signal(number, handler)
+
+    def take_over(self, number: int) -> None:
+        """Ends as after a signal that another process of the run was sent."""
+        self.received = self.received or signal.Signals(number)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked child, or left in another order or thread

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from loopax.placement import agree
+from loopax import processes
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.lock import RunLock
 from loopax.run.signals import PoliteStop
@@ -69,6 +69,7 @@ class Turn(NamedTuple):
         rank: whether so much time has passed that a new best may be saved.
         settled: whether a save has finished, well or not.
         stop: whether the loop ends here.
+        signal: the signal that ends it, or 0.
     """
 
     limit: int
@@ -76,6 +77,7 @@ class Turn(NamedTuple):
     rank: bool
     settled: bool
     stop: bool
+    signal: int = 0
 
 
 class Clock:
@@ -98,13 +100,22 @@ class Clock:
         self._saved_at = self._saving_since = 0.0
         self._has_read = False
         self._turn_at, self._turns, self._slowest = 0.0, 0, 0.0
+        self._signalled = processes.Wish("signal")
 
     def decide(self) -> Turn:
-        """What this turn is to do.
+        """What this turn is to do: what process 0 says, whichever of them a signal has reached.
 
         Raises:
             RunInUseError: another process has taken the run directory over.
         """
+        if self._stop.received is not None:
+            self._signalled.make(int(self._stop.received))
+        turn = Turn(*processes.by_one("turn", self._decided))
+        if turn.signal:
+            self._stop.take_over(turn.signal)
+        return turn
+
+    def _decided(self) -> Turn:
         if self._lock is not None:
             self._lock.check()
         now = time.monotonic()
@@ -112,9 +123,8 @@ class Clock:
             self._slowest = max(self._slowest, now - self._turn_at)
         is_over = self._turns > 0 and self.seconds_left() <= self._slowest
         self._turn_at, self._turns = now, self._turns + 1
-        is_asked = self._stop.received is not None
-        # Clocks and signals differ between processes, and what follows from them must not.
-        return agree(Turn(self.limit(), *self._saves(now), stop=is_asked or is_over))
+        signal = int(self._stop.received or self._signalled.value)
+        return Turn(self.limit(), *self._saves(now), stop=bool(signal) or is_over, signal=signal)
 
     def _saves(self, now: float) -> tuple[bool, bool, bool]:
         """Saves come after 2, 4, 8 seconds and so on, up to as far apart as they may be."""

@@ -33,10 +33,13 @@ class VAERecipe(Recipe):
         every = problem.evaluate_every
 
         def draw(run: loopax.Run) -> None:
-            if run.dir is not None:
-                trained = vae.TrainedVAE.of(problem, run.state.eval_params, run.dir, run.step)
+            if run.dir is None:
+                return
+            trained = vae.TrainedVAE.of(problem, run.state.eval_params, run.dir, run.step)
+            samples = trained.samples_by_class(10)
+            if run.is_writer:
                 name = f"samples-epoch-{run.step // problem.batches.steps_per_epoch:03d}.png"
-                vae.save_grid(trained.samples_by_class(10), run.dir.pictures / name)
+                vae.save_grid(samples, run.dir.pictures / name)
 
         if problem.patience is None:
             return [loopax.Hook(draw, every)]
