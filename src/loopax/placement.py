@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 SMALLEST = 1024
 """Elements of an array that is worth spreading; smaller ones are the same on every device."""
+REPLICATED_LIMIT_BYTES = 2 * 2**30
+"""Of data that stays on the devices; what takes more is divided among them."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,14 @@ class Placement:
         return jax.tree.map(lambda leaf: self._put(leaf, self._spread(np.shape(leaf), 1)), items)
 
     def resident(self, columns: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
-        """Columns that stay on the devices during a whole run, all of them on each."""
+        """Columns that stay on the devices during a whole run; `taken` gives rows of them.
+
+        All of them are on each device, or where that is too much a share of the rows.
+        """
         if self.mesh is None:
             return jax.device_put(dict(columns))
+        if sum(column.nbytes for column in columns.values()) > REPLICATED_LIMIT_BYTES:
+            return {name: self._divided(column) for name, column in columns.items()}
         return {name: self._put(column, PartitionSpec()) for name, column in columns.items()}
 
     def put_state(self, state: Any) -> Any:
@@ -147,6 +154,28 @@ class Placement:
             return jax.lax.with_sharding_constraint(leaf, self._sharding(kept))
 
         return map_with_path(whole, params)
+
+    def _divided(self, column: np.ndarray) -> jax.Array:
+        """A column whose rows the devices share, the last of them with some that are empty.
+
+        What several devices add up to give a row of one of them is its bits, as whole numbers: a
+        float would lose the sign of its zeros.
+        """
+        assert self.mesh is not None
+        rows = -(-len(column) // self.mesh.size)
+        held = column.astype(jax.dtypes.canonicalize_dtype(column.dtype), copy=False)
+        is_float = jnp.issubdtype(held.dtype, jnp.floating)
+        bits = held.view(f"u{held.itemsize}") if is_float else held
+
+        def share(part: Any) -> np.ndarray:
+            found = bits[part]
+            return np.pad(found, [(0, rows - len(found)), *[(0, 0)] * (found.ndim - 1)])
+
+        return jax.make_array_from_callback(
+            (rows * self.mesh.size, *column.shape[1:]),
+            self._sharding(PartitionSpec(self.mesh.axis_names)),
+            share,
+        )
 
     @property
     def _batch_axes(self) -> tuple[str, ...]:
@@ -254,6 +283,14 @@ def placement(
             f"take a batch size of {near}"
         )
     return where
+
+
+def taken(column: Array, index: Any, dtype: np.dtype) -> Array:
+    """Rows, or parts of them, of a column that stays on the devices and was a `dtype`; traced."""
+    found = column[index]
+    if jnp.issubdtype(found.dtype, jnp.floating) or not jnp.issubdtype(dtype, jnp.floating):
+        return found
+    return jax.lax.bitcast_convert_type(found, jax.dtypes.canonicalize_dtype(dtype))
 
 
 def _spread(array: Any, sharding: NamedSharding) -> jax.Array:

@@ -18,6 +18,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 import loopax
+from loopax import placement as places
 from loopax.data import Dataset
 from loopax.diagnose.cost import estimate
 from loopax.diagnose.replay import Replay
@@ -61,11 +62,11 @@ def loss_fn(params, batch, rngs):
     return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
 
-def trained(run_dir, mesh, steps, *, start=state, **options):
+def trained(run_dir, mesh, steps, batches=None, *, start=state, **options):
     return loopax.fit(
         start,
         loss_fn,
-        data.batches(16),
+        batches or data.batches(16),
         steps=steps,
         run_dir=run_dir,
         mesh=mesh,
@@ -129,6 +130,35 @@ def with_adapters(home, mesh, *pieces):
     }
 
 
+def divided(home):
+    """What a run came to whose data no device has whole, and some rows of awkward columns."""
+    limit, places.REPLICATED_LIMIT_BYTES = places.REPLICATED_LIMIT_BYTES, 0
+    columns = {
+        "x": np.float32([[-0.0, np.nan], [0.1, -np.inf]] * 5),
+        "half": np.arange(10, dtype=np.float16),
+        "wide": np.arange(10.0),
+        "label": np.arange(10),
+    }
+    whole = Dataset(columns)
+    batches = whole.batches(10, shuffle=False, resident=True)
+    where = placement("data=2,fsdp=4", 16)
+    resident = batches.resident(where)
+    rows = jax.jit(batches.gather)(resident, np.arange(10))
+    kept = {
+        name: np.asarray(rows[name]).tobytes() == np.asarray(jax.device_put(column)).tobytes()
+        for name, column in columns.items()
+    }
+    # Another dataset of the same columns, which is not on the devices already.
+    again = Dataset(data.columns).batches(16, resident=True)
+    run = trained(home / "divided", "data=2,fsdp=4", STEPS, again)
+    places.REPLICATED_LIMIT_BYTES = limit
+    return {
+        "state": digest(run.state),
+        "kept": kept,
+        "rows on a device": resident["x"].addressable_shards[0].data.shape[0],
+    }
+
+
 def sent(mesh):
     """What the devices send each other in a step, in multiples of what the parameters take."""
     costs = estimate(state, loss_fn, data.batches(16), mesh=mesh, seconds=0.01)
@@ -164,5 +194,6 @@ if __name__ == "__main__":
     ]
     found["default"] = len(default.state.step.sharding.device_set)
     found["refused"] = [refused("data=2,fsdp=4", 20), refused("data=8", 4), refused("data=16", 16)]
+    found["divided"] = divided(home)
     found["sent"] = {mesh: sent(mesh) for mesh in ("data=1", "data=8", "fsdp=8")}
     print(json.dumps(found))

@@ -72,6 +72,14 @@ def test_adapters_of_lora_train_beside_a_kernel_that_is_divided(told):
     assert in_parts["state"] == divided["state"] != alone["state"]
 
 
+def test_data_that_the_devices_share_gives_the_same_bits(told):
+    """Ten rows on eight devices, and floats that addition would not keep."""
+    divided = told["divided"]
+    assert divided["rows on a device"] == 2
+    assert set(divided["kept"].values()) == {True}
+    assert divided["state"] == told["data=2,fsdp=4"]["state"]
+
+
 def test_devices_send_each_other_what_theory_says_and_no_more(told):
     """Gradients once; with `fsdp` the parameters too, and never the activations."""
     sent = told["sent"]

@@ -17,7 +17,7 @@ from loopax.batches.dataset import Dataset, checked_batch_size
 from loopax.batches.transforms import scaled, scaled_columns
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
-from loopax.placement import Placement
+from loopax.placement import Placement, taken
 
 SHORTEST = 32
 """Below this length padding costs less than another compilation."""
@@ -98,8 +98,11 @@ class BucketedBatches(Batches):
 
     def gather(self, resident: PyTree, item: PyTree) -> PyTree:
         rows, span = item["rows"], item["span"].shape[-1]
+        columns = self.dataset.columns
         return {
-            name: column[rows, :span] if name in self.cut else column[rows]
+            name: taken(
+                column, (rows, slice(span)) if name in self.cut else rows, columns[name].dtype
+            )
             for name, column in resident.items()
         }
 

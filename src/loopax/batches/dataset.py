@@ -26,7 +26,7 @@ from loopax.compiled import executed
 from loopax.errors import ConfigError, DataError
 from loopax.meshes import default_device
 from loopax.paths import PyTree
-from loopax.placement import Placement
+from loopax.placement import Placement, taken
 from loopax.randomness import Rngs
 
 RESIDENT_LIMIT_BYTES, COPIED_LIMIT_BYTES = 2 * 2**30, 2**29
@@ -145,9 +145,10 @@ class DatasetBatches(Batches):
         batch_size: examples in a batch.
         shuffle: a new order each epoch; otherwise the stored order.
         drop_last: leave out the last batch of an epoch when it is not full.
-        resident: keep the columns on the device; by default when they take at most 2 GiB, or, on
+        resident: keep the columns on the devices; by default when they take at most 2 GiB, or, on
             a CPU, 512 MiB of what is mapped, which lies in the host's memory already.
-            Otherwise batches are gathered on the host; the result is the same bit for bit.
+            Otherwise batches are gathered on the host. With True, several devices divide among them
+            what takes more than 2 GiB. The result is the same bit for bit.
         scale: the `uint8` columns that become `float32` in [0, 1] in the compiled step; by
             default the column `image`. Labels, masks and tokens stay as they are.
         transform: a pure function `batch -> batch`, or several in a row, traced into the step
@@ -223,7 +224,10 @@ class DatasetBatches(Batches):
         return self.dataset.resident(placement) if self.is_resident else None
 
     def gather(self, resident: PyTree, item: PyTree) -> PyTree:
-        return item if resident is None else {k: column[item] for k, column in resident.items()}
+        if resident is None:
+            return item
+        columns = self.dataset.columns
+        return {k: taken(column, item, columns[k].dtype) for k, column in resident.items()}
 
     def prepare(self, examples: PyTree, rngs: Any) -> PyTree:
         batch = scaled(examples, self.scale)
