@@ -30,7 +30,7 @@ LAYERS = [
         "processes",
     },
     {"meshes"},
-    {"placement"},
+    {"placement", "cluster"},
     {"compiled"},
     {"batches", "lora", "schedules", "weights"},
     {"data"},

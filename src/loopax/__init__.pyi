@@ -1,6 +1,7 @@
 """The public names, a line each."""
 
 from . import caches as caches
+from . import cluster as cluster
 from . import data as data
 from . import deadline as deadline
 from . import diagnose as diagnose

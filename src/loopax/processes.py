@@ -51,7 +51,7 @@ def is_writer() -> bool:
 
 def are_connected() -> bool:
     """Whether `jax.distributed.initialize` was called, be it for one process."""
-    return "jax" in sys.modules and _client() is not None
+    return "jax" in sys.modules and client() is not None
 
 
 def devices() -> list[Any]:
@@ -78,10 +78,10 @@ def agree(name: str, value: T) -> T:
     if rounds and not place:
         everyone(f"{name} so far", rounds)
         if is_writer():
-            _client().key_value_delete(f"loopax/{name}/{rounds - 1}/")
+            client().key_value_delete(f"loopax/{name}/{rounds - 1}/")
     key = f"loopax/{name}/{rounds}/{place}"
     if is_writer():
-        _client().key_value_set(key, json.dumps(value))
+        client().key_value_set(key, json.dumps(value))
         return value
     answer: T = json.loads(_answer(key, name, 0))
     return answer
@@ -97,13 +97,13 @@ def everyone(name: str, value: T) -> list[T]:
         return [value]
     number = _next(name)
     key = f"loopax/{name}/{number}/"
-    _client().key_value_set(f"{key}{index()}", json.dumps(value))
+    client().key_value_set(f"{key}{index()}", json.dumps(value))
     if is_writer():
         answers = [_answer(f"{key}{process}", name, process) for process in range(count())]
         # Who has answered this time has read what was answered the time before.
         if number:
-            _client().key_value_delete(f"loopax/{name}/{number - 1}/")
-        _client().key_value_set(f"{key}all", f"[{','.join(answers)}]")
+            client().key_value_delete(f"loopax/{name}/{number - 1}/")
+        client().key_value_set(f"{key}all", f"[{','.join(answers)}]")
     found: list[T] = json.loads(_answer(f"{key}all", name, 0))
     return found
 
@@ -185,19 +185,19 @@ class Wish:
         """Asks for it, unless this process has done so already."""
         if self._key and not self._made:
             self._made = value
-            _client().key_value_set(f"{self._key}{index()}", str(value))
+            client().key_value_set(f"{self._key}{index()}", str(value))
 
     @property
     def value(self) -> int:
         """What a process has asked for, or 0."""
-        asked = _client().key_value_dir_get(self._key) if self._key else ()
+        asked = client().key_value_dir_get(self._key) if self._key else ()
         return next((int(value) for _, value in asked), 0)
 
 
 def begin() -> None:
     """A run begins, and what ended the one before counts no more."""
     if count() > 1:
-        _client().key_value_delete(f"{FAILED}{index()}")
+        client().key_value_delete(f"{FAILED}{index()}")
 
 
 def failed(error: BaseException) -> None:
@@ -205,7 +205,7 @@ def failed(error: BaseException) -> None:
     if count() > 1:
         said = (str(error).splitlines() or [""])[0]
         line = said if isinstance(error, LoopaxError) else f"{type(error).__name__}: {said}"
-        _client().key_value_set(f"{FAILED}{index()}", line, allow_overwrite=True)
+        client().key_value_set(f"{FAILED}{index()}", line, allow_overwrite=True)
 
 
 def _answer(key: str, name: str, process: int) -> str:
@@ -214,7 +214,7 @@ def _answer(key: str, name: str, process: int) -> str:
 
     for second in range(0, PATIENCE_SECONDS, SLICE_SECONDS):
         try:
-            found: str = _client().blocking_key_value_get(key, 1000 * SLICE_SECONDS)
+            found: str = client().blocking_key_value_get(key, 1000 * SLICE_SECONDS)
             return found
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
@@ -227,7 +227,7 @@ def _answer(key: str, name: str, process: int) -> str:
 
 
 def _check_others() -> None:
-    for key, line in _client().key_value_dir_get(FAILED):
+    for key, line in client().key_value_dir_get(FAILED):
         process = int(key.rpartition("/")[2])
         if process != index():
             raise ProcessError(f"process {process} ended: {line}")
@@ -258,8 +258,19 @@ def _next(name: str) -> int:
     return _numbers[name] - 1
 
 
-def _client() -> Any:
+def client() -> Any:
+    """JAX's way to its coordination service; None where there is none, or none any more."""
     return _state().client
+
+
+def coordinator() -> str:
+    """The host and port of process 0."""
+    return str(_state().coordinator_address)
+
+
+def failures() -> list[tuple[str, str]]:
+    """Which processes have told that a run ended in them, and why."""
+    return list(client().key_value_dir_get(FAILED))
 
 
 def _state() -> Any:

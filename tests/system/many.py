@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import loopax
+from loopax import cluster
 from loopax.data import Dataset
 from loopax.errors import LoopaxError
 
@@ -43,7 +44,7 @@ def member(port, count, index, home, plan, refused=()):
     jax.config.update("jax_num_cpu_devices", 4 // count)
     # One process alone is connected too: XLA's own collectives sum in another order than gloo.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+    cluster.join(f"127.0.0.1:{port}", count, index)
     rng = np.random.default_rng(0)
     data = Dataset(
         {

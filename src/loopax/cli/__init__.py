@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 
-from loopax import __version__
+from loopax import __version__, cluster
 from loopax.cli import brought, checkup, data, past, results, training
 from loopax.errors import ConfigError, LoopaxError, StorageError, unknown
 from loopax.recipe import SHIPPED
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except LoopaxError as error:
+        cluster.ended(error)  # where other processes train together with this one
         # JAX adds a note on tracebacks to what is raised inside of it, and none is shown.
         notes = [note for note in getattr(error, "__notes__", []) if "JAX has removed" not in note]
         print("\n".join([f"loopax: {error}", *notes]), file=sys.stderr)

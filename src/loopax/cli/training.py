@@ -31,6 +31,26 @@ STARTED = time.monotonic()
 
 
 @dataclass(frozen=True)
+class Processes:
+    """The processes that train together; each is started with the same command."""
+
+    processes: int | Literal["auto"] | None = None
+    """How many there are; auto asks the launcher: SLURM, Open MPI, Kubernetes, Cloud TPU."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+    coordinator: str | None = None
+    """Where process 0 can be reached: host:port."""
+
+    def join(self) -> None:
+        """Joins the others, where this process was told of any; before JAX is used."""
+        if self != Processes():
+            from loopax import cluster
+
+            count = None if self.processes == "auto" else self.processes
+            cluster.join(self.coordinator, count, self.process)
+
+
+@dataclass(frozen=True)
 class Train(Generic[C]):
     """Train a recipe. Run it again on the same directory to continue."""
 
@@ -49,6 +69,8 @@ class Train(Generic[C]):
     """The devices that train, such as data=2,fsdp=4; by default all that share a batch evenly."""
     profile: str | None = None
     """Steps to trace with JAX's profiler, such as 100:110, for TensorBoard and Perfetto."""
+    together: Annotated[Processes, arg(name="")] = field(default_factory=Processes)
+    """The processes that train together."""
     fresh: bool = False
     """Begin anew: a run found in the directory is kept beside it, under another name."""
     dry_run: bool = False
@@ -74,6 +96,8 @@ class Resume:
     """The devices that train, such as data=2,fsdp=4; by default those of the last start."""
     profile: str | None = None
     """Steps to trace with JAX's profiler, such as 100:110, for TensorBoard and Perfetto."""
+    together: Annotated[Processes, arg(name="")] = field(default_factory=Processes)
+    """The processes that train together."""
 
 
 def train(words: list[str]) -> int:
@@ -89,6 +113,7 @@ def train(words: list[str]) -> int:
     # The class is known only now, so mypy takes what stands in the brackets for no type.
     kind: Any = Train[type(default.config)]  # type: ignore[misc]
     command = parse(kind, options, f"loopax train {words[0]}", default)
+    command.together.join()
     if command.dry_run:
         from loopax.caches import keep_compiled
 
@@ -117,6 +142,7 @@ def _listed() -> str:
 def resume(words: list[str]) -> int:
     """`loopax resume RUN`."""
     command = parse(Resume, words, "loopax resume")
+    command.together.join()
     recipe = recipe_of(command.run)
     config = recipe.config_of(command.run)
     if command.data is not None:
