@@ -1,0 +1,52 @@
+"""loopax.fit with its defaults: progress, metrics, checkpoints, a run directory."""
+
+import tempfile
+
+from benchmarks.peers.contestants.base import Clock, contest
+from benchmarks.peers.contestants.linen import given, loss_fn, optimizer, taken
+from benchmarks.peers.task import Task, Weights
+
+import loopax
+
+
+class Ticks:
+    """A writer that tells the clock of each row."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def open(self, run, step):
+        pass
+
+    def write(self, row):
+        if row["source"] == "train":
+            self.clock(row["step"])
+
+    def sync(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def train(task: Task, clock: Clock) -> Weights:
+    images, labels = task.images()
+    data = loopax.data.Dataset(
+        {"image": images.reshape(-1, 28, 28, 1), "label": labels}, name="MNIST"
+    )
+    state = loopax.TrainState.create(params=given(task.weights()), tx=optimizer)
+    with tempfile.TemporaryDirectory() as folder:
+        run = loopax.fit(
+            state,
+            loss_fn,
+            data.batches(task.batch),
+            steps=task.steps,
+            run_dir=f"{folder}/run",
+            writers=[Ticks(clock)],
+        )
+        clock(task.steps)
+    return taken(run.state.params)
+
+
+if __name__ == "__main__":
+    contest(train)
