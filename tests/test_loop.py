@@ -1206,7 +1206,7 @@ def test_the_account_divides_the_whole_run_among_its_sections(
     assert account["compile_s"] > 0
     assert account["checkpoint_s"] > 0
     assert account["host_reads"] == 4 + 2, "one for each chunk and one for each evaluation"
-    assert account["compilations"]["train"] == ["first use"]
+    assert [each.split(",")[0] for each in account["compilations"]["train"]] == ["first use"]
     assert json.loads((tmp_path / "account.json").read_text()) == account
 
 

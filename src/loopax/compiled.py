@@ -228,10 +228,11 @@ def _signature(leaves: Sequence[Any]) -> tuple[Any, ...]:
 
 def described(tree: PyTree) -> dict[str, str]:
     """Type and shape of each leaf, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        leaf_path(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves
-    }
+    leaves = [
+        (leaf_path(path), leaf if hasattr(leaf, "dtype") else jax.typeof(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    return {path: f"{kind.dtype}[{','.join(map(str, kind.shape))}]" for path, kind in leaves}
 
 
 def _difference(old: dict[str, str], new: dict[str, str]) -> str:

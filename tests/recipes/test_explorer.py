@@ -225,13 +225,17 @@ def test_the_command_serves_until_it_is_interrupted(tiny_vae):
     run = str(tiny_vae.dir.path)
     command = [sys.executable, "-m", "loopax", "explore", run, "--no-open-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        address = process.stdout.readline().decode().split()[0]
-        host = address.removeprefix("http://").rstrip("/")
-        connection = http.client.HTTPConnection(host, timeout=PATIENCE_S)
-        connection.request("GET", "/model.json")
-        assert json.loads(connection.getresponse().read())["run"] == "colour"
-        process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=PATIENCE_S)
+        try:
+            address = process.stdout.readline().decode().split()[0]
+            host = address.removeprefix("http://").rstrip("/")
+            connection = http.client.HTTPConnection(host, timeout=PATIENCE_S)
+            connection.request("GET", "/model.json")
+            found = json.loads(connection.getresponse().read())
+            process.send_signal(signal.SIGINT)
+            _, complaint = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    assert found["run"] == tiny_vae.dir.path.name
     assert process.returncode == 0
     assert complaint.count(b"\n") == 1, "which checkpoint it is"
 

@@ -182,9 +182,8 @@ def measured(name: str, value: Any, training: bool) -> Num[Array, ...]:
     try:
         number = jnp.asarray(value.item() if isinstance(value, np.generic) else value)
     except (TypeError, ValueError, OverflowError) as error:
-        shown = (
-            repr(value) if isinstance(value, (str, bytes)) else f"of type {type(value).__name__}"
-        )
+        # What holds numbers of the step would show how JAX writes tracers.
+        shown = repr(value) if "Trace" not in repr(value) else f"of type {type(value).__name__}"
         raise ConfigError(
             f"the metric {name!r} is {shown[:60]}; the loss and its metrics are numbers"
         ) from error

@@ -67,6 +67,7 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
                 f"{run.dir.metrics_file}: has {len(run.history)} of the {logged} rows "
                 f"logged up to step {run.step:,}; the others are lost"
             )
+            run.history = History(run.history)  # the file is made anew, of whole lines
     return tail
 
 

@@ -7,7 +7,7 @@ import webbrowser
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -96,8 +96,6 @@ class Explore(OfRun):
     What is drawn there is encoded.
     """
 
-    is_ended_by_ctrl_c: ClassVar = True
-
     data: str | None = None
     """Where its images are by now, if not where they were."""
     port: int = 0
@@ -118,10 +116,8 @@ class Explore(OfRun):
                     target=webbrowser.open, args=(server.address,), daemon=True
                 )
                 opening.start()
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:
-                print()
+            server.serve_until_interrupted()
+            print()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -25,6 +27,22 @@ class Server(ThreadingHTTPServer):
     def address(self) -> str:
         """Where a browser finds it."""
         return f"http://{HOST}:{self.server_port}/"
+
+    def serve_until_interrupted(self) -> None:
+        """Answers until Ctrl-C comes.
+
+        Not until KeyboardInterrupt: Python drops an exception that a signal raises inside of a
+        finaliser or of a callback of the garbage collection, and the server would go on.
+        """
+
+        def end(*_: object) -> None:
+            threading.Thread(target=self.shutdown).start()  # it waits for this thread
+
+        before = signal.signal(signal.SIGINT, end)
+        try:
+            self.serve_forever()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that has left is no news."""
