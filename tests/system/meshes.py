@@ -186,11 +186,10 @@ if __name__ == "__main__":
         "on": [device.id for device in alone.state.step.devices()],
         "state": digest(alone.state),
     }
-    divided = "data=2,fsdp=4"
     found["adapters"] = [
         with_adapters(home, "data=1"),
-        with_adapters(home, divided),
-        with_adapters(home, divided, 17),
+        with_adapters(home, "data=2,fsdp=4"),
+        with_adapters(home, "data=2,fsdp=4", 17),
     ]
     found["default"] = len(default.state.step.sharding.device_set)
     found["refused"] = [refused("data=2,fsdp=4", 20), refused("data=8", 4), refused("data=16", 16)]

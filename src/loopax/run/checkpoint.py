@@ -37,6 +37,8 @@ from loopax.run.retention import Checkpoints, Rank, ranking
 from loopax.run.serialization import reason_of
 
 SAVING, DELETING = ".saving", ".deleting"
+_failed: list[ExitStack] = []
+"""What stays quiet where a save failed: TensorStore may tell of the rest of it much later."""
 
 
 class CheckpointStore(CheckpointReader):
@@ -68,7 +70,7 @@ class CheckpointStore(CheckpointReader):
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="loopax-checkpoint")
         self._saving: Future[None] | None = None
         self._folder: OpenFolder | None = None
-        self._quiet = ExitStack()
+        self._quiet, self._has_failed = ExitStack(), False
         if settings is not None:
             processes.by_one("checkpoints", self._prepare)
 
@@ -86,6 +88,8 @@ class CheckpointStore(CheckpointReader):
             self.say(str(error))
         finally:
             self._worker.shutdown()
+            if self._has_failed:
+                _failed.append(self._quiet.pop_all())
             self._quiet.close()
 
     def _prepare(self) -> None:
@@ -159,6 +163,7 @@ class CheckpointStore(CheckpointReader):
             self._folder = OpenFolder(self.directory / SAVING)
 
     def _remove_folder(self, *, failed: bool) -> None:
+        self._has_failed |= failed
         if self._folder is not None:
             self._folder.remove(failed=failed)
 
