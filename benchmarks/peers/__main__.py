@@ -14,8 +14,10 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -33,7 +35,7 @@ class Contestant(NamedTuple):
     title: str
     environment: str
     module: str
-    settings: dict[str, str] = {}  # noqa: RUF012
+    settings: Mapping[str, str] = MappingProxyType({})
 
 
 CONTESTANTS = {

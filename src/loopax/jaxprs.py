@@ -74,6 +74,7 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def called(*args: Any) -> Any:
+        # JAX makes its flags at run time, so that no checker of types knows them.
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return function(*args)
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)

@@ -150,6 +150,7 @@ def by_one(name: str, action: Callable[[], T]) -> T:
         raise failure
     if told is not None:
         raise _retold(told)
+    # None only where there was a failure, which was raised.
     return answer  # type: ignore[return-value]
 
 

@@ -3,6 +3,7 @@ kept on the device and computed each 100 steps. Images lie in memory, and each b
 array."""
 
 import os
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def train(task: Task, clock: Clock) -> Weights:
     if os.environ.get("CACHED"):
         step_fn = nnx.cached_partial(step_fn, model, update, metrics)
     else:
-        step_fn = lambda *batch, step=step_fn: step(model, update, metrics, *batch)  # noqa: E731
+        step_fn = partial(step_fn, model, update, metrics)
     rng, step = np.random.default_rng(0), 0
     while step < task.steps:
         order = rng.permutation(len(labels))

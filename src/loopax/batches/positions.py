@@ -63,7 +63,7 @@ def _packed_array(value: Any) -> Any:
     kind = type(value).__module__.partition(".")[0]
     try:
         array = np.asarray(value)
-    except Exception:
+    except Exception:  # A class of the user's own may raise anything.
         array = np.asarray(None)
     if array.dtype.kind not in "biufc" or kind not in ("builtins", "numpy", "torch"):
         raise DataError(

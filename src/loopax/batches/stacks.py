@@ -46,6 +46,7 @@ class Stack:
     def takes(self, batch: PyTree) -> bool:
         """Whether a batch is of the form of the first one."""
         leaves, structure = jax.tree.flatten(batch)
+        # JAX's stubs leave out how structures compare.
         same: bool = structure == self._structure  # type: ignore[operator]
         return same and _forms(leaves) == self._forms
 

@@ -90,6 +90,7 @@ class History(Sequence[Row]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
+    # It grows, as a list does; types declare a method here.
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
