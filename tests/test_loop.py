@@ -270,6 +270,7 @@ def test_a_loop_whose_body_raises_is_saved_and_the_error_carries_the_run(
     [
         (ValueError, True),
         (GeneratorExit, True),
+        (StopIteration, False),
         (SystemExit, False),
     ],
 )

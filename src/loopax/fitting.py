@@ -123,8 +123,14 @@ def fit(
             it at once.
     """
     with _opening(Settings.of(**locals())) as run:
-        for _ in run:
-            pass
+        try:
+            for _ in run:
+                pass
+        except RuntimeError as error:
+            # What a generator makes of a StopIteration that a hook or the data raised (PEP 479).
+            if isinstance(error.__cause__, StopIteration):
+                raise error.__cause__ from None
+            raise
     return run
 
 

@@ -78,7 +78,7 @@ def only_column(
     if len(found) != 1:
         raise fault(
             path,
-            f"which column holds the {what} is not clear; pass {option}=, one of "
+            f"which column holds the {what} is not clear; name it ({option}), one of "
             f"{quoted(found, kinds)}",
         )
     return found[0]

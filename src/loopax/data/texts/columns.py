@@ -74,7 +74,7 @@ def _require_header(table: TextTable, cells: Cells) -> None:
             raise fault(
                 f"{shown(table.path)}: line 1",
                 f"looks like data, with {brief(name)!r} in it; it must name the columns (if it "
-                "does, pass text= and label=)",
+                "does, name the columns of text and label)",
             )
 
 

@@ -312,7 +312,7 @@ class _Reader:
             raise self._fault_of(
                 label,
                 f"holds {len(found):,} different labels in {len(labels):,} rows; classes must "
-                "come again, so pass label= if another column has them",
+                "come again, so name the column (label) if another one has them",
             )
 
     def notes(self) -> list[str]:
