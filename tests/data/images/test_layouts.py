@@ -349,7 +349,7 @@ def test_columns_of_parquet_can_be_named(tmp_path, refuses):
     images = [png(each) for each in IMAGES]
     table = pa.table({"this": images, "that": images, "kind": LABELS, "label": LABELS * 0})
     pq.write_table(table, tmp_path / "d.parquet")
-    with refuses("d.parquet", "image_column="):
+    with refuses("d.parquet", "(image_column)"):
         load(tmp_path / "d.parquet")
     splits = load(tmp_path / "d.parquet", image_column="this", label_column="kind")
     assert splits.train.class_names == ("0", "1")

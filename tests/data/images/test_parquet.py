@@ -190,12 +190,12 @@ def test_columns_can_be_named(tmp_path):
 
 def test_columns_that_can_be_taken_two_ways_are_refused(tmp_path, refuses):
     path = write(tmp_path / "images.parquet", pa.table({"a": cells(GREY), "b": cells(COLOUR)}))
-    with refuses("images.parquet", "image_column=", "'a' (struct<bytes: binary", "'b'"):
+    with refuses("images.parquet", "(image_column)", "'a' (struct<bytes: binary", "'b'"):
         read(path)
     table = declared(colours(age=LABELS, race=LABELS), age=["x"] * 3, race=["y"] * 3)
-    with refuses("labels.parquet", "label_column=", "'age' (int64), 'race' (int64)"):
+    with refuses("labels.parquet", "(label_column)", "'age' (int64), 'race' (int64)"):
         read(write(tmp_path / "labels.parquet", table))
-    with refuses("both.parquet", "label_column=", "'category' (int64), 'Class' (string)"):
+    with refuses("both.parquet", "(label_column)", "'category' (int64), 'Class' (string)"):
         read(write(tmp_path / "both.parquet", colours(category=LABELS, Class=["a"] * 12)))
 
 

@@ -240,10 +240,10 @@ def test_columns_that_are_named_are_believed(tmp_path, refuses):
 @pytest.mark.parametrize(
     ("header", "parts"),
     [
-        (("review", "comment", "label"), ["the texts", "text=", "'review', 'comment'"]),
-        (("first", "second", "label"), ["the texts", "text=", "'first', 'second'"]),
-        (("text", "class", "category"), ["the labels", "label=", "'class', 'category'"]),
-        (("text", "one", "two"), ["the labels", "label=", "'one', 'two'"]),
+        (("review", "comment", "label"), ["the texts", "(text)", "'review', 'comment'"]),
+        (("first", "second", "label"), ["the texts", "(text)", "'first', 'second'"]),
+        (("text", "class", "category"), ["the labels", "(label)", "'class', 'category'"]),
+        (("text", "one", "two"), ["the labels", "(label)", "'one', 'two'"]),
     ],
 )
 def test_what_is_not_clear_is_asked(tmp_path, refuses, header, parts):
