@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tests.system.processes import Process, command_line
@@ -52,6 +54,23 @@ OPTIONS = "--epochs 8 --batch-size 16 --widths 8 --features 8"
 @pytest.fixture(scope="session")
 def config(folder):
     return images.ImagesConfig(data=str(folder), epochs=8, batch_size=16, widths=(8,), features=8)
+
+
+def test_columns_of_parquet_are_named_at_the_command_line(tmp_path, capsys):
+    drawn, label = halves(30, 0)
+    cells = [Image.fromarray(image) for image in drawn]
+    for place, image in enumerate(cells):
+        image.save(tmp_path / "one.png")
+        cells[place] = (tmp_path / "one.png").read_bytes()
+    table = pa.table({"this": cells, "that": cells[::-1], "class": label, "category": label[::-1]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    words = ["train", "images", "--data", str(tmp_path / "t.parquet"), "--dry-run"]
+    assert main(words) == 3
+    assert "which column holds the images is not clear; name it (image_column)" in (
+        capsys.readouterr().err
+    )
+    assert main([*words, "--image-column", "that", "--label-column", "class"]) == 0
+    assert "8 x 7 colour, 3 classes" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="session")

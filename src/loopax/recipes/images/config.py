@@ -28,6 +28,10 @@ class ImageSource:
     background: str | None = None
     """The colour that transparent pixels are put on: white, black or '#rrggbb'; they are refused
     when left out."""
+    image_column: str | None = None
+    """The column of Parquet files that holds the images; found by its name when left out."""
+    label_column: str | None = None
+    """The column of Parquet files that holds the labels, '' for none; as above."""
     test_fraction: float = 0.1
     """The part of the images to test on, where the data does not say which."""
     validation: float = 0.1

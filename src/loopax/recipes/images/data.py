@@ -37,6 +37,8 @@ def data_of(config: ImageSource) -> Splits:
         size=size,
         channels=config.channels,
         background=config.background,
+        image_column=config.image_column,
+        label_column=config.label_column,
     )
 
 
