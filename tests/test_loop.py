@@ -1211,11 +1211,11 @@ def test_the_account_divides_the_whole_run_among_its_sections(
     assert json.loads((tmp_path / "account.json").read_text()) == account
 
 
-def test_what_is_asked_for_more_often_is_read_more_often(dataset, line_loss, line_state):
-    seldom, often = (
-        loopax.fit(line_state(), line_loss, dataset.batches(2), steps=100, log_every=n, **PLAIN)
-        for n in (100, 5)
-    )
-    # A few more than one for each interval, until it is known how many steps take a second.
-    assert 20 <= often.account["host_reads"] < 25
-    assert seldom.account["host_reads"] < 20
+def test_a_chunk_ends_for_a_hook_and_not_for_a_row(dataset, line_loss, line_state):
+    def reads(**options):
+        run = loopax.fit(line_state(), line_loss, dataset.batches(2), steps=100, **PLAIN | options)
+        return run.account["host_reads"]
+
+    # A few more than one for each hook, until it is known how many steps take a second.
+    assert 20 <= reads(hooks=[loopax.Hook(lambda run: None, 5)]) < 25
+    assert reads(log_every=5) < 20

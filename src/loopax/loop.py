@@ -93,7 +93,8 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
     opening: Rows | None = None
 
     feed = batches.feed_from(key_words(state.key), step, plan.capacity, run.position)
-    with Loader(feed, placement, threaded=batches.threaded) as loader, profile:
+    loader = Loader(feed, placement, steps=total - step, threaded=batches.threaded)
+    with loader, profile:
 
         def explaining() -> Any:
             return explaining_memory(train, lambda: (run.state, items))
@@ -146,9 +147,9 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
 def _planned(
     attempt: Attempt, moments: Sequence[Moment | Saving | Profile], stops: Sequence[int]
 ) -> Plan:
-    """Where chunks end: wherever a row is logged, or a moment may be due."""
+    """Where chunks end: wherever a moment may be due; rows are logged in the midst of a chunk."""
     settings = attempt.settings
-    marks = [settings.log_every, *(moment.every for moment in moments if moment.every)]
+    marks = [moment.every for moment in moments if moment.every]
     shortest = min(*marks, settings.probe_every or math.inf, CHUNK_STEPS_LIMIT)
     capacity = settings.chunk_steps or int(shortest)
     return Plan(settings.total, marks, settings.probe_every, capacity, stops)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -131,12 +132,12 @@ class _IterableFeed:
             self._waiting.appendleft(batch)
         return stack.items(place)
 
-    def read_ahead(self) -> bool:
-        """Reads one more batch before it is asked for; False where enough are waiting."""
+    def read_ahead(self, most: float = math.inf) -> bool:
+        """Reads one more batch before it is asked for; False where enough, or `most`, wait."""
         held = sum(leaf.nbytes for each in self._waiting for leaf in _leaves(each))
         if (
             not self._reads_ahead
-            or len(self._waiting) >= self._capacity
+            or len(self._waiting) >= min(most, self._capacity)
             or held >= CHUNK_LIMIT_BYTES
             or (self._waiting and isinstance(self._waiting[-1], BaseException))
         ):

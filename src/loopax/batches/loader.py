@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -28,17 +29,25 @@ class Loader:
     Ask with `request`, fetch with `take`; whatever the source raises comes out of `take`. The
     source is read as if by the caller: with its context variables and its settings of JAX. Once
     somebody had to wait for it, it is read ahead of what is asked for, where the feed can do that
-    (`read_ahead`, which reads one batch and says whether there is room for more).
+    (`read_ahead(most)`, which reads one batch unless `most` are waiting, and says whether it did).
 
     Args:
         feed: what is read.
         placement: the devices.
+        steps: how many are made; no more is read ahead.
         threaded: without it `request` reads, in the thread that calls it.
     """
 
-    def __init__(self, feed: Feed, placement: Placement = ONE, *, threaded: bool = True) -> None:
-        self._feed, self._placement = feed, placement
-        self._read_ahead: Callable[[], bool] = getattr(feed, "read_ahead", lambda: False)
+    def __init__(
+        self,
+        feed: Feed,
+        placement: Placement = ONE,
+        *,
+        steps: float = math.inf,
+        threaded: bool = True,
+    ) -> None:
+        self._feed, self._placement, self._left = feed, placement, steps
+        self._read_ahead: Callable[[float], bool] = getattr(feed, "read_ahead", lambda most: False)
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
         self._next: Future[Loaded] | None = None
         self._takes, self._is_slow = 0, False
@@ -94,7 +103,7 @@ class Loader:
         while self._is_slow:
             with suppress(Empty):
                 return self._asked.get_nowait()
-            if not self._read_ahead():
+            if not self._read_ahead(self._left):
                 break
         return self._asked.get()
 
@@ -102,6 +111,7 @@ class Loader:
         if future.set_running_or_notify_cancel():
             try:
                 items = self._feed.take(n)
+                self._left -= items.length
                 future.set_result((on_device(items, self._placement), items.length))
             except BaseException as error:
                 future.set_exception(error)

@@ -80,7 +80,7 @@ class Recorder:
         self.step = 0
         self._pending: list[Pending] = []
         self._interval: list[dict[str, float]] = []
-        self._logged_at = 0.0
+        self._read_at = self._seconds = 0.0
         self._skipped, self._finished = 0, -1
         account.device_is_busy = lambda: (
             bool(self._pending) and not self._pending[-1].rows.is_ready()
@@ -142,10 +142,12 @@ class Recorder:
             _check_finite(chunk, rows, self._interval)
         if norms is not None:
             self.log(chunk.start + 1, "probe", {name: float(norms[name]) for name in sorted(norms)})
-        self._interval.extend(rows)
-        step = chunk.start + chunk.count
-        if step % self._log_every == 0:
-            self._log_interval(step)
+        before, self._read_at = self._read_at, self._account.training_seconds()
+        for step, row in enumerate(rows, chunk.start + 1):
+            self._interval.append(row)
+            self._seconds += (self._read_at - before) / chunk.count
+            if step % self._log_every == 0:
+                self._log_interval(step)
 
     def finish(self, step: int) -> None:
         """Reads what is pending and logs the last, shorter interval, once."""
@@ -182,21 +184,14 @@ class Recorder:
             writer.write(row)
 
     def _log_interval(self, step: int) -> None:
-        rows = self._interval
-        self._display.update(step, rate := self._rate(len(rows)))
+        rows, rate = self._interval, len(self._interval) / max(self._seconds, 1e-9)
+        self._display.update(step, rate)
         values = {"steps": len(rows), **means(rows)}
         if any(SKIPPED in row for row in rows):
             values["skipped_steps"] = sum(bool(row.get(SKIPPED)) for row in rows)
         self.log(step, "train", values)
         self._write({"step": step, "source": "time", "steps_per_s": round(rate, 2)})
-        self._interval = []
-
-    def _rate(self, steps: int) -> float:
-        """Steps per second since this was last asked for."""
-        spent = self._account.training_seconds()
-        rate = steps / max(spent - self._logged_at, 1e-9)
-        self._logged_at = spent
-        return rate
+        self._interval, self._seconds = [], 0.0
 
     def _check_skipped(self, chunk: Pending, rows: Sequence[dict[str, float]]) -> None:
         for step, row in enumerate(rows, chunk.start):
