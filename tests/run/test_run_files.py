@@ -158,6 +158,9 @@ def test_runs_lists_runs_and_nothing_else(twenty, tmp_path, capsys):
     assert listed == {"good", "deep/er/also", "rows", "provenance"}
     assert len(shown.err.splitlines()) == 1
     assert "damaged/config.json" in shown.err
+    assert main(["runs", str(tmp_path / "list")]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", f"{tmp_path / 'list'}: no run is below it\n")
 
 
 def test_runs_shows_what_ranks_the_checkpoints(

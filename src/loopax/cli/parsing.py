@@ -18,6 +18,15 @@ HELP = {"-h", "--help"}
 
 _STYLE = (tyro.conf.AvoidSubcommands,)
 
+_WRONG_VALUES = {
+    r"Error parsing (\S+): no type matching (.+?) could be instantiated from \[(.*?)\]": "",
+    r"Error parsing (\S+): invalid (literal) for int\(\) with base 10: (.*)": "INT",
+    r"Error parsing (\S+): could not convert (string) to float: (.*)": "FLOAT",
+    r"invalid choice (?=.* for argument '(\S+)'. Expected one of (.+)\.)(\S+)": "",
+}
+"""How tyro speaks of an option, of the values that it takes, and of that which it was given."""
+_KINDS = {"INT": "a whole number", "FLOAT": "a number", "INT INT": "two whole numbers"}
+
 
 def parse(kind: type[T], words: list[str], program: str, default: T | None = None) -> T:
     """The command that the words describe.
@@ -76,4 +85,12 @@ def _one_line(complaint: str) -> str:
     """The first sentence of tyro's box."""
     lines = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
     rule = next((index for index, line in enumerate(lines) if "──" in line), None)
-    return " ".join(lines[:rule]) or "the command line could not be understood"
+    sentence = " ".join(lines[:rule]) or "the command line could not be understood"
+    for pattern, kind in _WRONG_VALUES.items():
+        if found := re.match(pattern, sentence):
+            option, kinds, value = found.groups()
+            names = [each.strip(" {}()'") for each in re.split(r"[|,]", kind or kinds)]
+            *others, last = [_KINDS.get(name, name) for name in names if name not in ("", "None")]
+            right = f"{', '.join(others)} or {last}" if others else last
+            return f"{option} is {value}; it must be {right}"
+    return sentence

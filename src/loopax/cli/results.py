@@ -74,6 +74,9 @@ def runs(words: list[str]) -> int:
         values = ("-" if value is None else f"{value:.4g}" for value in (at.latest, at.best_value))
         best = "-" if at.best is None else f"{at.best:,}"
         listed.add_row(str(run.path), recipe, f"{at.step:,}", at.metric or "-", *values, best)
+    if not listed.row_count:
+        to_stderr(f"{command.directory}: no run is below it")
+        return 0
     show(listed)
     return 0
 

@@ -115,7 +115,7 @@ def _find_label(table: TextTable, cells: Cells) -> str:
 def _none_found(table: TextTable, what: str, option: str, cells: Cells) -> DataError:
     return fault(
         table.path,
-        f"no column looks like {what}; there are {quoted(cells)}; pass {option}= to name one, each "
+        f"no column looks like {what}; there are {quoted(cells)}; name one ({option}), each "
         "of whose cells is a string or a number",
     )
 
