@@ -48,6 +48,7 @@ def hasten(wanted: bool, *, known: bool = False) -> None:
         jax.clear_caches()
     hastened, in_haste = wanted, wanted and (known or _is_known())
     jax.config.update("jax_disable_most_optimizations", wanted)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(wanted))  # for programs it starts
 
 
 @functools.cache

@@ -74,6 +74,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 2
 
 
+def pytest_collection() -> None:
+    """Before modules of tests are imported, which compile a little too."""
+    compiled.hasten(True)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: one that came last would leave the other processes idle.
 
