@@ -19,6 +19,7 @@ from hypothesis import settings
 
 import loopax
 from loopax.data import Dataset
+from loopax.diagnose.cost import estimate
 from tests import compiled
 
 # A shape that broadcasts by accident is a wrong loss that trains.
@@ -184,6 +185,12 @@ def line_state() -> Callable[..., loopax.TrainState]:
         return cls.create(params=params, tx=tx or optax.adam(1e-2), **options)
 
     return create
+
+
+@pytest.fixture
+def brief_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run measures a step or two, and not for two seconds."""
+    monkeypatch.setitem(estimate.__kwdefaults__, "seconds", 0.01)
 
 
 @pytest.fixture(scope="session")

@@ -320,6 +320,7 @@ def test_a_fresh_start_keeps_the_old_run_beside_the_new_one(
     assert main(["sample", str(kept), "--out", str(tmp_path / "s.png")]) == 0
 
 
+@pytest.mark.usefixtures("brief_estimates")
 def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["train", "vae", "--data", str(images), *SMALL, "--dry-run"]

@@ -354,6 +354,7 @@ def test_freezing_is_free_with_clipping_accumulation_and_a_finite_check(head):
     assert temporary(step) <= 1.25 * temporary(forward)
 
 
+@pytest.mark.usefixtures("brief_estimates")
 def test_a_dry_run_tells_what_freezing_saves(head):
     lines = "\n".join(bert.costs(dataclasses.replace(head, dropout=0.0)))
     frozen, free = lines.split("with nothing frozen:")

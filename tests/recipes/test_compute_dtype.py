@@ -9,6 +9,8 @@ import pytest
 from loopax.recipe import find
 from loopax.recipes import bert, images
 
+pytestmark = pytest.mark.usefixtures("brief_estimates")
+
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny-bert"
 
 
