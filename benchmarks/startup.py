@@ -21,6 +21,12 @@ from typing import Any, Literal
 
 import tyro
 
+USUAL = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("JAX_COMPILATION_CACHE_DIR", "PYTHONDONTWRITEBYTECODE")
+}
+"""The environment, with Python's bytecode kept as it usually is, and no cache but loopax' own."""
 LAYERS, WIDTH, HEADS, LENGTH, BATCH, WORDS = 6, 64, 4, 64, 16, 256
 
 
@@ -139,10 +145,7 @@ def fits(count: int = 10) -> list[tuple[float, int]]:
 def elsewhere(name: str) -> Any:
     """What a function here gives in a fresh process that shares no compiled program."""
     code = f"import json; from benchmarks import startup; print(json.dumps(startup.{name}()))"
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.PIPE
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=USUAL, check=True, capture_output=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -165,8 +168,7 @@ def commands(repeats: int) -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as place:
-            environment = os.environ | {"LOOPAX_CACHE": f"{place}/cache"}
-            environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+            environment = USUAL | {"LOOPAX_CACHE": f"{place}/cache"}
 
             def train(name: str, place: str, environment: dict[str, str]) -> float:
                 words = ["-m", "loopax", "train", "vae", "--run-dir", f"{place}/{name}"]
@@ -186,16 +188,19 @@ def commands(repeats: int) -> None:
 
 def imports(repeats: int) -> None:
     """What a shell and a program pay before anything is done."""
-    bare = [seconds_of(["-c", "pass"], dict(os.environ)) for _ in range(repeats)]
     code = "import time; t = time.perf_counter(); import loopax; print(time.perf_counter() - t)"
+    words = [sys.executable, "-c", code]
     spent = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+        float(subprocess.run(words, env=USUAL, capture_output=True, check=True).stdout)
         for _ in range(repeats)
     ]
-    helped = [seconds_of(["-m", "loopax", "--help"], dict(os.environ)) for _ in range(repeats)]
-    print(f"python -c pass    {min(bare):.3f} s")
+    bare, helped = (
+        min(seconds_of(words, USUAL) for _ in range(repeats))
+        for words in (["-c", "pass"], ["-m", "loopax", "--help"])
+    )
+    print(f"python -c pass    {bare:.3f} s")
     print(f"import loopax     {min(spent):.3f} s")
-    print(f"loopax --help     {min(helped):.3f} s, Python's own start included")
+    print(f"loopax --help     {helped:.3f} s, Python's own start included")
 
 
 def main(what: Literal["transformer", "fits", "commands", "imports"], repeats: int = 3) -> None:

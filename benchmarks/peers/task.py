@@ -40,11 +40,13 @@ class Task:
         folder: holds the arrays.
         batch: images in a step; the last of an epoch that would be smaller is dropped.
         steps: how many to make.
+        target: end after the first epoch by which the loss of the test images is this one or less.
     """
 
     folder: Path
     batch: int
     steps: int
+    target: float | None = None
 
     def images(self, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
         """Images, uint8 `(n, 784)`, and labels, int32 `(n,)`."""
@@ -74,10 +76,11 @@ def prepare(folder: Path) -> None:
         np.save(folder / f"{part}_labels.npy", columns["label"].astype(np.int32))
 
 
-def test_loss(weights: Weights, task: Task) -> float:
+def test_loss(weights: Weights, task: Task, *, noise: bool) -> float:
     """The article's loss on the 10,000 test images, decoded from the mean of each latent.
 
-    Half the squared error, summed over pixels, and half the Kullback-Leibler divergence.
+    Half the squared error, summed over pixels, and half the Kullback-Leibler divergence. With
+    `noise` each latent is drawn, as the article and loopax do where they evaluate.
     """
     images, labels = task.images("test")
     image = images.astype(np.float32) / 255
@@ -94,7 +97,9 @@ def test_loss(weights: Weights, task: Task) -> float:
         hidden = relu(dense(name, hidden))
     mean, logvar = np.split(dense("code", hidden), 2, axis=-1)
     one_hot = np.eye(CLASSES, dtype=np.float32)[labels]
-    hidden = relu(dense("latent", mean) + dense("label", one_hot))
+    drawn = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
+    latent = mean + np.exp(0.5 * logvar) * drawn if noise else mean
+    hidden = relu(dense("latent", latent) + dense("label", one_hot))
     for name in ("dec0", "dec1", "dec2"):
         hidden = relu(dense(name, hidden))
     mse = 0.5 * np.square(hidden - image).sum(-1).mean()

@@ -2,6 +2,7 @@
 100 steps. Its loader needs PyTorch."""
 
 import os
+from functools import partial
 
 import jax
 import numpy as np
@@ -53,6 +54,7 @@ def train(task: Task, clock: Clock) -> Weights:
                     clock(step)
                 if step == task.steps:
                     break
+            clock.epoch(partial(taken, state.params))
     jax.block_until_ready(state)
     clock(step)
     return taken(state.params)

@@ -69,6 +69,11 @@ class Ticks(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.before += self.params["steps"]
+        self.clock.epoch(lambda: taken(self.model))
+
+
+def taken(model: VAE) -> Weights:
+    return {name: tuple(layer.get_weights()) for name, layer in model.parts.items()}
 
 
 def train(task: Task, clock: Clock) -> Weights:
@@ -98,7 +103,7 @@ def train(task: Task, clock: Clock) -> Weights:
                     callbacks=[ticks, log, kept],
                 )
     clock(task.steps)
-    return {name: tuple(layer.get_weights()) for name, layer in model.parts.items()}
+    return taken(model)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ class Ticks(lightning.Callback):
         if trainer.global_step % 100 == 0:
             self.clock(trainer.global_step)
 
+    def on_train_epoch_end(self, trainer, module):
+        self.clock.epoch(lambda: taken(module.model))
+
 
 def train(task: Task, clock: Clock) -> Weights:
     lightning.seed_everything(0)

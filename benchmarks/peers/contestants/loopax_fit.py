@@ -44,7 +44,6 @@ def train(task: Task, clock: Clock) -> Weights:
             run_dir=f"{folder}/run",
             writers=[Ticks(clock)],
         )
-        clock(task.steps)
     return taken(run.state.params)
 
 

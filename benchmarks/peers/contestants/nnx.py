@@ -51,6 +51,11 @@ def train_step(model, optimizer, metrics, image, label):
     optimizer.update(model, grads)
 
 
+def taken(model: VAE) -> Weights:
+    layers = {name: getattr(model, name) for name in LAYERS}
+    return {n: (np.asarray(x.kernel[...]), np.asarray(x.bias[...])) for n, x in layers.items()}
+
+
 def train(task: Task, clock: Clock) -> Weights:
     images, labels = task.images()
     model = VAE(task.weights(), nnx.Rngs(0))
@@ -74,10 +79,10 @@ def train(task: Task, clock: Clock) -> Weights:
                 clock(step)
             if step == task.steps:
                 break
+        clock.epoch(lambda: taken(model))
     jax.block_until_ready(nnx.state(model))
     clock(step)
-    layers = {name: getattr(model, name) for name in LAYERS}
-    return {n: (np.asarray(x.kernel[...]), np.asarray(x.bias[...])) for n, x in layers.items()}
+    return taken(model)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def train(task: Task, clock: Clock) -> Weights:
                 clock(step)
             if step == task.steps:
                 break
+        clock.epoch(lambda: taken(model))
     clock(step)
     return taken(model)
 

@@ -87,7 +87,7 @@ def _loaded(where: str) -> Recipe:
             f"{where}: its presets are {presets!r}; give instances of a dataclass by name: "
             'presets = {"default": Config()}'
         )
-    if ":" not in recipe.name and recipe.name not in known():
+    if ":" not in recipe.name and recipe.name not in SHIPPED and recipe.name not in known():
         raise ConfigError(
             f"{where}: is called {recipe.name!r}, by which it would not be found again; leave out "
             f"its name, or make it an entry point of the group {GROUP}"
