@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -79,7 +80,7 @@ def run(name: str, task: Task, folder: Path) -> tuple[dict[str, Any], Weights]:
     """One contestant's figures and weights, from a process of its own.
 
     Raises:
-        FailedError: it ended by an error, of which this is the last line.
+        FailedError: it ended by an error, which this is in a line.
     """
     contestant = CONTESTANTS[name]
     out = task.folder / f"{name}.json"
@@ -104,7 +105,8 @@ def run(name: str, task: Task, folder: Path) -> tuple[dict[str, Any], Weights]:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        raise FailedError(lines[-1][:200])
+        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+        raise FailedError((errors or lines)[-1][:200])
     with np.load(out.with_suffix(".npz")) as arrays:
         names = dict.fromkeys(key.split("/")[0] for key in arrays)
         weights = {name: (arrays[f"{name}/0"], arrays[f"{name}/1"]) for name in names}
