@@ -38,6 +38,7 @@ PROBE_SECONDS = 5.0
 WITHOUT_END = 10**6
 """Seconds for which a process that is done waits for the others; one may still draw pictures."""
 AGAIN = "start all processes again, and the run goes on from its last checkpoint"
+IS_LOST = "is lost"
 _ALIVE, _VERDICT = "loopax/alive/", "loopax/verdict"
 
 
@@ -180,7 +181,7 @@ class _Watch:
             looks = looks + 1 if sign == before else 0
             self._seen[process] = sign, looks
             if looks > (ENDING if has_ended else patience):
-                how = f"ended: {sign}" if has_ended else "is lost"
+                how = f"ended: {sign}" if has_ended else IS_LOST
                 return f"process {process} of {group.count()} on {host} {how}"
         return ""
 
@@ -206,11 +207,16 @@ class _Watch:
                 silent += PROBE_SECONDS
             # At its end process 0 leaves first, and this one may be slow to follow.
             if silent >= LOST * (10 if self._is_leaving else 1):
-                self._end(f"process 0 of {group.count()} on {host} is lost")
+                self._end(f"process 0 of {group.count()} on {host} {IS_LOST}")
 
     def _end(self, line: str) -> None:
-        """With what this program has said itself, if it has ended by an error of its own."""
-        _end("" if self.ended else f"{line}; {AGAIN}", self.status)
+        """With what this program has said itself, if it has ended by an error of its own.
+
+        Where another process is lost, its own error is but what came of that.
+        """
+        if self.ended and not line.endswith(IS_LOST):
+            _end("", self.status)
+        _end(f"{line}; {AGAIN}")
 
 
 _watch: _Watch | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any, Literal
@@ -19,9 +20,11 @@ from loopax.compute.losses import LossFn
 from loopax.compute.step import OwnStep
 from loopax.diagnose.frozen import warn_of_frozen_gradients
 from loopax.diagnose.replay import Replay
-from loopax.errors import LoopaxError, NonFiniteError, Stopped
+from loopax.errors import ConfigError, LoopaxError, NonFiniteError, Stopped
 from loopax.loop import trained
+from loopax.placement import Placement
 from loopax.run.attempt import Attempt
+from loopax.run.directory import RunDir
 from loopax.run.display import tell
 from loopax.run.hooks import Hook
 from loopax.run.retention import Checkpoints
@@ -234,19 +237,31 @@ def observe(observer: Callable[[Opening, Settings], AbstractContextManager[Run]]
 def _explain(attempt: Attempt, error: NonFiniteError) -> None:
     """Adds to the error where the first bad number came from, found by executing it again."""
     run, settings, say = attempt.run, attempt.settings, attempt.shown.say
-    if attempt.store is None or run.dir is None or processes.count() > 1:
+    if attempt.store is None or run.dir is None:
         return
     with suppress(LoopaxError):  # What is just being saved may be as bad.
         attempt.store.wait()
     say(f"{error}; looking for where it came from")
+    directory = run.dir
     try:
-        with jax.debug_nans(False), jax.debug_infs(False):
-            replay = Replay(run.dir, settings.state, settings.loss_fn, settings.batches)
-            report = replay.step(replay.culprit(error.step)).report
-        run.dir.write_json("autopsy.json", report.to_json())
+        lines = processes.by_one("autopsy", lambda: _autopsy(directory, settings, error.step))
     except Exception as failure:
         say(f"that could not be found out: {failure}")
-    else:
-        for line in report.lines():
-            say(line)
-        error.add_note(f"step {report.step}: {report.origin}; see {run.dir.path / 'autopsy.json'}")
+        return
+    for line in lines[1:]:
+        say(line)
+    error.add_note(lines[0])
+
+
+def _autopsy(directory: RunDir, settings: Settings, step: int) -> list[str]:
+    """Leaves `autopsy.json`; what it says in a line, and then in more."""
+    if processes.is_alone() and Placement.of(settings.state).mesh is not None:
+        raise ConfigError("the state was given in parts; `loopax replay` looks for it in a process")
+    with jax.debug_nans(False), jax.debug_infs(False), warnings.catch_warnings():
+        if processes.is_alone():  # and so has fewer devices, which changes the last bits
+            warnings.simplefilter("ignore")
+        replay = Replay(directory, settings.state, settings.loss_fn, settings.batches)
+        report = replay.step(replay.culprit(step)).report
+    directory.write_json("autopsy.json", report.to_json())
+    short = f"step {report.step}: {report.origin}; see {directory.path / 'autopsy.json'}"
+    return [short, *report.lines()]

@@ -9,6 +9,7 @@ one process all of this returns at once.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections import Counter
@@ -44,6 +45,11 @@ def count() -> int:
     return 1 if "jax" not in sys.modules or _is_alone.get() else _state().num_processes
 
 
+def is_alone() -> bool:
+    """Whether this is one of several, and does something by itself (`by_one`)."""
+    return _is_alone.get() and _state().num_processes > 1
+
+
 def is_writer() -> bool:
     """Whether this process writes the files of a run."""
     return count() == 1 or index() == 0
@@ -61,12 +67,13 @@ def devices() -> list[Any]:
     return jax.local_devices() if _is_alone.get() else jax.devices()
 
 
-def agree(name: str, value: T) -> T:
+def agree(name: str, value: T, patience: float = PATIENCE_SECONDS) -> T:
     """The answer of process 0, as JSON carries it: whole numbers, floats, texts, lists.
 
     Args:
         name: what is asked.
         value: what this process would answer.
+        patience: seconds to wait for it.
 
     Raises:
         ProcessError: process 0 failed, or does not answer.
@@ -83,7 +90,7 @@ def agree(name: str, value: T) -> T:
     if is_writer():
         client().key_value_set(key, json.dumps(value))
         return value
-    answer: T = json.loads(_answer(key, name, 0))
+    answer: T = json.loads(_answer(key, name, 0, patience))
     return answer
 
 
@@ -126,10 +133,15 @@ def same(values: Mapping[str, Any]) -> None:
                 )
 
 
-def by_one(name: str, action: Callable[[], T]) -> T:
+def by_one(name: str, action: Callable[[], T], patience: float = PATIENCE_SECONDS) -> T:
     """Process 0 does it by itself; what it gives or raises is what all processes get.
 
     The others wait, so that it asks nothing of them, and trains on its own devices if it does.
+
+    Args:
+        name: what is done.
+        action: does it.
+        patience: seconds that the others wait.
 
     Raises:
         ProcessError: process 0 raised what is no error of loopax.
@@ -145,7 +157,7 @@ def by_one(name: str, action: Callable[[], T]) -> T:
             failure = error
         finally:
             _is_alone.reset(before)
-    answer, told = agree(name, (result, None if failure is None else _told(failure)))
+    answer, told = agree(name, (result, None if failure is None else _told(failure)), patience)
     if failure is not None:
         raise failure
     if told is not None:
@@ -209,11 +221,13 @@ def failed(error: BaseException) -> None:
         client().key_value_set(f"{FAILED}{index()}", line, allow_overwrite=True)
 
 
-def _answer(key: str, name: str, process: int) -> str:
+def _answer(key: str, name: str, process: int, patience: float = PATIENCE_SECONDS) -> str:
     """Waits for what a process sets, and says so where that takes long."""
     import jax
 
-    for second in range(0, PATIENCE_SECONDS, SLICE_SECONDS):
+    for second in itertools.count(0, SLICE_SECONDS):
+        if second >= patience:
+            break
         try:
             found: str = client().blocking_key_value_get(key, 1000 * SLICE_SECONDS)
             return found
@@ -224,7 +238,7 @@ def _answer(key: str, name: str, process: int) -> str:
         if second and second % TOLD_SECONDS == 0:
             waited = f"process {index()} has waited {second} s for process {process} ({name})"
             print(f"loopax: {waited}", file=sys.stderr)
-    raise ProcessError(f"process {process} has not answered for {PATIENCE_SECONDS} s ({name})")
+    raise ProcessError(f"process {process} has not answered for {patience:g} s ({name})")
 
 
 def _check_others() -> None:

@@ -14,9 +14,10 @@ import signal
 import time
 from pathlib import Path
 
-from tests.system.many import LONG
-from tests.system.processes import steps_in
-from tests.system.test_processes import Started, bits
+from tests import compiled
+from tests.system.many import LONG, member
+from tests.system.processes import Together, steps_in
+from tests.system.test_processes import bits
 
 PATIENCE = 60.0
 """Seconds within which the others must have ended."""
@@ -25,7 +26,7 @@ PATIENCE = 60.0
 def kill_one(count, home, draw, victim=None):
     """Starts all, kills one; how long the others took to end, and what they said last."""
     wanted = max(steps_in(home / "killed"), default=0) + draw.randrange(40)
-    started = Started(count, home, [("killed", LONG)])
+    started = Together(member, count, home, home, [("killed", LONG)])
     victim = draw.randrange(count) if victim is None else victim
     others = [each for i, each in enumerate(started.processes) if i != victim]
     try:
@@ -50,7 +51,7 @@ def kill_one(count, home, draw, victim=None):
 def start_unequal(count, home, draw):
     """Starts all, of which one is slow, and waits for the end of their run."""
     steps = max(steps_in(home / "unequal"), default=0) + 20
-    started = Started(count, home, [("unequal", steps)])
+    started = Together(member, count, home, home, [("unequal", steps)])
     slow = draw.choice(started.processes)
     while slow.code is None:
         for number in (signal.SIGSTOP, signal.SIGCONT):
@@ -69,6 +70,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.home.mkdir(parents=True, exist_ok=True)
+    compiled.share(options.home / "compiled")
     draw = random.Random(options.seed)
     for number in range(options.kills):
         victim, seconds, last = kill_one(options.processes, options.home, draw)
@@ -76,7 +78,8 @@ def main():
     if options.kills:
         total = max(steps_in(options.home / "killed")) + 50
         runs = [("killed", total), ("undisturbed", total)]
-        assert set(Started(options.processes, options.home, runs).wait()) == {0}
+        ended = Together(member, options.processes, options.home, options.home, runs).wait()
+        assert set(ended) == {0}
         assert bits(options.home / "killed") == bits(options.home / "undisturbed")
         print(f"{options.kills} kills, and the same bits at step {total:,}", flush=True)
     for number in range(options.starts):

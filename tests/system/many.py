@@ -35,6 +35,18 @@ def loss_fn(params, batch, rngs):
     return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
 
+def problem():
+    """The state at step 0, and its data."""
+    rng = np.random.default_rng(0)
+    data = Dataset(
+        {
+            "x": rng.normal(size=(240, 32)).astype(np.float32),
+            "label": rng.integers(0, 3, 240).astype(np.int32),
+        }
+    )
+    return loopax.TrainState.create(model, data, optax.adam(1e-2), ema_decay=0.9), data
+
+
 def member(port, count, index, home, plan, refused=()):
     """Trains the runs of a plan, each in a folder of its name to the step that it says.
 
@@ -45,14 +57,7 @@ def member(port, count, index, home, plan, refused=()):
     # One process alone is connected too: XLA's own collectives sum in another order than gloo.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     cluster.join(f"127.0.0.1:{port}", count, index)
-    rng = np.random.default_rng(0)
-    data = Dataset(
-        {
-            "x": rng.normal(size=(240, 32)).astype(np.float32),
-            "label": rng.integers(0, 3, 240).astype(np.int32),
-        }
-    )
-    state = loopax.TrainState.create(model, data, optax.adam(1e-2), ema_decay=0.9)
+    state, data = problem()
 
     def trained(name, steps, **arguments):
         return loopax.fit(
@@ -77,6 +82,7 @@ def member(port, count, index, home, plan, refused=()):
         try:
             trained("refused", 10, **{name: each[index] for name, each in arguments.items()})
         except LoopaxError as error:
-            print(json.dumps(f"{type(error).__name__}: {error}"))
+            notes = getattr(error, "__notes__", ())
+            print(json.dumps("; ".join([f"{type(error).__name__}: {error}", *notes])))
     for name, steps in plan:
         trained(name, steps)

@@ -4,12 +4,13 @@ A server imports what they all need, once, and each program is forked from it. I
 of JAX: what a program does, from reading its arguments to its exit status, is its own.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
+import socket
 import sys
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,35 @@ class Process:
         return path.read_text() if path.exists() else ""
 
 
+class Together:
+    """`program(port, count, index, *arguments)`, started so many times, with a port that is free.
+
+    What number `index` says goes to `<home>/<count>-<index>`.
+    """
+
+    def __init__(self, program, count, home, *arguments):
+        port = free_port()
+        self.processes = [
+            Process(program, port, count, index, *arguments, log=home / f"{count}-{index}")
+            for index in range(count)
+        ]
+
+    def wait(self):
+        """How each of them ended; none goes on after this."""
+        try:
+            return [process.wait() for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.__exit__()
+
+
+def free_port():
+    """A port of this machine at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def until(condition, what):
     """Looks at `condition()` again and again until it holds."""
     end = time.monotonic() + PATIENCE
@@ -114,8 +144,10 @@ def _be(program, arguments, log, in_haste):
         sys.exit(program(*arguments))
     except Exception:
         # As the interpreter itself would, and not as `multiprocessing` does.
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()  # in which JAX leaves the other processes
 
 
 def command_line(words):

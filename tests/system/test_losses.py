@@ -1,14 +1,13 @@
 """A process that is lost, or never comes, ends the others with a line that says which."""
 
 import random
-import socket
 
 import pytest
 
 from loopax import cluster
 from loopax.errors import ConfigError, ProcessError
 from tests.system.losses import kill_one
-from tests.system.processes import Process
+from tests.system.processes import Process, free_port
 
 
 def test_when_process_0_is_lost_the_others_end_and_name_it(tmp_path):
@@ -27,9 +26,7 @@ def wait_alone(port):
 
 
 def test_who_waits_in_vain_ends_and_says_so(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with Process(wait_alone, port, log=tmp_path / "alone") as alone:
         assert alone.wait() == ProcessError.exit_code
     waits, ended = alone.said.splitlines()

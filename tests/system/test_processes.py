@@ -2,38 +2,17 @@
 
 import json
 import signal
-import socket
 
 import jax
 import numpy as np
 import pytest
 
+from loopax.data import Dataset
 from loopax.run.checkpoint_reader import CheckpointReader
-from tests.system.many import LONG, member
-from tests.system.processes import Process, left_over, steps_in
+from tests.system.many import LONG, member, problem
+from tests.system.processes import Together, left_over, steps_in
 
 PASSED_ON = "passed on"
-
-
-class Started:
-    """So many processes that train together, and what becomes of them."""
-
-    def __init__(self, count, home, plan, refused=()):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.processes = [
-            Process(member, port, count, index, home, plan, refused, log=home / f"{count}-{index}")
-            for index in range(count)
-        ]
-
-    def wait(self):
-        """How each of them ended; none goes on after this."""
-        try:
-            return [process.wait() for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.__exit__()
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +20,30 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("processes")
 
 
+def bad_batches():
+    """Of which the first are good."""
+    _, data = problem()
+    x = np.array(data.columns["x"])
+    x[5] = np.nan
+    return Dataset({**data.columns, "x": x}).batches(16)
+
+
 @pytest.fixture(scope="module")
 def told(home):
     """What two processes printed and said, after one, they and four have trained."""
-    alone = Started(1, home, [("one", 60), (PASSED_ON, 20)])
+    alone = Together(member, 1, home, home, [("one", 60), (PASSED_ON, 20)])
     assert alone.wait() == [0], alone.processes[0].said
-    two = Started(
-        2,
-        home,
-        [("resident", 60), (PASSED_ON, 40), ("long", LONG)],
-        refused=[{"log_every": (10, 20)}],
-    )
+    plan = [("resident", 60), (PASSED_ON, 40), ("long", LONG)]
+    refused = [
+        {"log_every": (10, 20)},
+        {"data": [bad_batches()] * 2, "run_dir": [home / "bad"] * 2},
+    ]
+    two = Together(member, 2, home, home, plan, refused)
     second = two.processes[1]
     second.wait_for(lambda: len(steps_in(home / "long")) > 1, "a save of the long run")
     second.send(signal.SIGTERM)
     codes = two.wait()
-    four = Started(4, home, [(PASSED_ON, 60)])
+    four = Together(member, 4, home, home, [(PASSED_ON, 60)])
     assert four.wait() == [0] * 4, four.processes[0].said
     return {
         "codes": codes,
@@ -114,5 +101,13 @@ def test_processes_that_are_started_otherwise_are_refused_in_a_line(told, home):
         "ConfigError: log_every is 10 in process 0 and 20 in process 1; start all processes with "
         "the same program, arguments and versions"
     )
-    assert told["printed"] == [[line], [line]]
+    assert [lines[0] for lines in told["printed"]] == [line, line]
     assert not (home / "refused").exists()
+
+
+def test_where_a_nan_began_is_found_by_one_process_and_said_by_all(told, home):
+    first, second = (json.loads(lines[1]) for lines in told["printed"])
+    assert first == second
+    assert first.startswith("NonFiniteError: ")
+    autopsy = json.loads((home / "bad" / "autopsy.json").read_text())
+    assert f"; step {autopsy['step']}: nan comes in with the batch's x; see " in first
