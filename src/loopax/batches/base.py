@@ -61,6 +61,11 @@ class Batches(abc.ABC):
     def identity(self) -> Mapping[str, Any]:
         """What must be the same for a run to be continued exactly; kept in each checkpoint."""
 
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """What must be the same in all processes of a run, whatever the data is called."""
+        return self.identity
+
     @abc.abstractmethod
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         """A feed that begins with the batch of step `start` and stacks at most `capacity`."""

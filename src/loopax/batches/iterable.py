@@ -75,8 +75,10 @@ class IterableBatches(Batches):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        if self._name is not None:
-            return {"data": self._name}
+        return self.content if self._name is None else {"data": self._name}
+
+    @property
+    def content(self) -> Mapping[str, Any]:
         if self._told is None:
             told = _identity_of(self.reader.head(HEAD))
             own = getattr(self.source, "_fingerprint", None)  # as `datasets` calls it

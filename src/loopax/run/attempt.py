@@ -12,12 +12,14 @@ from loopax.account import Account, summary, waiting
 from loopax.compute.accumulation import check_accumulation
 from loopax.compute.soundness import check_sound, flags_of
 from loopax.environment import numerics, versions
+from loopax.errors import ConfigError
 from loopax.paths import forms
 from loopax.randomness import key_words
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.chunks import Chunk
 from loopax.run.directory import RunDir
 from loopax.run.display import Display, Quiet, display, tell
+from loopax.run.fingerprint import fingerprint
 from loopax.run.history import History
 from loopax.run.lock import RunLock
 from loopax.run.logs import RunFiles, TensorBoard
@@ -70,6 +72,7 @@ class Attempt:
             if processes.count() > 1:
                 processes.same(_of_all(settings))
             if settings.run_dir is not None:
+                _check_together(settings.run_dir)
                 run.dir = RunDir(settings.run_dir)
                 processes.by_one("opening", lambda: self._claim(opened))
                 processes.by_all("seen", run.dir.check_seen)
@@ -222,9 +225,24 @@ class Attempt:
             self.run.dir.write_json(LEFT, self.given.to_json())
 
 
+def _check_together(run_dir: Any) -> None:
+    """Whether what is trained can be saved: Orbax refuses what one of several processes has alone.
+
+    Raises:
+        ConfigError: the others are not here.
+    """
+    if processes.is_alone():
+        raise ConfigError(
+            f"run_dir is {run_dir}, and process 0 trains by itself while the others wait, of which "
+            "nothing can be saved; leave run_dir out"
+        )
+
+
 def _of_all(settings: Settings) -> dict[str, Any]:
     """What must be the same in all processes of a run, or they would wait for each other."""
     evaluation = settings.evaluation
+    measured = {} if evaluation is None else evaluation.parts
+    parts = {name: dict(batches.content) for name, batches in measured.items()}
     return {
         "the Python": platform.python_version(),
         "the versions": versions(),
@@ -233,12 +251,13 @@ def _of_all(settings: Settings) -> dict[str, Any]:
         "mesh": settings.placement,
         "the seed": key_words(settings.state.key),
         "the state": forms(settings.state),
-        "the data": dict(settings.batches.identity),
+        "the values of the state": fingerprint(settings.state)[:16],
+        "the data": dict(settings.batches.content),
         "the length of the run": settings.total,
         "log_every": settings.log_every,
         "probe_every": settings.probe_every,
         "nonfinite": settings.nonfinite,
         "checkpoints": settings.checkpoints,
-        "evaluation": None if evaluation is None else (list(evaluation.parts), evaluation.every),
+        "evaluation": None if evaluation is None else (parts, evaluation.every),
         "the hooks": [hook.every for hook in settings.hooks],
     }
