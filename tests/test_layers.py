@@ -13,7 +13,7 @@ from benchmarks.sizes import MODULES, imports, room, sizes
 import loopax
 
 LAYERS = [
-    {"errors", "jaxprs", "terminal"},
+    {"errors", "jaxprs", "terminal", "processes"},
     {"extras"},
     {
         "paths",
@@ -27,7 +27,6 @@ LAYERS = [
         "environment",
         "caches",
         "threads",
-        "processes",
     },
     {"meshes"},
     {"placement", "cluster"},

@@ -309,6 +309,18 @@ def _on_default_device(leaf: jax.Array) -> jax.Array:
     return leaf if device is None or leaf.committed else jax.device_put(leaf, device)
 
 
+def gather(tree: T) -> T:
+    """Arrays whole on one device of this process, wherever the devices of a mesh hold them.
+
+    All processes of the mesh must ask for it.
+    """
+    where = Placement.of(tree)
+    if where.mesh is None:
+        return tree
+    whole = jax.jit(lambda tree: tree, out_shardings=where.everywhere)(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
 def put_like(array: np.ndarray, leaf: jax.Array) -> jax.Array:
     """An array that lies as `leaf` does, with memory of its own."""
     # Without the copy the result may be the same memory, also with `may_alias=False`.

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+from loopax import processes
+
 PIPED_WIDTH = 200
 """Columns of a file or a pipe, which has no edge to break lines at."""
 
@@ -66,7 +68,8 @@ def to_stderr(*lines: str) -> None:
 class Progress:
     """How far work of many portions is, on standard error, once it has taken some seconds.
 
-    In a terminal it is one line that changes, elsewhere a line now and then.
+    In a terminal it is one line that changes, elsewhere a line now and then. Of several processes
+    that train together one shows it.
     """
 
     def __init__(self, what: str, total: int) -> None:
@@ -98,7 +101,7 @@ class Progress:
         return sys.stderr is not None and sys.stderr.isatty()
 
     def _write(self, text: str) -> None:
-        if sys.stderr is not None:
+        if sys.stderr is not None and processes.is_writer():
             with suppress(OSError):
                 sys.stderr.write(text)
                 sys.stderr.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -43,11 +45,16 @@ class Processes:
 
     def join(self) -> None:
         """Joins the others, where this process was told of any; before JAX is used."""
-        if self != Processes():
-            from loopax import cluster
+        if self == Processes():
+            return
+        import jax
 
-            count = None if self.processes == "auto" else self.processes
-            cluster.join(self.coordinator, count, self.process)
+        from loopax import cluster
+
+        count = None if self.processes == "auto" else self.processes
+        cluster.join(self.coordinator, count, self.process)
+        if jax.process_index():  # What all of them come to, one prints.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ measured, results last."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,8 @@ def train(
                 results = recipe.finish(trained, problem, say, progress)
                 RunDir(run_dir).write_json(RESULTS_FILE, results)
 
-        processes.by_one("results", finish)
+        # To measure and to draw takes as long as it takes.
+        processes.by_one("what follows the training", finish, patience=math.inf)
     return recipe.load(run_dir, problem=problem, say=_silent)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loopax import digests
+from loopax import digests, processes
 from loopax.environment import numerics, provenance
 from loopax.errors import ConfigError, RunDirError
 from loopax.extras import require
@@ -294,17 +294,25 @@ def starts_of(run: RunDir) -> list[Start]:
 def set_aside(path: Path) -> Path | None:
     """Keeps what is at `path` under another name, beside it; None when there is nothing.
 
+    Of several processes one does it, when all have come here.
+
     Raises:
         RunInUseError: a process is training there.
         RunDirError: it is not a run.
     """
-    if not path.exists():
-        return None
-    with RunLock(RunDir.open(path).path, print):
-        pass
-    path = Path(os.path.abspath(path))  # `.` has no name that another could be made of.
-    with storing(path):
-        return path.rename(free_name(path.with_name(f"{path.name}-old")))
+    processes.same({"the run directory": path})
+
+    def moved() -> str:
+        if not path.exists():
+            return ""
+        with RunLock(RunDir.open(path).path, print):
+            pass
+        whole = Path(os.path.abspath(path))  # `.` has no name that another could be made of.
+        with storing(whole):
+            return str(whole.rename(free_name(whole.with_name(f"{whole.name}-old"))))
+
+    kept = processes.by_one("set aside", moved)
+    return Path(kept) if kept else None
 
 
 def read_config(kind: type[T], stored: Mapping[str, Any]) -> T:

@@ -7,7 +7,7 @@ import itertools
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,11 @@ from loopax import processes
 from loopax.compute.state import TrainState
 from loopax.compute.updates import named
 from loopax.jsonlines import OWN_SOURCES, Row, values_of
+from loopax.placement import gather
 from loopax.run.directory import RunDir
 from loopax.run.history import History
+
+T = TypeVar("T")
 
 STOPPED = "stopped.json"
 """Of the run directory: the step at which a run was stopped, and why."""
@@ -70,6 +73,13 @@ class Run:
     def name(self) -> str:
         """What the run is called in messages: its directory, where it has one."""
         return str(self.dir.path) if self.dir is not None else "the run"
+
+    def gather(self, tree: T) -> T:
+        """Arrays such as `state.eval_params`, whole on one device of this process.
+
+        For a hook that draws or writes by itself. All processes of a run must ask for it.
+        """
+        return gather(tree)
 
     def stop(self, reason: str) -> None:
         """Ends the run at this step, as a hook may want: it is saved, and done.

@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from filelock import FileLock
 
 from loopax.caches import cache_folder
 from loopax.models.bert import BertForSequenceClassification
@@ -32,13 +34,15 @@ def features_of(
     say: Callable[[str], None],
 ) -> np.ndarray:
     """The features `[texts, hidden]` of tokens: from `file`, or computed now and kept there."""
-    if file is not None and file.exists():
-        return read_weights(file)["features"]
-    say(f"computing the features of {len(tokens['length']):,} texts, once: {file or 'not kept'}")
-    computed = in_batches(functools.partial(_features, model, params), tokens, longest)
-    if file is not None:
-        save_weights(file, {"features": computed})
-    return computed
+    # Another process may compute the same, such as one that trains together with this one.
+    with nullcontext() if file is None else FileLock(f"{file}.lock"):
+        if file is not None and file.exists():
+            return read_weights(file)["features"]
+        say(f"computing features of {len(tokens['length']):,} texts, once: {file or 'not kept'}")
+        computed = in_batches(functools.partial(_features, model, params), tokens, longest)
+        if file is not None:
+            save_weights(file, {"features": computed})
+        return computed
 
 
 @functools.partial(jax.jit, static_argnums=0)

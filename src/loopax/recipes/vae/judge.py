@@ -92,9 +92,11 @@ def judge_for(data: Splits, say: Callable[[str], None] = print, *, progress: boo
 def _train_alone(data: Splits, kept: Path, say: Callable[[str], None], progress: bool) -> None:
     """Trains a judge in a run of its own, which goes on after a kill, or waits for who does so."""
     waiting = False
+    # One of several processes, which does this by itself, cannot save what it trains.
+    run_dir = kept.with_suffix("") if jax.process_count() == 1 else None
     while not kept.is_file():
         try:
-            train_judge(data, kept, run_dir=kept.with_suffix(""), progress=progress)
+            train_judge(data, kept, run_dir=run_dir, progress=progress)
         except RunInUseError as error:
             if not waiting:
                 say(f"waiting for the judge that another program trains ({error})")

@@ -35,11 +35,11 @@ class VAERecipe(Recipe):
         def draw(run: loopax.Run) -> None:
             if run.dir is None:
                 return
-            trained = vae.TrainedVAE.of(problem, run.state.eval_params, run.dir, run.step)
-            samples = trained.samples_by_class(10)
+            params = run.gather(run.state.eval_params)
             if run.is_writer:
+                trained = vae.TrainedVAE.of(problem, params, run.dir, run.step)
                 name = f"samples-epoch-{run.step // problem.batches.steps_per_epoch:03d}.png"
-                vae.save_grid(samples, run.dir.pictures / name)
+                vae.save_grid(trained.samples_by_class(10), run.dir.pictures / name)
 
         if problem.patience is None:
             return [loopax.Hook(draw, every)]
