@@ -75,8 +75,7 @@ def trained(run_dir, mesh, steps, batches=None, *, start=state, **options):
         evaluation=data.batches(100),
         log_every=10,
         probe_every=20,
-        progress=False,
-        **options,
+        **{"progress": False, **options},
     )
 
 
@@ -178,10 +177,10 @@ def refused(mesh, batch_size):
 if __name__ == "__main__":
     compiled.hasten(True)
     home = Path(sys.argv[1])
-    default = trained(home / "default", None, 1)
+    default = trained(home / "default", None, 1, progress=True)
     found = {mesh: told(home, mesh) for mesh in MESHES}
     with jax.default_device(jax.devices()[3]):
-        alone = trained(home / "alone", None, STEPS)
+        alone = trained(home / "alone", None, STEPS, progress=True)
     found["alone"] = {
         "on": [device.id for device in alone.state.step.devices()],
         "state": digest(alone.state),

@@ -22,7 +22,7 @@ def told(tmp_path_factory):
         check=False,
     )
     assert not done.returncode, done.stderr
-    return json.loads(done.stdout)
+    return {**json.loads(done.stdout), "said": done.stderr}
 
 
 def losses(rows):
@@ -35,10 +35,12 @@ def losses(rows):
 
 def test_all_devices_share_a_batch_that_they_divide(told):
     assert told["default"] == 8
+    assert "default: trains on 8 devices, data=8\n" in told["said"]
 
 
 def test_the_device_that_jax_is_told_to_use_trains_alone(told):
     assert told["alone"] == {"on": [3], "state": told["data=1"]["state"]}
+    assert "alone: trains on data=1; 7 of 8 devices are idle\n" in told["said"]
 
 
 @pytest.mark.parametrize("mesh", MESHES)
