@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from loopax import jaxprs
+from loopax import jaxprs, processes
 from loopax.account import Account
 from loopax.meshes import default_device
 from loopax.paths import PyTree, leaf_path
@@ -209,6 +209,10 @@ class Program:
             code = self._ahead[1].result()
         else:
             code = Code.of(self._function, args, self._name, donates=self._donates)
+        everywhere = Placement.of(args[0]).everywhere
+        if everywhere is not None and not everywhere.is_fully_addressable:
+            # Gloo waits 30 s for the others where it is first used; one may compile for longer.
+            processes.everyone(f"compiled {self._name}", "")
         self._codes.append((signature, code))
         names = inspect.signature(self._function).parameters
         before, self._said = self._said, described(dict(zip(names, args, strict=True)))
