@@ -68,7 +68,7 @@ class Placement:
     def told(self) -> str:
         """Which of several devices train, and how many are idle; empty where there is one."""
         used, there = 1 if self.mesh is None else self.mesh.size, len(processes.devices())
-        idle = f"; {there - used} of {there} devices are idle" if used < there else ""
+        idle = f"; {there - used} of {there} devices idle" if used < there else ""
         return (
             f"trains on {self if used == 1 else f'{used} devices, {self}'}{idle}"
             if there > 1

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from loopax.data import Dataset
+from loopax.data import Dataset, IterableBatches
 from loopax.run.checkpoint_reader import CheckpointReader
 from tests.system.many import LONG, member, problem
 from tests.system.processes import Together, left_over, steps_in
@@ -28,6 +28,15 @@ def bad_batches():
     return Dataset({**data.columns, "x": x}).batches(16)
 
 
+def shuffled_by_itself(seed):
+    """Batches under a name, in an order of their own."""
+    _, data = problem()
+    rows = np.random.default_rng(seed).permutation(240).reshape(-1, 16)
+    columns = data.columns.items()
+    batches = [{name: column[picked] for name, column in columns} for picked in rows]
+    return IterableBatches(batches, identity="mine")
+
+
 @pytest.fixture(scope="module")
 def told(home):
     """What two processes printed and said, after one, they and four have trained."""
@@ -37,6 +46,7 @@ def told(home):
     refused = [
         {"log_every": (10, 20)},
         {"data": [bad_batches()] * 2, "run_dir": [home / "bad"] * 2},
+        {"data": [shuffled_by_itself(0), shuffled_by_itself(1)]},
     ]
     two = Together(member, 2, home, home, plan, refused)
     second = two.processes[1]
@@ -103,6 +113,14 @@ def test_processes_that_are_started_otherwise_are_refused_in_a_line(told, home):
     )
     assert [lines[0] for lines in told["printed"]] == [line, line]
     assert not (home / "refused").exists()
+
+
+def test_processes_that_read_other_batches_under_one_name_are_refused(told):
+    first, second = (json.loads(lines[2]) for lines in told["printed"])
+    assert first == second
+    assert first.startswith(
+        "ConfigError: the data is {'data': 'an iterable whose first batches are "
+    )
 
 
 def test_where_a_nan_began_is_found_by_one_process_and_said_by_all(told, home):
