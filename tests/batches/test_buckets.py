@@ -20,16 +20,19 @@ def sequences(lengths):
     return loopax.data.Dataset({"ids": ids.astype(np.int32), "length": lengths})
 
 
+def chunked(feed, steps):
+    """The items of the next steps, one by one."""
+    while steps:
+        items = feed.take(steps)
+        steps -= items.length
+        for index in range(items.length):
+            yield jax.tree.map(lambda leaf, at=index: leaf[at], items.stacked)
+
+
 def walked(batches, feed, steps, resident=None):
     """The batches of the next steps, as the loss sees them; of NumPy, which compiles nothing."""
-    seen = []
     resident = resident or batches.dataset.columns
-    while len(seen) < steps:
-        items = feed.take(steps - len(seen))
-        for index in range(items.length):
-            item = jax.tree.map(lambda leaf, at=index: leaf[at], items.stacked)
-            seen.append(batches.assemble(resident, item, None))
-    return seen
+    return [batches.assemble(resident, item, None) for item in chunked(feed, steps)]
 
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=4, max_size=60)
@@ -100,6 +103,40 @@ def test_the_order_is_the_same_for_columns_that_are_not_cut():
         strict=True,
     ):
         assert np.array_equal(one["ids"].max(axis=1), other["feature"])
+
+
+def test_batches_of_a_bucket_follow_each_other_and_runs_of_them_are_shuffled():
+    lengths = np.random.default_rng(0).integers(1, 129, 4096)  # half of them in the longest bucket
+    batches = BucketedBatches(sequences(lengths), 8, cut=("ids",))
+    feed, counts, spans = batches.feed([3], 0, 50), [], []
+    while sum(counts) < batches.steps_per_epoch:
+        items = feed.take(50)
+        counts.append(items.length)
+        spans.append(items.stacked["span"].shape[-1])
+    assert np.mean(counts) >= 8
+    assert len(spans) > 15
+    assert len(set(spans)) == 3
+
+
+def test_few_batches_are_shuffled_one_by_one_and_runs_are_told_apart():
+    data = sequences(np.random.default_rng(0).integers(1, 100, 160))
+    few, before = (BucketedBatches(data, 8, cut=("ids",), **more) for more in ({}, {"in_a_row": 1}))
+    assert few.identity == before.identity
+    assert "in_a_row" not in before.identity
+    runs = BucketedBatches(data, 8, cut=("ids",), in_a_row=4)
+    assert runs.identity == {**before.identity, "in_a_row": 4}
+    with pytest.raises(ConfigError, match="in_a_row is 0; it must be a whole number from 1 on"):
+        BucketedBatches(data, 8, cut=("ids",), in_a_row=0)
+
+
+def test_batches_are_the_same_off_the_device():
+    data = sequences(np.random.default_rng(0).integers(1, 100, 60))
+    on, off = (BucketedBatches(data, 8, cut=("ids",), resident=where) for where in (True, False))
+    assert off.resident(ONE) is None
+    one = walked(on, on.feed([5], 0, 4), 9)
+    for batch, items in zip(one, chunked(off.feed([5], 0, 4), 9), strict=True):
+        found = off.assemble(None, items, None)
+        assert jax.tree.all(jax.tree.map(np.array_equal, batch, found))
 
 
 def test_features_need_a_single_shape():

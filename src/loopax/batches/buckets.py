@@ -7,20 +7,21 @@ batch can have are few, so little is compiled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
 from loopax.batches.base import LEAST_CAPACITY, Batches, Feed, Items
-from loopax.batches.dataset import Dataset, checked_batch_size
-from loopax.batches.transforms import scaled, scaled_columns
+from loopax.batches.dataset import Dataset, DatasetBatches
 from loopax.errors import ConfigError, DataError
 from loopax.paths import PyTree
 from loopax.placement import Placement, taken
 
 SHORTEST = 32
 """Below this length padding costs less than another compilation."""
+IN_A_ROW, RUNS = 16, 16
+"""Batches of one bucket that follow each other at most; runs of them in an epoch at least."""
 
 Rows = Int32[np.ndarray, " batch"]
 
@@ -29,9 +30,10 @@ class BucketedBatches(Batches):
     """Batches of a dataset of padded sequences, in an order per (seed, epoch).
 
     A bucket holds the sequences up to its length and longer than those of the bucket before. Each
-    epoch shuffles the examples, fills batches from each bucket, hands what is left over to the
-    next longer one, and shuffles the batches. Every batch is full, so an epoch leaves out less
-    than one batch, of the longest sequences.
+    epoch shuffles the examples, fills batches from each bucket, and hands what is left over to the
+    next longer one. Batches of one bucket follow each other in runs, whose order is shuffled: a
+    run is compiled steps without a break. Every batch is full, so an epoch leaves out less than one
+    batch, of the longest sequences.
 
     Args:
         dataset: padded sequences `[examples, longest]` in the columns `cut`, and the number of
@@ -39,7 +41,9 @@ class BucketedBatches(Batches):
         batch_size: examples in a batch.
         cut: the columns that are cut to the length of the bucket; the others are left whole.
         fingerprint: the identity of the data, where its columns were computed from others.
-        scale: the `uint8` columns that become `float32` in [0, 1], as in `DatasetBatches`.
+        scale, resident: as in `DatasetBatches`.
+        in_a_row: the batches of a run, at most; by default 16, and a sixteenth of an epoch where
+            that is fewer. 1 shuffles single batches, as versions did that had no runs.
 
     Raises:
         ConfigError: the batch size is not between 1 and the number of examples, `cut` names what
@@ -58,26 +62,32 @@ class BucketedBatches(Batches):
         cut: Sequence[str],
         fingerprint: str | None = None,
         scale: Sequence[str] | None = None,
+        resident: bool | None = None,
+        in_a_row: int | None = None,
     ) -> None:
         self.dataset, self.cut = dataset, _checked_cut(dataset, cut)
-        self.batch_size = checked_batch_size(batch_size, dataset)
-        self.scale = scaled_columns(dataset.columns, scale, dataset.name)
+        self._whole = DatasetBatches(dataset, batch_size, scale=scale, resident=resident)
+        self.batch_size = self._whole.batch_size
         self.lengths = _checked_lengths(dataset, self.cut)
         self.buckets = bucket_lengths(int(self.lengths.max()))
-        self.steps_per_epoch = len(dataset) // self.batch_size
+        self.steps_per_epoch = self._whole.steps_per_epoch
+        self.in_a_row = _checked_run(in_a_row, self.steps_per_epoch)
         self.fingerprint = fingerprint or dataset.fingerprint
 
     @property
     def identity(self) -> Mapping[str, Any]:
+        # Without runs the order is that of versions which knew none.
+        runs = {} if self.in_a_row == 1 else {"in_a_row": self.in_a_row}
         return {
             "data": self.fingerprint,
             "batch_size": self.batch_size,
             "buckets": list(self.buckets),
-            "scale": list(self.scale),
+            "scale": list(self._whole.scale),
+            **runs,
         }
 
     def resident(self, placement: Placement) -> PyTree:
-        return self.dataset.resident(placement)
+        return self._whole.resident(placement)
 
     def feed(self, seed: Sequence[int], start: int, capacity: int) -> Feed:
         return _BucketedFeed(self, seed, start, capacity)
@@ -88,27 +98,30 @@ class BucketedBatches(Batches):
         full = len(order) // size
         rows = order[: full * size].reshape(full, size)
         bounds = [self.bucket_of(batch) for batch in rows]
-        first = 0
+        first, capacity = 0, self._whole.affordable(capacity)
         while first < full:
-            last = _alike(bounds, first, first + max(LEAST_CAPACITY, capacity))
-            yield self.items(rows[first:last], bounds[first], max(LEAST_CAPACITY, capacity))
+            last = _alike(bounds, first, first + capacity)
+            yield self.items(rows[first:last], bounds[first], capacity)
             first = last
         if rest := len(order) - full * size:
             yield self.items(order[-rest:][None], self.bucket_of(order[-rest:]), LEAST_CAPACITY)
 
     def gather(self, resident: PyTree, item: PyTree) -> PyTree:
-        rows, span = item["rows"], item["span"].shape[-1]
+        rows, span = item["rows"], slice(item["span"].shape[-1])
+        if resident is None:
+            return {name: rows[name][:, span] if name in self.cut else rows[name] for name in rows}
         columns = self.dataset.columns
         return {
-            name: taken(
-                column, (rows, slice(span)) if name in self.cut else rows, columns[name].dtype
-            )
+            name: taken(column, (rows, span) if name in self.cut else rows, columns[name].dtype)
             for name, column in resident.items()
         }
 
     def prepare(self, examples: PyTree, rngs: Any) -> PyTree:
-        del rngs
-        return scaled(examples, self.scale)
+        return self._whole.prepare(examples, rngs)
+
+    def affordable(self, capacity: int) -> int:
+        """How many batches are stacked at once."""
+        return self._whole.affordable(capacity)
 
     def bucket_of(self, rows: Rows) -> int:
         """The length of the bucket that these examples need."""
@@ -116,30 +129,39 @@ class BucketedBatches(Batches):
 
     def items(self, rows: Int32[np.ndarray, "steps batch"], bound: int, capacity: int) -> Items:
         """The items of consecutive steps of one bucket, padded to `capacity`."""
-        padded = np.zeros((capacity, rows.shape[1]), np.int32)
-        padded[: len(rows)] = rows
         # The length is part of the item's shape: that is what the step is compiled for.
         span = np.zeros((capacity, min(bound, self._longest) if self.cut else 0), np.bool_)
-        return Items({"rows": padded, "span": span}, len(rows))
+        items = self._whole.items(rows, capacity)
+        return items._replace(stacked={"rows": items.stacked, "span": span})
 
     @property
     def _longest(self) -> int:
         """The length that the columns were padded to."""
         return min(self.dataset.columns[name].shape[1] for name in self.cut)
 
-    def epoch(self, seed: Sequence[int], epoch: int) -> list[tuple[int, Rows]]:
-        """The batches of an epoch in their order: the length of each one's bucket, and its rows."""
+    def epoch(self, seed: Sequence[int], epoch: int) -> Order:
+        """The batches of an epoch in their order."""
         generator = np.random.default_rng([*seed, epoch])
         order = generator.permutation(len(self.dataset)).astype(np.int32)
         home = np.searchsorted(self.buckets, self.lengths[order])
-        batches: list[tuple[int, Rows]] = []
+        runs: list[tuple[int, np.ndarray]] = []
         left = order[:0]
         for number, bound in enumerate(self.buckets):
             rows = np.concatenate([left, order[home == number]])
-            full = len(rows) // self.batch_size * self.batch_size
-            batches += [(bound, part) for part in rows[:full].reshape(-1, self.batch_size)]
-            left = rows[full:]
-        return [batches[index] for index in generator.permutation(len(batches))]
+            full, left = np.split(rows, [len(rows) // self.batch_size * self.batch_size])
+            if len(batches := full.reshape(-1, self.batch_size)):
+                parts = np.array_split(batches, -(-len(batches) // self.in_a_row))
+                runs += [(bound, part) for part in parts]
+        shuffled = [runs[index] for index in generator.permutation(len(runs))]
+        bounds = [bound for bound, part in shuffled for _ in part]
+        return Order(bounds, np.concatenate([part for _, part in shuffled]))
+
+
+class Order(NamedTuple):
+    """Batches in their order: the length of the bucket of each, and its rows."""
+
+    bounds: list[int]
+    rows: Int32[np.ndarray, "steps batch"]
 
 
 class _BucketedFeed:
@@ -149,21 +171,19 @@ class _BucketedFeed:
         self, batches: BucketedBatches, seed: Sequence[int], start: int, capacity: int
     ) -> None:
         self._batches, self._seed, self._step = batches, seed, start
-        self._capacity = max(LEAST_CAPACITY, capacity)
-        self._epoch = -1
-        self._order: list[tuple[int, Rows]] = []
+        self._capacity = batches.affordable(capacity)
+        self._epoch, self._order = -1, Order([], np.empty((0, 0), np.int32))
 
     def take(self, n: int) -> Items:
         epoch, first = divmod(self._step, self._batches.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._batches.epoch(self._seed, epoch)
-        bounds = [bound for bound, _ in self._order]
+        bounds, rows = self._order
         limit = first + min(n, self._capacity)
         # Where nothing is cut all batches look alike.
         last = _alike(bounds, first, limit) if self._batches.cut else min(limit, len(bounds))
-        rows = np.stack([rows for _, rows in self._order[first:last]])
         self._step += last - first
-        return self._batches.items(rows, bounds[first], self._capacity)
+        return self._batches.items(rows[first:last], bounds[first], self._capacity)
 
 
 def bucket_lengths(longest: int) -> tuple[int, ...]:
@@ -203,6 +223,15 @@ def _checked_lengths(dataset: Dataset, cut: Sequence[str]) -> np.ndarray:
             f"padded to {longest} have lengths from 0 to {longest}"
         )
     return lengths
+
+
+def _checked_run(in_a_row: int | None, steps: int) -> int:
+    """The batches of a run at most: of a short epoch few, so that its order stays mixed."""
+    if in_a_row is None:
+        return min(IN_A_ROW, max(1, steps // RUNS))
+    if not isinstance(in_a_row, int) or isinstance(in_a_row, bool) or in_a_row < 1:
+        raise ConfigError(f"in_a_row is {in_a_row!r}; it must be a whole number from 1 on")
+    return in_a_row
 
 
 def _alike(bounds: Sequence[int], first: int, limit: int) -> int:
