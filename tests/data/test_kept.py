@@ -21,7 +21,7 @@ PIXELS = RNG.integers(0, 256, (30, 4, 4, 3), np.uint8)
 def photos(tmp_path, monkeypatch):
     """A folder of two classes, of which everything is kept in a cache of its own."""
     monkeypatch.setenv("LOOPAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(kept, "SMALLEST_BYTES", 0)
+    monkeypatch.setattr("loopax.data.images.kept.SMALLEST_BYTES", 0)
     for index, pixels in enumerate(PIXELS):
         folder = tmp_path / "photos" / "ab"[index % 2]
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from loopax.data.parquet import find_shards
+from loopax.data.shards import find_shards
 
 
 def touch(folder, *names):

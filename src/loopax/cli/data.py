@@ -1,4 +1,4 @@
-"""`loopax data`: public texts and weights that can be fetched by name, and images decoded once."""
+"""`loopax data`: what can be fetched by name, what is kept, and data in another form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ usage: loopax data COMMAND ...
 
   list                 what can be fetched, under which licence, and whether it is here
   get NAME             fetch it into the user's cache; prints where it is
-  cache                what is kept of decoded images, and how large it is; --clear removes it
+  cache                what is kept of decoded images and of tokens; --clear removes it
+  convert DATA FOLDER  images or texts of any kind as ArrayRecord files; what was begun goes on
 """
 
 
@@ -38,19 +39,35 @@ class Get:
 
 @dataclass(frozen=True)
 class Cache:
-    """List the images that are kept decoded: how large, when they were last used, of what.
+    """List what is kept of decoded images and tokens: how large, when it was last used, of what.
 
-    A command that needs them again decodes them again. LOOPAX_DATA_CACHE_GIB limits them (100; 0
+    A command that needs it again makes it again. LOOPAX_DATA_CACHE_GIB limits them (100; 0
     keeps nothing): what was used longest ago goes first.
     """
 
     clear: bool = False
-    """Remove them."""
+    """Remove it."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write images or texts of any kind that is read here as ArrayRecord files.
+
+    They can be read at any place, by Grain for example (`loopax.data.records`), and are data for
+    `loopax train`. What was begun goes on when the command is given again.
+    """
+
+    data: Positional[str]
+    """What `loopax train` takes: a file, a folder or a pattern."""
+    folder: Positional[str]
+    """Where the files are written."""
+    image_size: tuple[int, int] | None = None
+    """Height and width that images are resized to."""
 
 
 def data(words: list[str]) -> int:
-    """`loopax data list`, `loopax data get NAME` and `loopax data cache`."""
-    commands = {"list": _list, "get": _get, "cache": _cache}
+    """`loopax data COMMAND`, as `USAGE` has them."""
+    commands = {"list": _list, "get": _get, "cache": _cache, "convert": _convert}
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if words else 2
@@ -102,4 +119,12 @@ def _cache(words: list[str]) -> int:
         print(f"{entry.nbytes / 2**30:8.2f} GiB  {day}  {entry.source}")
     held = sum(entry.nbytes for entry in there)
     print(f"{held / 2**30:8.2f} GiB of {kept.limit_bytes() / 2**30:g} in {len(there)} data sets")
+    return 0
+
+
+def _convert(words: list[str]) -> int:
+    command = parse(Convert, words, "loopax data convert")
+    from loopax.data import convert
+
+    print(convert(command.data, command.folder, size=command.image_size))
     return 0

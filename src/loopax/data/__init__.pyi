@@ -3,6 +3,7 @@
 from . import catalogue as catalogue
 from . import kept as kept
 from .columns import Columns as Columns
+from .conversion import convert as convert
 from .files import absolute as absolute
 from .files import as_path as as_path
 from .images.folder import read_folder as read_folder
@@ -11,6 +12,7 @@ from .images.idx import read_idx as read_idx
 from .images.layouts import load as load
 from .images.mnist import mnist as mnist
 from .images.npz import read_npz as read_npz
+from .records import records as records
 from .sources import Batches as Batches
 from .sources import BucketedBatches as BucketedBatches
 from .sources import Dataset as Dataset
@@ -24,4 +26,5 @@ from .sources import bucket_lengths as bucket_lengths
 from .splits import Splits as Splits
 from .splits import split_texts as split_texts
 from .texts.texts import Texts as Texts
+from .texts.texts import read_text_parts as read_text_parts
 from .texts.texts import read_texts as read_texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import textwrap
 from collections.abc import Iterator
@@ -46,13 +47,18 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
 
 def absolute(name: str) -> str:
-    """What exists as a path that holds from any folder; any other name as it is.
+    """What exists, or a pattern, as a path that holds from any folder; any other name as it is.
 
     Raises:
         ConfigError: it is empty.
     """
     path = as_path(name)
-    return os.path.abspath(path) if os.path.lexists(path) else name
+    return os.path.abspath(path) if os.path.lexists(path) or is_pattern(name) else name
+
+
+def is_pattern(name: str | os.PathLike[str]) -> bool:
+    """Whether it stands for several files, with `*`, `?` or `[...]`, and is no file itself."""
+    return not os.path.lexists(as_path(name)) and glob.has_magic(os.fspath(name))
 
 
 def is_foreign(name: str) -> bool:

@@ -465,7 +465,7 @@ def test_what_is_none_of_these_is_refused(tmp_path, refuses):
     with refuses("absent", "No such file"):
         load(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("hello")
-    with refuses("notes.txt", "68 65", ".npz or Parquet file, or a folder of images"):
+    with refuses("notes.txt", "68 65", ".npz or Parquet file, one of", "or a folder of images"):
         load(tmp_path / "notes.txt")
     (tmp_path / "empty").touch()
     with refuses("empty", "is empty"):

@@ -427,7 +427,7 @@ def test_what_is_no_file_is_refused(tmp_path, refuses):
     with refuses("absent.csv", "No such file"):
         read_texts(tmp_path / "absent.csv")
     (tmp_path / "folder.csv").mkdir()
-    with refuses("folder.csv", "Is a directory"):
+    with refuses("folder.csv", "is a folder without tables"):
         read_texts(tmp_path / "folder.csv")
 
 

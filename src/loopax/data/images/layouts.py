@@ -10,18 +10,21 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from loopax.data.files import VALIDATION_NAMES, as_path, fault, open_file
+from loopax.data.files import VALIDATION_NAMES, as_path, fault, is_pattern, open_file
 from loopax.data.images.arrays import MNIST_IMAGES, Parts, idx_parts, mnist_files, npz_parts
 from loopax.data.images.decode import Form, at_one_white_level
 from loopax.data.images.folder import folder_parts
+from loopax.data.images.kept import kept
 from loopax.data.images.parquet import parquet_parts
-from loopax.data.kept import Place, kept
-from loopax.data.parquet import find_shards
+from loopax.data.images.records import record_parts
+from loopax.data.kept import Place
+from loopax.data.records import RECORDS
+from loopax.data.shards import files_like, find_shards
 from loopax.data.splits import Splits, check_fraction, deduplicated, hold_out
 from loopax.data.words import shown
 from loopax.errors import ConfigError
 
-Layout = Literal["idx", "npz", "folder", "parquet"]
+Layout = Literal["idx", "npz", "folder", "parquet", "records"]
 """What a path may be taken for."""
 
 
@@ -44,6 +47,8 @@ def load(
       and the same with `t10k`, each plain or `.gz` (plain is preferred);
     - a folder with Parquet files, which `find_shards` puts together, or a Parquet file, each as
       `parquet_parts` reads it: the form of Hugging Face's image sets;
+    - ArrayRecord files or WebDataset tars, one or those in a folder, as `record_parts` reads them;
+      of these and of Parquet also all that are like a pattern (`train-*.tar`);
     - a folder with `train/` beside `test/` or `validation/` (`val/`, `valid/`) or both, each as
       `read_folder` reads it and with the same classes;
     - a folder as `read_folder` reads it;
@@ -59,9 +64,9 @@ def load(
     null in Parquet, means that the class is not known; it is kept as -1. Where there are no labels,
     or all are -1, there is one class, named after the data, and all labels are 0.
 
-    What takes long to decode is decoded once: then it lies in the user's cache, as `data.kept`
-    describes it, and its column `image` is a `Mapped`, of which rows are read when they are asked
-    for.
+    What takes long to decode is decoded once: then it lies in the user's cache, as
+    `data.images.kept` describes it, and its column `image` is a `Mapped`, of which rows are read
+    when they are asked for.
 
     Args:
         path: the folder or file.
@@ -83,9 +88,36 @@ def load(
         DataError: the files are none of the above, are damaged, or do not fit together.
     """
     check_fraction("test_fraction", test_fraction)
+    path = as_path(path)
+    parts = given_parts(
+        path,
+        Form(size, channels, background),
+        image_column=image_column,
+        label_column=label_column,
+        layout=layout,
+    )
+    splits = _split(path, parts, test_fraction)
+    _require_agreement(path, splits)
+    return _with_a_class(path, splits if len(parts) == 1 else deduplicated(splits))
+
+
+def given_parts(
+    path: Path,
+    form: Form,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    layout: Layout | None = None,
+) -> Parts:
+    """The images at a path as their files part them; the arguments are those of `load`.
+
+    Raises:
+        ConfigError: an argument has a value that cannot work.
+        DataError: the files cannot be read.
+    """
     if layout not in (None, *get_args(Layout)):
         raise ConfigError(f"layout is {layout!r}; it must be one of {', '.join(get_args(Layout))}")
-    path, form = as_path(path), Form(size, channels, background).checked()
+    form = form.checked()
     layout = layout or (_layout_of_folder(path) if isdir(path) else _layout_of_file(path))
     if layout != "parquet" and (image_column, label_column) != (None, None):
         raise ConfigError(
@@ -101,6 +133,8 @@ def load(
                 return npz_parts(path, form)
             case "folder":
                 return folder_parts(path, form)
+            case "records":
+                return record_parts(path, form)
         return parquet_parts(path, form, image_column, label_column)
 
     def read(place: Place) -> Parts:
@@ -112,10 +146,7 @@ def load(
         "image_column": image_column,
         "label_column": label_column,
     }
-    parts = kept(path, options, read)
-    splits = _split(path, parts, test_fraction)
-    _require_agreement(path, splits)
-    return _with_a_class(path, splits if len(parts) == 1 else deduplicated(splits))
+    return kept(path, options, read)
 
 
 def _split(path: Path, parts: Parts, test_fraction: float) -> Splits:
@@ -143,18 +174,27 @@ def _split(path: Path, parts: Parts, test_fraction: float) -> Splits:
 def _layout_of_folder(folder: Path) -> Layout:
     if mnist_files(folder, *MNIST_IMAGES.values()):
         return "idx"
-    return "parquet" if find_shards(folder) else "folder"
+    if find_shards(folder):
+        return "parquet"
+    return "records" if find_shards(folder, *RECORDS) else "folder"
 
 
 def _layout_of_file(path: Path) -> Layout:
-    with open_file(path) as file:
+    first = files_like(str(path))[0] if is_pattern(path) else path
+    if first.name.lower().endswith(RECORDS):
+        return "records"
+    with open_file(first) as file:
         magic = file.read(4)
     if magic == b"PAR1":
         return "parquet"
     if magic[:2] == b"PK":
         return "npz"
     found = f"begins with the bytes {magic.hex(' ')}" if magic else "is empty"
-    raise fault(path, f"{found}; it must be an .npz or Parquet file, or a folder of images")
+    raise fault(
+        path,
+        f"{found}; it must be an .npz or Parquet file, one of {', '.join(RECORDS)}, or a folder of "
+        "images",
+    )
 
 
 def _name(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +14,8 @@ from loopax.data.files import fault, reporting
 from loopax.data.images.arrays import Parts, Source, as_labels
 from loopax.data.images.decode import Form
 from loopax.data.images.many import EncodedImage, decode_images
-from loopax.data.parquet import File, declared_classes, find_shards, kind_of, open_parquet
+from loopax.data.parquet import File, declared_classes, kind_of, open_parquet
+from loopax.data.shards import shards_at
 from loopax.data.words import brief, quoted, shown
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def parquet_parts(
         DataError: a file is damaged; it is not clear which columns are meant; a cell is no image or
             no label; or the files do not belong together.
     """
-    parts = find_shards(path) if isdir(path) else {"": [path]}
+    parts = shards_at(path)
     if not parts:
         raise fault(path, "holds no Parquet file; their names must end in .parquet")
     ordered = sorted(parts, key=lambda part: part != "train")
@@ -79,7 +79,7 @@ def _find_columns(file: File, image: str | None, label: str | None) -> _Columns:
         types = {field.name: field.type for field in table.schema_arrow}
         declared = declared_classes(file, table.schema_arrow)
     if image is None:
-        found = [name for name, kind in types.items() if _holds_images(kind)]
+        found = [name for name, kind in types.items() if holds_images(kind)]
         found = usual(found, IMAGE_NAMES) or found
         if not found:
             raise fault(
@@ -93,7 +93,7 @@ def _find_columns(file: File, image: str | None, label: str | None) -> _Columns:
         found = usual(found or types, LABEL_NAMES) or found
         label = only_column(file, found, "labels", "label_column", types) if found else ""
     for name, is_fit, what in (
-        (image, _holds_images, "bytes of encoded images"),
+        (image, holds_images, "bytes of encoded images"),
         (label, _is_label, 'a whole number or a string for each image (label_column="": none)'),
     ):
         if name:
@@ -108,7 +108,8 @@ def _is_label(column: pa.DataType) -> bool:
     return kind_of(column) in ("text", "number")
 
 
-def _holds_images(column: pa.DataType) -> bool:
+def holds_images(column: pa.DataType) -> bool:
+    """Whether the cells of a column are encoded images, or structs with the bytes of one."""
     from pyarrow import types
 
     if types.is_struct(column):

@@ -1,4 +1,4 @@
-"""Reads CSV, TSV, JSON and Parquet as rows of named cells, one at a time."""
+"""Reads CSV, TSV, JSON, Parquet and Arrow as rows of named cells, one at a time."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ import os
 import re
 import sys
 import unicodedata
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
-from loopax.data.files import fault, open_file, reporting
-from loopax.data.parquet import declared_classes, open_parquet
+import numpy as np
+
+from loopax.data.files import fault, is_foreign, open_file, reporting
+from loopax.data.parquet import declared_classes, open_arrow, open_parquet
+from loopax.data.records import ARRAY_RECORD, declared_names, encoded_records
 from loopax.data.words import shown
 from loopax.errors import DataError
 
@@ -29,8 +33,10 @@ _FORMATS = {
     **dict.fromkeys((".tsv", ".tab"), "TSV"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "JSON"),
     ".parquet": "Parquet",
+    ".arrow": "Arrow",
+    **dict.fromkeys(ARRAY_RECORD, "ArrayRecord"),
 }
-_UNPACKERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+_BINARY = ("Parquet", "Arrow", "ArrayRecord")
 _DELIMITERS = {",": "CSV", ";": "CSV with ;", "\t": "TSV"}
 _PARQUET_ROWS = 1024
 
@@ -58,6 +64,7 @@ class TextTable:
         rows: reads the rows anew; of Parquet only these columns, or with None all.
         unit: what `Row.number` counts: `line` or `row`.
         has_header: the names of the columns are a line that could also have been data.
+        columns: their names, where the file says them once and not in each row.
         class_names: the names that the file itself gives to the integers of a column.
         delimiter: what is between cells, "" where lines do not end by themselves.
     """
@@ -67,6 +74,7 @@ class TextTable:
     rows: Callable[[Sequence[str] | None], Iterator[Row]]
     unit: str = "line"
     has_header: bool = False
+    columns: tuple[str, ...] = ()
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     delimiter: str = ""
 
@@ -91,42 +99,87 @@ class TextTable:
 
 
 def read_table(path: File) -> TextTable:
-    """The rows of a CSV, TSV, JSON or Parquet file, which its name tells apart.
+    """The rows of a CSV, TSV, JSON, Parquet or Arrow file, which its name tells apart.
 
     CSV is as RFC 4180 has it, delimited by `,`, `;` or tab, whichever makes the most columns of the
     first line. Blank lines are no rows. In what is delimited by tabs quotes are ordinary characters
     where as quotes they would make no sense, or make one row of several that are whole.
 
     JSON is an object on each line, or an array of objects. Text is UTF-8, or UTF-16 with a byte
-    order mark, and may be packed by gzip or bzip2. Cells are strings, or from JSON and Parquet
-    whatever those hold; a list of one element is that element, an empty one null.
+    order mark, and may be packed by gzip or bzip2, or alone in a zip file. Cells are strings, or
+    from other formats than CSV whatever those hold; a list of one element is that element, an
+    empty one null.
 
     Raises:
         DataError: the file is none of these or damaged, or two columns have one name; its rows
             raise it where they are read.
         ConfigError: it is Parquet and pyarrow is not installed.
     """
-    name = Path(path).name.lower()
-    packing = next((each for each in _UNPACKERS if name.endswith(each)), "")
-    kind = _FORMATS.get(Path(name.removesuffix(packing)).suffix)
-    if kind is None or (kind == "Parquet" and packing):
+    name, packing = _inner_name(path)
+    kind = _FORMATS.get(Path(name).suffix)
+    if kind is None or (kind in _BINARY and packing):
         raise fault(
             path,
-            f"its name must end in {', '.join(_FORMATS)}, all but the last also with .gz or .bz2 "
-            "behind; save spreadsheets as CSV in UTF-8",
+            f"its name must end in {', '.join(_FORMATS)}; those of text also with .gz or .bz2 "
+            "behind, or in .zip with one such file in it; save spreadsheets as CSV in UTF-8",
         )
     lines = functools.partial(_lines, path, packing)
-    if kind == "Parquet":
-        return _parquet_table(path)
+    if kind == "ArrayRecord":
+        return _record_table(Path(path))
+    if kind in _BINARY:
+        return _columnar_table(path, kind)
     if kind == "JSON":
         return _json_table(path, lines)
     return _delimited_table(path, lines, "\t" if kind == "TSV" else _delimiter(lines))
 
 
+def _inner_name(path: File) -> tuple[str, str]:
+    """The name that says what a file is, in small letters, and how it is packed."""
+    name = Path(path).name.lower()
+    packing = next((each for each in _UNPACKERS if each and name.endswith(each)), "")
+    if packing == ".zip":
+        with open_file(path) as file:
+            return _only_member(zipfile.ZipFile(file)).filename.lower(), packing
+    return name.removesuffix(packing), packing
+
+
+def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """The only file in a zip file, apart from what other programs leave there."""
+    found = [
+        each
+        for each in archive.infolist()
+        if not each.is_dir() and not any(map(is_foreign, Path(each.filename).parts))
+    ]
+    if len(found) != 1:
+        held = ", ".join(each.filename for each in found[:3]) or "nothing"
+        raise fault(
+            archive.filename or "zip file",
+            f"holds {len(found)} files ({held}); it must hold one table: unpack it, and give the "
+            "folder or a pattern",
+        )
+    return found[0]
+
+
+def _unzipped(file: BinaryIO) -> IO[bytes]:
+    archive = zipfile.ZipFile(file)
+    return archive.open(_only_member(archive))
+
+
+_UNPACKERS: Mapping[str, Callable[[BinaryIO], Any]] = {
+    "": lambda file: file,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".zip": _unzipped,
+}
+_PLAIN = tuple(ending for ending, kind in _FORMATS.items() if kind not in _BINARY)
+TABLES = (*_FORMATS, *(f"{form}{packing}" for form in _PLAIN for packing in (".gz", ".bz2")))
+"""What the names of tables end in."""
+
+
 def _lines(path: File, packing: str) -> Iterator[str]:
     """The lines of a text file with their ends."""
     with open_file(path) as file:
-        stream: Any = _UNPACKERS[packing](file) if packing else file
+        stream = _UNPACKERS[packing](file)
         is_wide = stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
         # Without translation, because a carriage return inside quotes belongs to the cell.
         text = TextIOWrapper(stream, "utf-16" if is_wide else "utf-8-sig", newline="")
@@ -180,7 +233,14 @@ def _delimited_table(path: File, lines: Lines, delimiter: str) -> TextTable:
                 )
             yield Row(number, dict(zip(names, cells, strict=True)), count)
 
-    return TextTable(path, _DELIMITERS[delimiter], rows, has_header=True, delimiter=delimiter)
+    return TextTable(
+        path,
+        _DELIMITERS[delimiter],
+        rows,
+        has_header=True,
+        columns=tuple(names),
+        delimiter=delimiter,
+    )
 
 
 def _is_plain(read: Callable[[Literal[0, 3]], Iterator[_Record]], lines: Lines) -> bool:
@@ -278,16 +338,36 @@ def _alone(cell: Any) -> Any:
     return cell
 
 
-def _parquet_table(path: File) -> TextTable:
-    with open_parquet(path) as file:
-        classes = declared_classes(path, file.schema_arrow)
-        _require_distinct(shown(path), file.schema_arrow.names)
+def _columnar_table(path: File, kind: str) -> TextTable:
+    opened: Any = open_parquet if kind == "Parquet" else open_arrow
+    with opened(path) as file:
+        schema = file.schema_arrow if kind == "Parquet" else file.schema
+        classes = declared_classes(path, schema)
+        _require_distinct(shown(path), schema.names)
 
     def rows(columns: Sequence[str] | None) -> Iterator[Row]:
-        with open_parquet(path) as file:
-            batches = file.iter_batches(_PARQUET_ROWS, columns=columns)
+        with opened(path) as file:
+            if kind == "Parquet":
+                batches = file.iter_batches(_PARQUET_ROWS, columns=columns)
+            else:
+                batches = (each.select(columns or each.schema.names) for each in file)
             items = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, item in enumerate(items):
                 yield Row(number, {name: _alone(cell) for name, cell in item.items()})
 
-    return TextTable(path, "Parquet", rows, unit="row", class_names=classes)
+    return TextTable(path, kind, rows, unit="row", columns=tuple(schema.names), class_names=classes)
+
+
+def _record_table(path: Path) -> TextTable:
+    source, names = encoded_records([path]), declared_names(path)
+
+    def rows(_: Sequence[str] | None) -> Iterator[Row]:
+        for number in range(len(source)):
+            cells = source[number].items()
+            yield Row(
+                number,
+                {n: cell.item() if isinstance(cell, np.generic) else cell for n, cell in cells},
+            )
+
+    classes = {"label": names} if names else {}
+    return TextTable(path, "ArrayRecord", rows, unit="row", class_names=classes)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ from jaxtyping import Int32
 from loopax.data.classes import MAX_CLASSES, class_order
 from loopax.data.columns import Columns
 from loopax.data.description import alike, described, unlabelled
-from loopax.data.files import fault, reporting
+from loopax.data.files import as_path, fault, reporting
 from loopax.data.texts.columns import find_columns, split_column
-from loopax.data.texts.tables import Row, TextTable, read_table, trimmed
+from loopax.data.texts.parts import tables_of
+from loopax.data.texts.tables import Row, TextTable, trimmed
 from loopax.data.words import abridged, brief
 from loopax.errors import ConfigError, DataError
 
@@ -122,7 +122,22 @@ def _facts(texts: Texts) -> Iterator[str]:
         yield f"{max(lengths):,} at most"
 
 
-def read_texts(
+def read_texts(path: str | os.PathLike[str], **options: Any) -> Texts:
+    """Texts and their classes from tables that are one part; else as `read_text_parts`.
+
+    Raises:
+        ConfigError, DataError: as `read_text_parts`; or the path holds several parts.
+    """
+    parts = read_text_parts(path, **options)
+    if len(parts) > 1:
+        raise fault(
+            path,
+            f"holds the parts {', '.join(parts)}; give the path of one, or a pattern for its files",
+        )
+    return next(iter(parts.values()))
+
+
+def read_text_parts(
     path: str | os.PathLike[str],
     *,
     text: Sequence[str] = (),
@@ -130,13 +145,16 @@ def read_texts(
     group: str | None = None,
     class_names: Sequence[str] | None = None,
     labelled: bool = True,
-) -> Texts:
-    """Texts and their classes from a table; `Texts.description` says what was found.
+) -> dict[str, Texts]:
+    """Texts and their classes from tables; `Texts.description` says what was found.
 
-    `path` is CSV, TSV, JSON lines, a JSON array or Parquet, as `read_table` reads it. Columns that
-    are not named here are found by usual names (`text`, `review`, `premise` and `hypothesis`;
-    `label`, `category`), else by their first 1,000 rows: texts are the strings that are by far the
-    longest, labels the column with few different values.
+    `path` is CSV, TSV, JSON lines, a JSON array, Parquet or Arrow, as `read_table` reads it; a
+    pattern (`reviews-*.csv`); or a folder of such files, as `find_shards` puts them together: that
+    of `datasets.save_to_disk`, or a snapshot of the Hugging Face hub. All have the same columns.
+
+    Columns that are not named here are found by usual names (`text`, `review`, `premise` and
+    `hypothesis`; `label`, `category`), else by their first 1,000 rows: texts are the strings that
+    are by far the longest, labels the column with few different values.
 
     Labels may be strings, numbers or booleans; 1.0 is 1, True is true, and spaces and invisible
     characters around them are nothing. Classes are in the order of their numbers if all are
@@ -145,7 +163,7 @@ def read_texts(
     with them.
 
     Args:
-        path: the file.
+        path: the file, the folder or the pattern.
         text: the column of texts, or the two of pairs.
         label: the column of labels.
         group: the column of what a row belongs to, which `split_texts` keeps together; `group` or
@@ -155,38 +173,59 @@ def read_texts(
             given, and may be missing.
 
     Returns:
-        The texts in the order of the file.
+        The texts of each part (`train`, `test`, ...), or of a whole that is called "", in the order
+        of the files. The first of them says what columns and classes there are.
 
     Raises:
         ConfigError: an argument cannot work, or pyarrow is not installed for Parquet.
-        DataError: the file is damaged, or no such table; it is not clear which columns are meant;
-            a label is missing or no class; an open quote swallows rows with labels; without
+        DataError: a file is damaged, or no such table; it is not clear which files or columns are
+            meant; a label is missing or no class; an open quote swallows rows with labels; without
             `class_names`, there is but one class, or almost as many as rows.
     """
     if len(text) > 2 or isinstance(text, str):
         raise ConfigError(f"text is {text!r}; it must be one column, or two, as a sequence")
     if class_names is not None and len(set(class_names)) != len(class_names):
         raise ConfigError(f"class_names are {', '.join(class_names)}; they must differ")
-    table = read_table(path)
-    sample = list(islice(table.rows(None), _SAMPLE))
+    parts: dict[str, Texts] = {}
+    given, known = Columns(tuple(text), label, group), class_names
+    for part, tables in tables_of(path).items():
+        name = f"{as_path(path).name} {part}".rstrip()
+        parts[part] = found = _read(tables, name, given, known, labelled)
+        given = found.columns
+        known = found.class_names if labelled else class_names
+    return parts
+
+
+def _read(
+    tables: Sequence[TextTable],
+    name: str,
+    given: Columns,
+    class_names: Sequence[str] | None,
+    labelled: bool,
+) -> Texts:
+    """The texts of tables that follow each other."""
+    first = tables[0]
+    sample = list(islice((row for table in tables for row in table.rows(None)), _SAMPLE))
     if not sample:
-        raise fault(path, "holds no rows of data; there must be at least one")
-    columns = find_columns(table, sample, Columns(tuple(text), label, group), labelled=labelled)
-    reader = _Reader(table, columns, labelled, class_names)
-    for row in table.rows([*columns.text, *filter(None, columns[1:])]):
-        reader.add(row)
+        raise fault(first.path, "holds no rows of data; there must be at least one")
+    columns = find_columns(first, sample, given, labelled=labelled)
+    reader = _Reader(first, columns, labelled, class_names)
+    for reader.table in tables:
+        for row in reader.table.rows([*columns.text, *filter(None, columns[1:])]):
+            reader.add(row)
     labels, names = reader.numbered()
     reader.require_plausible(labels, names)
     notes = reader.notes()
     if (split := split_column(sample, columns)) is not None:
         notes.append(f"column {split!r} not looked at")
+    files = f" in {len(tables):,} files" if len(tables) > 1 else ""
     return Texts(
         reader.rows,
         labels,
         names,
         groups=None if columns.group is None else tuple(reader.groups),
-        name=Path(path).name,
-        source=", ".join([table.kind, *_roles(columns)]),
+        name=name,
+        source=", ".join([f"{first.kind}{files}", *_roles(columns)]),
         columns=columns,
         notes=tuple(notes),
     )
