@@ -192,7 +192,7 @@ def test_features_that_were_computed_once_give_the_same_within_rounding(head, fr
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_training_begins_with_the_head_that_suits_the_pretrained_part(head, cached):
     problem = problems.Problem.of(dataclasses.replace(head, cache_features=cached))
-    tokens = problem.tokens(problem.texts.train)
+    tokens = problem.texts.tokens["train"]
     features = problem._features(tokens)
     right = [
         (

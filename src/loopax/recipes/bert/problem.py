@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Float
 
 import loopax
-from loopax.data import BucketedBatches, Dataset, Texts
+from loopax.data import BucketedBatches, Dataset
 from loopax.errors import ConfigError
 from loopax.extras import require
 from loopax.lora import LoRA
@@ -26,7 +26,7 @@ from loopax.recipes.bert.loss import COUNTS, class_weights, counts_of, mean_f1, 
 from loopax.recipes.bert.pretrained import Pretrained, head_order, params_for, read_pretrained
 from loopax.recipes.bert.probe import fit_probe
 from loopax.recipes.bert.texts import Parts, located, texts_of
-from loopax.recipes.bert.tokens import BATCH, CUT, encode, model_inputs
+from loopax.recipes.bert.tokens import BATCH, CUT, model_inputs
 
 LENGTHS = {"full": (3, 400), "head": (30, 2000)}
 """Of a training whose length is left to the data: passes, and steps in more passes of few texts."""
@@ -82,9 +82,9 @@ class Problem:
         if self.uses_features:
             probed = self.batches.dataset.columns
         else:
-            texts = self.texts.train
-            order = np.random.default_rng(self.config.seed).permutation(len(texts))
-            tokens = self.tokens(texts.subset(order[:PROBED]))
+            count = len(self.texts.train)
+            order = np.random.default_rng(self.config.seed).permutation(count)
+            tokens = self.texts.tokens["train"].pick(order[:PROBED])
             probed = {"features": self._features(tokens), "label": tokens.columns["label"]}
         head = fit_probe(probed["features"], probed["label"], self._class_weights)
         return {**self.params, "params": {**self.params["params"], "classifier": head}}
@@ -113,14 +113,7 @@ class Problem:
     @cached_property
     def batches(self) -> BucketedBatches:
         """The training texts, by length."""
-        return self._batches(self.tokens(self.texts.train), self.batch_size)
-
-    def tokens(self, texts: Texts) -> Dataset:
-        """Texts as the model is given them."""
-        columns, _ = encode(self.pretrained.tokenizer, texts.rows, self.longest)
-        return Dataset(
-            {**columns, "label": texts.labels}, name=texts.name, class_names=texts.class_names
-        )
+        return self._batches(self.texts.tokens["train"], self.batch_size)
 
     @property
     def longest(self) -> int:
@@ -183,7 +176,7 @@ class Problem:
     @cached_property
     def evaluation(self) -> loopax.Evaluation:
         """The validation texts, and when they are measured."""
-        data = self.tokens(self.texts.validation)
+        data = self.texts.tokens["validation"]
         batches = self._batches(data, min(BATCH, len(data)))
         return loopax.Evaluation({"validation": batches}, every=self.evaluate_every)
 

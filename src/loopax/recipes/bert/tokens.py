@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from loopax.data import bucket_lengths
+from loopax.data import bucket_lengths, kept
 from loopax.errors import CheckpointError, ConfigError, DataError
 from loopax.extras import require
 from loopax.models.bert import BertConfig
@@ -62,7 +62,10 @@ def read_tokenizer(folder: Path, config: BertConfig) -> Tokenizer:
 
 
 def encode(
-    tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], max_length: int
+    tokenizer: Tokenizer,
+    texts: Sequence[tuple[str, ...]],
+    max_length: int,
+    place: kept.Place = kept.in_memory,
 ) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " rows"]]:
     """Rows of one text or of a pair as columns of tokens, padded; and which rows were truncated.
 
@@ -73,6 +76,7 @@ def encode(
         tokenizer: is not changed.
         texts: the rows.
         max_length: tokens in a row at most, special ones included.
+        place: makes the arrays of a shape and a type that the padded columns are written to.
 
     Raises:
         ConfigError: `max_length` leaves no room beside the special tokens.
@@ -105,9 +109,9 @@ def encode(
                 parts.append(np.fromiter(flat, np.int32))
             progress.at(first + len(rows))
     fill = tokenizer.token_to_id("[PAD]") or 0
-    columns = {"input_ids": _padded(tokens["ids"], length, fill)}
+    columns = {"input_ids": _padded(tokens.pop("ids"), length, fill, place)}
     if pairs:
-        columns["token_type_ids"] = _padded(tokens["type_ids"], length, 0)
+        columns["token_type_ids"] = _padded(tokens.pop("type_ids"), length, 0, place)
     return {**columns, "length": length}, truncated
 
 
@@ -161,9 +165,12 @@ def _read_vocabulary(folder: Path) -> Tokenizer:
     return plain
 
 
-def _padded(parts: Sequence[np.ndarray], length: np.ndarray, fill: int) -> np.ndarray:
+def _padded(
+    parts: Sequence[np.ndarray], length: np.ndarray, fill: int, place: kept.Place
+) -> np.ndarray:
     """The tokens of each block of rows, one after another, as a row for each text."""
-    padded = np.full((len(length), length.max(initial=0)), fill, np.int32)
+    padded = place((len(length), int(length.max(initial=0))), np.int32)
+    padded[:] = fill
     for index, part in enumerate(parts):
         block = slice(index * BLOCK, (index + 1) * BLOCK)
         is_token = np.arange(padded.shape[1])[None] < length[block, None]
