@@ -24,7 +24,8 @@ class FineTuneConfig:
     """full: everything trains, which is most accurate; head: the pretrained part is frozen and its
     features are computed once, so that an epoch takes a moment."""
     data: str = "rotten-tomatoes"
-    """A table of texts and labels (CSV, TSV, JSON lines, Parquet), or one of `loopax data list`."""
+    """Texts and labels in a table (CSV, TSV, JSON lines, Parquet), or in several: a folder or a
+    pattern; or one of `loopax data list`."""
     test_data: str | None = None
     """A table to test on; otherwise a part of the data is kept aside."""
     text: tuple[str, ...] = ()
