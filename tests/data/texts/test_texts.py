@@ -254,10 +254,10 @@ def test_what_is_not_clear_is_asked(tmp_path, refuses, header, parts):
 
 def test_a_table_without_texts_or_labels_says_what_it_has(tmp_path, refuses):
     rows = [(1, 2.5), (2, 3.5), (3, 4.5)]
-    with refuses("no column looks like texts", "text=", "'id', 'price'"):
+    with refuses("no column looks like texts", "(text)", "'id', 'price'"):
         read_texts(written(tmp_path / "t.csv", delimited(rows, header=("id", "price"))))
     rows = [(f"some words {row}", row) for row in range(9)]
-    with refuses("no column looks like labels", "label=", "there are 'id';"):
+    with refuses("no column looks like labels", "(label)", "there are 'id';"):
         read_texts(written(tmp_path / "t.csv", delimited(rows, header=("words", "id"))))
 
 
