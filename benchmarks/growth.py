@@ -143,7 +143,10 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         for figure_name in next(iter(points.values())):
             values = [point[figure_name] for point in points.values()]
             axis.plot([max(0.5, int(at)) for at in points], values, "o-", label=figure_name)
+        every = [value for point in points.values() for value in point.values()]
         axis.set(xscale="log", yscale="log", xlabel=SWEEPS[name][0])
+        axis.set_ylim(min(every) / 3, 3 * max(every))
+        axis.minorticks_off()
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(found) :]:
