@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from loopax import jaxprs
+from loopax import jaxprs, processes
 from loopax.account import Account
 from loopax.arguments import as_state
 from loopax.batches.base import Batches, Feed, Items
@@ -246,7 +246,8 @@ def _seconds_per_step(
         start, length = time.perf_counter(), int(items.length)
         state, rows = train(state, items)
         losses = rows.columns(length)["loss"]
-        duration = time.perf_counter() - start
+        # Several processes make the same number of steps.
+        duration = processes.agree("duration", time.perf_counter() - start)
         bad = np.flatnonzero(~np.isfinite(losses))
         paces.append(duration / (bad[0] + 1 if bad.size else length))
         total += duration
