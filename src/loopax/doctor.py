@@ -193,6 +193,7 @@ def _fit_rate(run_dir: Path, seconds: float) -> float:
         log_every=STEPS,
         probe_every=None,
         chunk_steps=STEPS,
+        mesh="data=1",  # as the scan beside it
         progress=False,
     ) as run:
         for chunk in run:
