@@ -47,7 +47,7 @@ def count() -> int:
 
 def is_alone() -> bool:
     """Whether this is one of several, and does something by itself (`by_one`)."""
-    return _is_alone.get() and _state().num_processes > 1
+    return _is_alone.get()
 
 
 def is_writer() -> bool:
