@@ -8,6 +8,8 @@
 Seconds are those of the clock, beside those of the processor, which other programs disturb less.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import statistics
@@ -15,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
@@ -28,6 +30,34 @@ USUAL = {
 }
 """The environment, with Python's bytecode kept as it usually is, and no cache but loopax' own."""
 LAYERS, WIDTH, HEADS, LENGTH, BATCH, WORDS = 6, 64, 4, 64, 16, 256
+
+
+class Spent(NamedTuple):
+    """Seconds, by the clock and of the processor, this process' children included."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        """Since some moment in the past."""
+        return cls(time.perf_counter(), sum(os.times()[:4]))
+
+    def since(self, start: Spent) -> Spent:
+        return Spent(self.wall - start.wall, self.cpu - start.cpu)
+
+    def __str__(self) -> str:
+        return f"{self.wall:6.2f} s (processor {self.cpu:5.2f})"
+
+
+def medians(spent: Iterable[Sequence[float]]) -> Spent:
+    return Spent(*map(statistics.median, zip(*spent, strict=True)))
+
+
+def beside(one: Spent, other: Spent) -> str:
+    """Two times, and how many times the first one the other is."""
+    ratio = other.wall / one.wall, other.cpu / one.cpu
+    return f"{one}, then {other}: {ratio[0]:.2f} of it (processor {ratio[1]:.2f})"
 
 
 def transformer() -> tuple[Any, Callable[..., Any], Any]:
@@ -70,7 +100,7 @@ def transformer() -> tuple[Any, Callable[..., Any], Any]:
     return model, loss_fn, loopax.data.Dataset({"tokens": tokens}, name="noise")
 
 
-def by_scan() -> float:
+def by_scan() -> Spent:
     """Seconds until a scan of 100 steps, written by hand, gives its first losses."""
     import jax
     import jax.numpy as jnp
@@ -79,7 +109,7 @@ def by_scan() -> float:
     from flax.training.train_state import TrainState
 
     model, loss_fn, data = transformer()
-    start = time.perf_counter()
+    start = Spent.now()
     tokens = jax.device_put(data.columns["tokens"])
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.int32))
     state = TrainState.create(apply_fn=model.apply, params=params, tx=optax.adamw(1e-3))
@@ -96,17 +126,17 @@ def by_scan() -> float:
     rows = np.random.default_rng(0).permutation(1024).reshape(-1, BATCH).astype(np.int32)
     _, losses = run(state, tokens, rows[:1])
     losses.block_until_ready()
-    return time.perf_counter() - start
+    return Spent.now().since(start)
 
 
-def by_fit() -> float:
+def by_fit() -> Spent:
     """Seconds until the first step of `loopax.fit` is read, with its defaults."""
     import optax
 
     import loopax
 
     model, loss_fn, data = transformer()
-    start = time.perf_counter()
+    start = Spent.now()
     state = loopax.TrainState.create(model, data, optax.adamw(1e-3))
     with (
         tempfile.TemporaryDirectory() as run_dir,
@@ -114,7 +144,7 @@ def by_fit() -> float:
     ):
         for chunk in run:
             float(chunk.metrics["loss"][0])
-            return time.perf_counter() - start
+            return Spent.now().since(start)
     raise AssertionError("no step was made")
 
 
@@ -149,28 +179,28 @@ def elsewhere(name: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def seconds_of(words: list[str], environment: dict[str, str], until: Path | None = None) -> float:
-    """Seconds of a command, or until it has written to a file, when it is stopped."""
-    start = time.perf_counter()
+def seconds_of(words: list[str], environment: dict[str, str], until: Path | None = None) -> Spent:
+    """Of a command, by the clock at most until it has written to a file, when it is stopped."""
+    start = Spent.now()
     process = subprocess.Popen([sys.executable, *words], env=environment, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         if until is not None and until.exists() and until.stat().st_size:
-            spent = time.perf_counter() - start
-            process.terminate()
-            process.wait()
-            return spent
+            break
         time.sleep(0.005)
-    return time.perf_counter() - start
+    wall = time.perf_counter() - start.wall
+    process.terminate()
+    process.wait()
+    return Spent(wall, Spent.now().since(start).cpu)
 
 
 def commands(repeats: int) -> None:
     """The first and the second start of `loopax train vae`, `sample` and `evaluate`."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[Spent, Spent]]] = {}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as place:
             environment = USUAL | {"LOOPAX_CACHE": f"{place}/cache"}
 
-            def train(name: str, place: str, environment: dict[str, str]) -> float:
+            def train(name: str, place: str, environment: dict[str, str]) -> Spent:
                 words = ["-m", "loopax", "train", "vae", "--run-dir", f"{place}/{name}"]
                 return seconds_of(words, environment, Path(place, name, "metrics.jsonl"))
 
@@ -182,8 +212,7 @@ def commands(repeats: int) -> None:
                 )
                 found.setdefault(words[0], []).append((first, second))
     for name, pairs in found.items():
-        first, second = map(statistics.median, zip(*pairs, strict=True))
-        print(f"{name:30} first {first:6.2f} s, second {second:6.2f} s, {second / first:.2f} of it")
+        print(f"{name:30} {beside(*map(medians, zip(*pairs, strict=True)))}")
 
 
 def imports(repeats: int) -> None:
@@ -195,12 +224,12 @@ def imports(repeats: int) -> None:
         for _ in range(repeats)
     ]
     bare, helped = (
-        min(seconds_of(words, USUAL) for _ in range(repeats))
+        min((seconds_of(words, USUAL) for _ in range(repeats)), key=lambda spent: spent.cpu)
         for words in (["-c", "pass"], ["-m", "loopax", "--help"])
     )
-    print(f"python -c pass    {bare:.3f} s")
-    print(f"import loopax     {min(spent):.3f} s")
-    print(f"loopax --help     {helped:.3f} s, Python's own start included")
+    print(f"python -c pass    {bare}")
+    print(f"import loopax     {min(spent):6.3f} s")
+    print(f"loopax --help     {helped}, Python's own start included")
 
 
 def main(what: Literal["transformer", "fits", "commands", "imports"], repeats: int = 3) -> None:
@@ -213,8 +242,7 @@ def main(what: Literal["transformer", "fits", "commands", "imports"], repeats: i
             print(f"fit {number:2}: {spent:6.2f} s, {compiled} compilations")
         return None
     pairs = [(elsewhere("by_scan"), elsewhere("by_fit")) for _ in range(repeats)]
-    scan, fit = map(statistics.median, zip(*pairs, strict=True))
-    print(f"first result of the scan {scan:.2f} s, first step of fit {fit:.2f} s: {fit / scan:.2f}")
+    print(f"scan, fit: {beside(*map(medians, zip(*pairs, strict=True)))}")
     return None
 
 
