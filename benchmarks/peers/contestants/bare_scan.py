@@ -26,19 +26,22 @@ def train(task: Task, clock: Clock) -> Weights:
             grads, _ = jax.grad(loss_fn, has_aux=True)(state.params, batch, rngs)
             return state.apply_gradients(grads=grads), None
 
-        return jax.lax.scan(step, state, rows)[0]
+        state = jax.lax.scan(step, state, rows)[0]
+        return state, state.step
 
     full = len(labels) // task.batch
-    rows = np.empty((0, task.batch), np.int32)
+    rows, before = np.empty((0, task.batch), np.int32), None
     for step in range(0, task.steps, CHUNK):
         while len(rows) < CHUNK:
             order = rng.permutation(len(labels))[: full * task.batch].astype(np.int32)
             rows = np.concatenate([rows, order.reshape(full, task.batch)])
         chunk, rows = rows[:CHUNK], rows[CHUNK:]
-        state = run_chunk(state, images, labels, chunk[: task.steps - step])
-        if step == 0:
-            jax.block_until_ready(state)
-        clock(min(step + CHUNK, task.steps))
+        state, made = run_chunk(state, images, labels, chunk[: task.steps - step])
+        if before is not None:
+            # JAX would dispatch dozens of chunks ahead, of which the clock must not hear.
+            before.block_until_ready()
+            clock(step)
+        before = made
     jax.block_until_ready(state)
     clock(task.steps)
     return taken(state.params)

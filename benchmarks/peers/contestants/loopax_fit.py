@@ -29,17 +29,20 @@ class Ticks:
         pass
 
 
-def train(task: Task, clock: Clock) -> Weights:
+def batches_of(task: Task):
     images, labels = task.images()
-    data = loopax.data.Dataset(
-        {"image": images.reshape(-1, 28, 28, 1), "label": labels}, name="MNIST"
-    )
+    columns = {"image": images.reshape(-1, 28, 28, 1), "label": labels}
+    return loopax.data.Dataset(columns, name="MNIST").batches(task.batch)
+
+
+def train(task: Task, clock: Clock, data=None) -> Weights:
+    """`data` are other batches than those that lie on the device."""
     state = loopax.TrainState.create(params=given(task.weights()), tx=optimizer)
     with tempfile.TemporaryDirectory() as folder:
         run = loopax.fit(
             state,
             loss_fn,
-            data.batches(task.batch),
+            batches_of(task) if data is None else data,
             steps=task.steps,
             run_dir=f"{folder}/run",
             writers=[Ticks(clock)],
