@@ -35,6 +35,12 @@ def loss_fn(params, batch, rngs):
     return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
 
+def hooked(run):
+    """Which process this is, and what its devices hold in parts, as a whole."""
+    kernel = np.asarray(run.gather(run.state.params["params"]["Dense_0"]["kernel"]))
+    return {"process": jax.process_index(), "mean": float(kernel.mean())}
+
+
 def problem():
     """The state at step 0, and its data."""
     rng = np.random.default_rng(0)
@@ -69,7 +75,7 @@ def member(port, count, index, home, plan, refused=()):
                 "steps": steps,
                 "run_dir": Path(home) / name,
                 "evaluation": loopax.Evaluation(data.batches(100), every=20),
-                "hooks": loopax.Hook(lambda run: {"process": jax.process_index()}, every=20),
+                "hooks": loopax.Hook(hooked, every=20),
                 "checkpoints": loopax.Checkpoints(every=10),
                 "log_every": 10,
                 "probe_every": 20,
