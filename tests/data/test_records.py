@@ -107,6 +107,7 @@ def test_a_tar_of_webdataset_is_read_at_any_place(tmp_path, refuses):
     found = np.concatenate([splits.train.columns["image"], splits.test.columns["image"]])
     assert {each.tobytes() for each in found} == {each.tobytes() for each in PIXELS}
     assert "WebDataset, images in 'png', labels in 'cls'" in splits.description
+    assert same(loopax.data.load(tmp_path / "shard-*.tar", test_fraction=0.2), splits)
     content = (tmp_path / "shard-0.tar").read_bytes()
     (tmp_path / "shard-0.tar").write_bytes(b"x" * 512 + content[512:])
     with refuses("shard-0.tar: cannot be read as a tar file"):

@@ -319,8 +319,11 @@ def _grouped_rows(
     block is never taken from.
     """
     blocks = sorted(_blocks(ties), key=lambda block: min(ranks[row] for row in block))
-    counts = [Counter(labels[block].tolist()) for block in blocks]
-    total, holders = Counter(labels.tolist()), Counter(label for each in counts for label in each)
+    of, alike = labels.tolist(), dict[tuple[int, ...], Counter[int]]()
+    kinds = (tuple(of[row] for row in block) for block in blocks)
+    # Most blocks are one row; a counter for each would take more memory than most texts.
+    counts = [alike.setdefault(kind, Counter(kind)) for kind in kinds]
+    total, holders = Counter(of), Counter(label for each in counts for label in each)
     target = {
         label: min(max(1, round(fraction * n)), n - 1) if holders[label] > 1 else 0
         for label, n in total.items()

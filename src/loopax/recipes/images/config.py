@@ -20,7 +20,8 @@ class ImageSource:
     PLACES: ClassVar = ("data",)
 
     data: str = "mnist"
-    """mnist (bundled), or a path: .npz, Parquet or IDX of MNIST, or a folder of folders."""
+    """mnist (bundled), or a path: .npz, IDX of MNIST, a folder of folders, Parquet, ArrayRecord or
+    WebDataset tars, of these also a folder or a pattern."""
     image_size: tuple[int, int] | None = None
     """Height and width to bring images to, in pixels; needed if theirs differ."""
     channels: Literal[1, 3] | None = None
