@@ -175,7 +175,10 @@ def _members(file: Path) -> dict[str, list[_Member]]:
     """Where the fields of each example lie; only the headers are read."""
     found: dict[str, list[_Member]] = {}
     with open_file(file) as stream, reporting(file, "cannot be read as a tar file"):
-        for each in tarfile.TarFile(fileobj=stream):
+        archive = tarfile.TarFile(fileobj=stream)
+        while (each := archive.next()) is not None:
+            # It would keep a kilobyte of each; typeshed leaves the list out.
+            archive.members.clear()  # type: ignore[attr-defined]
             folder, name = os.path.split(each.name)
             key, _, field = name.partition(".")
             if each.isfile() and field and not is_foreign(name):

@@ -189,8 +189,7 @@ def read_text_parts(
     parts: dict[str, Texts] = {}
     given, known = Columns(tuple(text), label, group), class_names
     for part, tables in tables_of(path).items():
-        name = f"{as_path(path).name} {part}".rstrip()
-        parts[part] = found = _read(tables, name, given, known, labelled)
+        parts[part] = found = _read(tables, path, part, given, known, labelled)
         given = found.columns
         known = found.class_names if labelled else class_names
     return parts
@@ -198,7 +197,8 @@ def read_text_parts(
 
 def _read(
     tables: Sequence[TextTable],
-    name: str,
+    path: str | os.PathLike[str],
+    part: str,
     given: Columns,
     class_names: Sequence[str] | None,
     labelled: bool,
@@ -209,7 +209,7 @@ def _read(
     if not sample:
         raise fault(first.path, "holds no rows of data; there must be at least one")
     columns = find_columns(first, sample, given, labelled=labelled)
-    reader = _Reader(first, columns, labelled, class_names)
+    reader = _Reader(path, first, columns, labelled, class_names)
     for reader.table in tables:
         for row in reader.table.rows([*columns.text, *filter(None, columns[1:])]):
             reader.add(row)
@@ -224,7 +224,7 @@ def _read(
         labels,
         names,
         groups=None if columns.group is None else tuple(reader.groups),
-        name=name,
+        name=f"{as_path(path).name} {part}".rstrip(),
         source=", ".join([f"{first.kind}{files}", *_roles(columns)]),
         columns=columns,
         notes=tuple(notes),
@@ -235,9 +235,15 @@ class _Reader:
     """Collects the rows of a table; `chosen` are the classes that the caller knows."""
 
     def __init__(
-        self, table: TextTable, columns: Columns, labelled: bool, chosen: Sequence[str] | None
+        self,
+        path: str | os.PathLike[str],
+        table: TextTable,
+        columns: Columns,
+        labelled: bool,
+        chosen: Sequence[str] | None,
     ) -> None:
-        self.table, self.columns, self.labelled, self.chosen = table, columns, labelled, chosen
+        self.path, self.table, self.columns = path, table, columns
+        self.labelled, self.chosen = labelled, chosen
         self.declared = table.class_names.get(columns.label or "", ())
         known = self.declared if chosen is None else chosen
         self.is_open = chosen is None and not self.declared
@@ -361,7 +367,7 @@ class _Reader:
         return [said] if lines > rows else []
 
     def _fault_of(self, column: str, what: str) -> DataError:
-        return fault(self.table.path, f"column {column!r} {what}")
+        return fault(self.path, f"column {column!r} {what}")
 
 
 def _as_label(cell: str | None) -> str | None:
