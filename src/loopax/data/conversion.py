@@ -21,7 +21,7 @@ from loopax.data.files import as_path, fault
 from loopax.data.images.decode import Form, require_pillow
 from loopax.data.images.layouts import given_parts
 from loopax.data.images.parquet import holds_images
-from loopax.data.parquet import open_parquet
+from loopax.data.parquet import ARROW, open_table
 from loopax.data.records import MANIFEST
 from loopax.data.shards import find_shards, shards_at
 from loopax.data.texts.tables import TABLES
@@ -138,18 +138,18 @@ def _write(file: Path, part: _Part, rows: np.ndarray, at: Callable[[int], None])
 
 def _holds_texts(path: Path) -> bool:
     """Whether a path is that of tables of texts, and not of images."""
-    texts = tuple(each for each in TABLES if each not in (".parquet", ".array_record"))
+    texts = tuple(each for each in TABLES if each not in (".parquet", ARROW, ".array_record"))
     if isdir(path):
-        files = find_shards(path, ".parquet")
+        files = find_shards(path, ".parquet") or find_shards(path, ARROW)
         if not files:
             return bool(find_shards(path, *texts))
         first = next(iter(files.values()))[0]
     else:
         first = shards_at(path)[""][0]
-    if first.suffix.lower() != ".parquet":
+    if first.suffix.lower() not in (".parquet", ARROW):
         return first.name.lower().endswith((*texts, ".zip"))
-    with open_parquet(first) as table:
-        return not any(holds_images(field.type) for field in table.schema_arrow)
+    with open_table(first) as table:
+        return not any(holds_images(field.type) for field in table.schema)
 
 
 def _image_parts(path: Path, size: tuple[int, int] | None) -> dict[str, _Part]:

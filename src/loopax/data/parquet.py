@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from loopax.data.files import fault, open_file, reporting
 from loopax.data.words import shown
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+ARROW = ".arrow"
+"""How the names of Arrow files end."""
 MAX_ROW_BYTES = 2**28
 """A row beyond this is taken for damage."""
 
@@ -23,39 +26,65 @@ File = str | os.PathLike[str]
 Kind = Literal["text", "bytes", "number", "other"]
 
 
+class Table(NamedTuple):
+    """A file that is open.
+
+    Attributes:
+        schema: its columns.
+        row_count: tells how many rows it says there are.
+        batches: gives all rows of these columns, or of all with None, at most so many at once.
+    """
+
+    schema: pa.Schema
+    row_count: Callable[[], int]
+    batches: Callable[[int, Sequence[str] | None], Iterator[pa.RecordBatch]]
+
+
 @contextmanager
-def open_parquet(file: File) -> Iterator[pq.ParquetFile]:
-    """The Parquet file at a path, open for reading.
+def open_table(file: File) -> Iterator[Table]:
+    """The Parquet file at a path, or the Arrow file (`ARROW`), open for reading.
 
     Raises:
         ConfigError: pyarrow is not installed.
         DataError: it is missing or damaged; or the body raises anything else.
     """
-    require("parquet", f"{shown(file)}: reading Parquet", "pyarrow")
+    kind = "Arrow" if os.fspath(file).lower().endswith(ARROW) else "Parquet"
+    require("parquet", f"{shown(file)}: reading {kind}", "pyarrow")
+    with open_file(file) as stream, reporting(file, f"cannot be read as {kind}"):
+        yield _arrow(stream) if kind == "Arrow" else _parquet(file, stream)
+
+
+def _parquet(file: File, stream: BinaryIO) -> Table:
     import pyarrow.parquet as pq
 
-    with open_file(file) as stream, reporting(file, "cannot be read as Parquet"):
-        # Without a buffer the compressed column of a whole row group is read at once.
-        table = pq.ParquetFile(
-            stream, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
-        )
-        _require_plausible_sizes(file, table.metadata)
-        yield table
+    # Without a buffer the compressed column of a whole row group is read at once.
+    table = pq.ParquetFile(
+        stream, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
+    )
+    _require_plausible_sizes(file, table.metadata)
+
+    def batches(rows: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        yield from table.iter_batches(rows, columns=columns)
+
+    return Table(table.schema_arrow, lambda: int(table.metadata.num_rows), batches)
 
 
-@contextmanager
-def open_arrow(file: File) -> Iterator[pa.RecordBatchStreamReader]:
-    """The Arrow file at a path, as `datasets.save_to_disk` writes them, open for reading.
-
-    Raises:
-        ConfigError: pyarrow is not installed.
-        DataError: it is missing or damaged; or the body raises anything else.
-    """
-    require("parquet", f"{shown(file)}: reading Arrow", "pyarrow")
+def _arrow(stream: BinaryIO) -> Table:
+    """As `datasets.save_to_disk` writes it: batches one after another, without a footer."""
     import pyarrow as pa
 
-    with open_file(file) as stream, reporting(file, "cannot be read as an Arrow stream"):
-        yield pa.ipc.open_stream(stream)
+    # Mapped, so that only what is asked for is read.
+    content = pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def batches(rows: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        for batch in pa.ipc.open_stream(content):
+            some = batch if columns is None else batch.select(columns)
+            yield from (some.slice(first, rows) for first in range(0, len(some), rows))
+
+    def count() -> int:
+        return sum(len(batch) for batch in pa.ipc.open_stream(content))
+
+    return Table(pa.ipc.open_stream(content).schema, count, batches)
 
 
 def _require_plausible_sizes(file: File, metadata: pq.FileMetaData) -> None:

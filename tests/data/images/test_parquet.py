@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from loopax.data import load
 from loopax.data import parquet as files
 from loopax.data.images import arrays
 from loopax.data.images.decode import Form
@@ -66,6 +67,24 @@ def label_of(dataset):
 
 
 # What is read
+
+
+def test_arrow_of_datasets_is_read_as_parquet_is(tmp_path, refuses):
+    table = declared(colours(label=LABELS), label=["cat", "dog", "owl", "yak"])
+    parquet, arrow = read(write(tmp_path / "x.parquet", table)), tmp_path / "saved"
+    arrow.mkdir()
+    for index, part in enumerate((table.slice(0, 5), table.slice(5))):
+        file = arrow / f"data-{index:05}-of-00002.arrow"
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(part, 3)
+    found = read(arrow)
+    np.testing.assert_array_equal(image_of(found), image_of(parquet))
+    assert label_of(found) == label_of(parquet)
+    assert found.class_names == parquet.class_names
+    assert load(arrow).train.fingerprint == load(tmp_path / "x.parquet").train.fingerprint
+    file.write_bytes(file.read_bytes()[:200])
+    with refuses("data-00001-of-00002.arrow", "cannot be read as Arrow"):
+        read(arrow)
 
 
 @pytest.mark.parametrize("options", [{}, {"row_group_size": 5, "compression": "zstd"}])

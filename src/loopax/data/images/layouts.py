@@ -18,6 +18,7 @@ from loopax.data.images.kept import kept
 from loopax.data.images.parquet import parquet_parts
 from loopax.data.images.records import record_parts
 from loopax.data.kept import Place
+from loopax.data.parquet import ARROW
 from loopax.data.records import RECORDS
 from loopax.data.shards import files_like, find_shards
 from loopax.data.splits import Splits, check_fraction, deduplicated, hold_out
@@ -46,7 +47,8 @@ def load(
     - a folder with the four files of MNIST, `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`
       and the same with `t10k`, each plain or `.gz` (plain is preferred);
     - a folder with Parquet files, which `find_shards` puts together, or a Parquet file, each as
-      `parquet_parts` reads it: the form of Hugging Face's image sets;
+      `parquet_parts` reads it: the form of Hugging Face's image sets; or the Arrow files of
+      `datasets.save_to_disk`;
     - ArrayRecord files or WebDataset tars, one or those in a folder, as `record_parts` reads them;
       of these and of Parquet also all that are like a pattern (`train-*.tar`);
     - a folder with `train/` beside `test/` or `validation/` (`val/`, `valid/`) or both, each as
@@ -174,7 +176,7 @@ def _split(path: Path, parts: Parts, test_fraction: float) -> Splits:
 def _layout_of_folder(folder: Path) -> Layout:
     if mnist_files(folder, *MNIST_IMAGES.values()):
         return "idx"
-    if find_shards(folder):
+    if find_shards(folder) or find_shards(folder, ARROW):
         return "parquet"
     return "records" if find_shards(folder, *RECORDS) else "folder"
 
@@ -183,6 +185,8 @@ def _layout_of_file(path: Path) -> Layout:
     first = files_like(str(path))[0] if is_pattern(path) else path
     if first.name.lower().endswith(RECORDS):
         return "records"
+    if first.name.lower().endswith(ARROW):
+        return "parquet"
     with open_file(first) as file:
         magic = file.read(4)
     if magic == b"PAR1":

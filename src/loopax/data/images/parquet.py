@@ -14,7 +14,7 @@ from loopax.data.files import fault, reporting
 from loopax.data.images.arrays import Parts, Source, as_labels
 from loopax.data.images.decode import Form
 from loopax.data.images.many import EncodedImage, decode_images
-from loopax.data.parquet import File, declared_classes, kind_of, open_parquet
+from loopax.data.parquet import ARROW, File, declared_classes, kind_of, open_table
 from loopax.data.shards import shards_at
 from loopax.data.words import brief, quoted, shown
 
@@ -28,6 +28,8 @@ def parquet_parts(
     path: Path, form: Form, image_column: str | None = None, label_column: str | None = None
 ) -> Parts:
     """The images in a Parquet file, or in the files of a folder that `find_shards` puts together.
+
+    The Arrow files of `datasets.save_to_disk` are read in the same way.
 
     A column of images holds the bytes of a PNG, JPEG, ..., as they are or as the field `bytes` of
     a struct; they are read as those in a folder are. A column of labels holds whole numbers, -1
@@ -43,7 +45,7 @@ def parquet_parts(
         DataError: a file is damaged; it is not clear which columns are meant; a cell is no image or
             no label; or the files do not belong together.
     """
-    parts = shards_at(path)
+    parts = shards_at(path, ".parquet") or shards_at(path, ARROW)
     if not parts:
         raise fault(path, "holds no Parquet file; their names must end in .parquet")
     ordered = sorted(parts, key=lambda part: part != "train")
@@ -75,9 +77,9 @@ class _Columns(NamedTuple):
 
 
 def _find_columns(file: File, image: str | None, label: str | None) -> _Columns:
-    with open_parquet(file) as table:
-        types = {field.name: field.type for field in table.schema_arrow}
-        declared = declared_classes(file, table.schema_arrow)
+    with open_table(file) as table:
+        types = {field.name: field.type for field in table.schema}
+        declared = declared_classes(file, table.schema)
     if image is None:
         found = [name for name, kind in types.items() if holds_images(kind)]
         found = usual(found, IMAGE_NAMES) or found
@@ -124,11 +126,12 @@ def _read_part(
     """The rows of `files`, with the classes that are known, or else those that the labels show."""
     count = 0
     for file in files:
-        with open_parquet(file) as table:
-            count += int(table.metadata.num_rows)
+        with open_table(file) as table:
+            count += table.row_count()
     if count == 0:
         raise fault(files[0], "holds no rows; there must be at least one")
-    label, source = np.full(count, -1, np.int32), f"Parquet, images in {columns.image!r}"
+    kind = "Arrow" if Path(files[0]).suffix.lower() == ARROW else "Parquet"
+    label, source = np.full(count, -1, np.int32), f"{kind}, images in {columns.image!r}"
     if columns.label:
         label, known = as_labels(_read_labels(files, columns), known)
         source += f", labels in {columns.label!r}"
@@ -172,9 +175,9 @@ def _encoded_images(file: File, column: str) -> Iterator[EncodedImage]:
 
 def _batches(file: File, column: str, rows: int) -> Iterator[tuple[int, pa.Array]]:
     """A column in pieces of at most `rows`, each with the number of its first row."""
-    with open_parquet(file) as table:
-        promised, end = table.metadata.num_rows, 0
-        for batch in table.iter_batches(rows, columns=[column]):
+    with open_table(file) as table:
+        promised, end = table.row_count(), 0
+        for batch in table.batches(rows, [column]):
             start, end = end, end + len(batch)
             if end > promised:
                 break

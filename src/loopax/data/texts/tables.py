@@ -23,7 +23,7 @@ from typing import IO, Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 
 from loopax.data.files import fault, is_foreign, open_file, reporting
-from loopax.data.parquet import declared_classes, open_arrow, open_parquet
+from loopax.data.parquet import ARROW, declared_classes, open_table
 from loopax.data.records import ARRAY_RECORD, declared_names, encoded_records
 from loopax.data.words import shown
 from loopax.errors import DataError
@@ -33,7 +33,7 @@ _FORMATS = {
     **dict.fromkeys((".tsv", ".tab"), "TSV"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "JSON"),
     ".parquet": "Parquet",
-    ".arrow": "Arrow",
+    ARROW: "Arrow",
     **dict.fromkeys(ARRAY_RECORD, "ArrayRecord"),
 }
 _BINARY = ("Parquet", "Arrow", "ArrayRecord")
@@ -339,18 +339,14 @@ def _alone(cell: Any) -> Any:
 
 
 def _columnar_table(path: File, kind: str) -> TextTable:
-    opened: Any = open_parquet if kind == "Parquet" else open_arrow
-    with opened(path) as file:
-        schema = file.schema_arrow if kind == "Parquet" else file.schema
+    with open_table(path) as table:
+        schema = table.schema
         classes = declared_classes(path, schema)
         _require_distinct(shown(path), schema.names)
 
     def rows(columns: Sequence[str] | None) -> Iterator[Row]:
-        with opened(path) as file:
-            if kind == "Parquet":
-                batches = file.iter_batches(_PARQUET_ROWS, columns=columns)
-            else:
-                batches = (each.select(columns or each.schema.names) for each in file)
+        with open_table(path) as table:
+            batches = table.batches(_PARQUET_ROWS, columns)
             items = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, item in enumerate(items):
                 yield Row(number, {name: _alone(cell) for name, cell in item.items()})
