@@ -10,7 +10,6 @@ of loopax and by one function for its peers; the first epoch that has reached it
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -44,7 +43,7 @@ class Options:
 
 def of_preset(command: str, folder: Path, target: float) -> tuple[float, float]:
     """Seconds until a command of loopax has logged such a loss, and the loss."""
-    variables = {**os.environ, "LOOPAX_CACHE": str(folder / "cache")}
+    variables = {**peers.USUAL, "LOOPAX_CACHE": str(folder / "cache")}
     variables.pop("JAX_COMPILATION_CACHE_DIR", None)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         words = [*command.split()[1:], "--run-dir", f"{place}/run"]

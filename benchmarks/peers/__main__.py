@@ -36,6 +36,10 @@ ALIKE = 0.04
 """Losses may differ by such a part from that of the bare scan: orders and noises are others."""
 
 
+USUAL = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""The environment, with Python's bytecode kept as it usually is."""
+
+
 class Contestant(NamedTuple):
     title: str
     environment: str
@@ -93,7 +97,7 @@ def run(name: str, task: Task, folder: Path) -> tuple[dict[str, Any], Weights]:
         *("--started", repr(time.time())),
     ]
     variables = {
-        **os.environ,
+        **USUAL,
         **contestant.settings,
         "PYTHONPATH": f"{environments.ROOT}{os.pathsep}{environments.ROOT / 'src'}",
         "JAX_COMPILATION_CACHE_DIR": str(task.folder / "compiled"),
