@@ -133,6 +133,15 @@ def is_part(name):
     return name not in HOW and (scales or not takes_rate)
 
 
+NOT_ALIKE = {"adam", "adafactor", "noisy_sgd", "sm3"}
+"""One of the optimisers that are alike, and those with states of other shapes or with a key."""
+
+
+def is_alike(name):
+    """Whether loopax can tell it from `adam` by nothing: what it is given, and how it is called."""
+    return not (name in HOW or name in NOT_ALIKE or name.startswith("contrib."))
+
+
 X = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
 DATA = [{"x": X, "y": X @ np.arange(12.0, dtype=np.float32).reshape(4, 3) / 6 + 0.5}]
 PARAMS = {"w": jnp.full((4, 3), 0.1), "b": jnp.full(3, 0.1)}
@@ -157,7 +166,7 @@ def _as_a_user_has_jax():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if is_part(name) else [])
+        pytest.param(name, marks=[pytest.mark.slow] if is_part(name) or is_alike(name) else [])
         for name in sorted(FOUND.keys() - REFUSED)
     ],
 )

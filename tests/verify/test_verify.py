@@ -1,5 +1,6 @@
 """Programs in processes of their own: what resumes exactly is proven, what does not is found."""
 
+import itertools
 import json
 import re
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.recipes.test_bert import write_reviews
+from tests.verify.test_compare import outcome, row
 
 from loopax.cli import main
 from loopax.errors import ConfigError, ProgramError
-from loopax.verify import verify
+from loopax.verify import pieces, verify
 
 LINE = """\
 import collections.abc, random
@@ -120,6 +122,28 @@ def test_a_program_with_all_that_a_state_can_hold_is_exact(write, tmp_path, monk
         verify(command, directory=kept)
 
 
+def test_what_differs_without_an_interruption_too_is_said(write, monkeypatch):
+    """By trials that are not run; the next test runs them."""
+    numbers = itertools.count()
+
+    def trial(*_):
+        number = next(numbers)
+        return outcome(parameters={"slope": np.float32([number])}, metrics={1: row(loss=number)})
+
+    monkeypatch.setattr(pieces, "_trial", trial)
+    verdict = verify(write(""), interruptions=1, seed=0)
+    assert next(numbers) == 3
+    assert not verdict.exact
+    assert status(verdict, monkeypatch) == 1
+    assert verdict.deterministic is False
+    assert results(verdict)["parameters"] == results(verdict)["metrics"] == (1, 1)
+    text = "\n".join(verdict.lines())
+    assert "step 1: loss 0 and 1" in text
+    assert "NOT exact: 3 steps" in text
+    assert "without any interruption too" in text
+
+
+@pytest.mark.slow
 def test_a_random_number_in_the_loss_is_found(write, monkeypatch):
     """Drawn while the program starts: drawn inside of the loss, `fit` refuses it."""
     program = write("""
