@@ -65,7 +65,7 @@ def test_files_that_are_not_the_official_ones_are_refused(copied, refuses):
 
 
 def test_a_damaged_or_missing_file_is_refused(copied, refuses):
-    path = copied / "t10k-labels-idx1-ubyte.gz"
+    path = copied / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:1000])
     with refuses(path.name, "install loopax again"):
         mnist()
