@@ -211,8 +211,13 @@ def test_optimizer(run_example, capsys):
 
 def test_gan(run_example):
     """Most digits are recognised, by the judge that comes for all of MNIST."""
-    replacements = ("steps=2000", "steps=600"), ("loopax.data.mnist()", "whole_mnist()")
-    names = run_example("gan.py", *replacements, whole_mnist=whole_mnist)
+    names = run_example(
+        "gan.py",
+        ("steps=2000", "steps=600"),
+        ("batches(64)", "batches(32)"),
+        ("loopax.data.mnist()", "whole_mnist()"),
+        whole_mnist=whole_mnist,
+    )
     assert (names["found"] == names["digits"]).mean() > 0.5
     assert {"critic", "generator"} <= names["run"].latest("train").keys()
 
