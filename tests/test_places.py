@@ -21,24 +21,27 @@ def refused(call):
         return str(error)
 """
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-PLACES = {
-    "a thread": "import threading; t = threading.Thread(target=fit); t.start(); t.join()",
-    "two threads": """
-import threading
-threads = [threading.Thread(target=fit, args=[name]) for name in ("run", "other")]
-[thread.start() for thread in threads], [thread.join() for thread in threads]
-assert os.path.exists("other/checkpoints/9")""",
-    "an event loop": """
-import asyncio
-async def main(): fit(); await asyncio.to_thread(fit, "other")
-asyncio.run(main())""",
-    "no streams": "sys.stdout = sys.stderr = sys.stdin = None; fit()",
-    "closed streams": "[os.close(number) for number in (0, 1, 2)]; fit()",
+STREAMS = {
+    "none": "sys.stdout = sys.stderr = sys.stdin = None; fit()",
+    "closed": "[os.close(number) for number in (0, 1, 2)]; fit()",
     "a full disk behind stderr": "os.dup2(os.open('/dev/full', os.O_WRONLY), 2); fit(log_every=1)",
-    "another working directory": "fit(hooks=lambda run: os.chdir('/'), log_every=3)",
-    "a path of bytes": "fit(b'run')",
-    "a path from home": "os.environ['HOME'] = os.getcwd(); fit('~/run/')",
 }
+PLACES = """
+import asyncio, threading
+def fit_in_threads(*names):
+    threads = [threading.Thread(target=fit, args=[name]) for name in names]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+async def main():
+    fit("in an event loop")
+    await asyncio.to_thread(fit, "in its thread")
+fit_in_threads("in a thread")
+fit_in_threads("in one of two threads", "in the other")
+asyncio.run(main())
+fit(b"along bytes")
+os.environ["HOME"] = os.getcwd()
+fit("~/from home/")
+fit("in another working directory", hooks=lambda run: os.chdir("/"), log_every=3)
+"""
 
 
 def run(program, folder, **env):
@@ -53,11 +56,21 @@ def run(program, folder, **env):
     )
 
 
-@pytest.mark.parametrize("program", PLACES.values(), ids=PLACES.keys())
-def test_it_trains_there(tmp_path, program):
-    done = run(program, tmp_path)
+def trained(done, *run_dirs):
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    assert (tmp_path / "run" / "checkpoints" / "9").exists()
+    assert [name for name in run_dirs if not (name / "checkpoints" / "9").exists()] == []
+
+
+@pytest.mark.parametrize("program", STREAMS.values(), ids=STREAMS.keys())
+def test_it_trains_with_such_streams(tmp_path, program):
+    trained(run(program, tmp_path), tmp_path / "run")
+
+
+def test_it_trains_in_threads_and_event_loops_and_along_any_path(tmp_path):
+    done = run(PLACES, tmp_path)
+    places = "a thread", "one of two threads", "the other", "an event loop", "its thread"
+    names = [f"in {place}" for place in (*places, "another working directory")]
+    trained(done, *(tmp_path / name for name in [*names, "along bytes", "from home"]))
 
 
 def test_a_terminal_without_an_encoding_and_a_path_that_it_cannot_write(tmp_path):
@@ -97,7 +110,7 @@ for path in ("file", "file/run", 3, "", "a\\0b", True, "x" * 300):
 
 
 def test_a_reader_that_has_left_is_no_failure(tmp_path):
-    command = f"{sys.executable} -m loopax runs . | true; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m loopax data list | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
