@@ -17,8 +17,8 @@ def test_when_process_0_is_lost_the_others_end_and_name_it(tmp_path):
 
 @pytest.mark.slow
 def test_when_any_process_is_lost_the_others_end_and_name_it(tmp_path):
-    kill_one(3, tmp_path, random.Random(1), victim=2)
-    kill_one(3, tmp_path, random.Random(2), victim=1)
+    kill_one(4, tmp_path, random.Random(1), victim=2)
+    kill_one(4, tmp_path, random.Random(2), victim=1)
 
 
 def wait_alone(port):
