@@ -11,7 +11,7 @@ from tests.recipes.conftest import drawn_in_haste, judged_in_haste
 
 import loopax
 from loopax import Optimizer
-from loopax.data import Mapped, kept
+from loopax.data import Mapped
 from loopax.errors import LoopaxError
 from loopax.recipes import vae
 from loopax.recipes.vae import trained as vae_trained
@@ -63,7 +63,7 @@ def test_large_images_are_decoded_and_encoded_few_at_a_time(tiny_vae, monkeypatc
 def test_images_on_the_disk_train_and_measure_as_those_in_memory(
     tiny_vae, tiny_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(kept, "SMALLEST_BYTES", 0)
+    monkeypatch.setattr("loopax.data.images.kept.SMALLEST_BYTES", 0)
     with judged_in_haste(), drawn_in_haste():
         mapped = vae.train(tiny_config, tmp_path / "run", progress=False)
     assert isinstance(mapped.data.train.columns["image"], Mapped)
