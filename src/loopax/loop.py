@@ -115,8 +115,6 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
                 with account.section("compute"), guarding_transfers():
                     norms = train.probe(state, items) if plan.is_probed(step) else None
                     state, rows = train(state, items)
-                if step == first and plan.has_probe_after(step):
-                    train.prepare_probe(state, items)
             start, step = step, step + count
             examples = functools.partial(train.examples, items)
             recorder.add(start, count, rows, norms, examples)
@@ -142,6 +140,9 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
             with account.section("hooks"):
                 yield attempt.given
             attempt.given = None
+            # Not before whoever looks at the first step has seen it: both would share the cores.
+            if start == first and plan.has_probe_after(start):
+                train.prepare_probe(state, items)
 
 
 def _planned(
