@@ -14,13 +14,14 @@ def row(pace):
 
 def test_a_peer_that_wins_is_named_first_and_one_that_fails_is_a_line():
     names = {"scan": "bare scan", "loopax": "loopax.fit", "torch": "PyTorch", "keras": "Keras"}
-    rows = {"scan": row(120.0), "loopax": row(100.0), "torch": row(50.0)}
+    names["nnx"] = "NNX"
+    rows = {"scan": row(120.0), "loopax": row(100.0), "nnx": row(98.0), "torch": row(50.0)}
     rows["keras"] = {"samples": [], "failed": "failed: ImportError: no keras"}
     text = page.text({"results": {"16": rows}, "titles": names})
-    said = "At batch 16, faster than loopax: bare scan (1.20 times); loopax is faster than PyTorch"
-    assert said in text
+    said = "At batch 16, faster than loopax: bare scan (1.20 times); level with it: NNX; loopax is "
+    assert f"{said}faster than PyTorch (2.00)." in text
     lines = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")][2:]
-    assert lines == ["| bare scan", "| **loopax.fit**", "| PyTorch", "| Keras"]
+    assert lines == ["| bare scan", "| **loopax.fit**", "| NNX", "| PyTorch", "| Keras"]
     assert "| Keras | failed: ImportError: no keras |" in text
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from benchmarks.peers import environments
 
 OURS, BASE = "loopax", "scan"
+NOISE = 0.03
+"""Within such a part of each other two are level: runs of one contestant differ by more."""
 Rows = Mapping[str, Mapping[str, Any]]
 """A row for each contestant: its samples and its loss, or why it has failed."""
 
@@ -102,11 +104,13 @@ def verdict(batch: str, rows: Rows, titles: Mapping[str, str]) -> str:
         return f"At batch {batch}, loopax was not measured."
     ours = median(rows[OURS], "pace")
     ratio = {name: median(rows[name], "pace") / ours for name in measured(rows) if name != OURS}
-    ahead = [f"{titles[name]} ({by:.2f} times)" for name, by in ratio.items() if by > 1]
-    behind = [f"{titles[name]} ({1 / by:.2f})" for name, by in ratio.items() if by <= 1]
+    level = [name for name, by in ratio.items() if abs(by - 1) <= NOISE]
+    ahead = [f"{titles[name]} ({by:.2f} times)" for name, by in ratio.items() if by > 1 + NOISE]
+    behind = [f"{titles[name]} ({1 / by:.2f})" for name, by in ratio.items() if by < 1 - NOISE]
     lost = f"faster than loopax: {', '.join(ahead)}" if ahead else "none is faster than loopax"
+    drawn = f"; level with it: {', '.join(titles[name] for name in level)}" if level else ""
     won = f"; loopax is faster than {', '.join(behind)}" if behind else ""
-    return f"At batch {batch}, {lost}{won}."
+    return f"At batch {batch}, {lost}{drawn}{won}."
 
 
 def text(found: Mapping[str, Any]) -> str:
