@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from loopax import processes
 from loopax.batches.loader import Loader
 from loopax.compute.memory import explaining_memory
 from loopax.compute.program import TrainProgram, guarding_transfers
@@ -108,7 +109,13 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
             with explaining():
                 # What the first batches take says nothing of those after them.
                 with account.section("data" if step > first else "setup"):
-                    items, count = loader.take()
+                    try:
+                        items, count = loader.take()
+                    except Exception:
+                        # A signal to all, as Ctrl-C is, has ended the processes that read, too.
+                        if attempt.stop.received is None or processes.count() > 1:
+                            raise
+                        break
                 if step == first:
                     with account.section("setup"):
                         look(state, train.batch(state, items))

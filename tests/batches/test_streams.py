@@ -1,6 +1,9 @@
 """Streams go on exactly where they stood, and are sent to the device as they are."""
 
+import itertools
 import json
+import os
+import signal
 import threading
 import time
 
@@ -17,7 +20,7 @@ from loopax.batches.positions import packed, unpacked
 from loopax.batches.readers import StreamReader
 from loopax.batches.stacks import on_device
 from loopax.data import IterableBatches
-from loopax.errors import CheckpointError, ConfigError, DataError
+from loopax.errors import ConfigError, DataError, Stopped
 from loopax.placement import ONE
 
 COUNT = 20
@@ -192,22 +195,18 @@ def test_a_run_goes_on_with_the_state_of_what_it_was_trained_on(tmp_path):
     assert [row["loss"] for row in parts.history] == [row["loss"] for row in whole.history]
 
 
-def test_what_is_streamed_trains_to_the_bits_of_what_is_resident():
-    data = loopax.data.Dataset({"index": np.arange(COUNT, dtype=np.float32)})
-    resident = trained(data.batches(2, shuffle=False), 25)
-    streamed = trained([{"index": pair} for pair in data.columns["index"].reshape(-1, 2)], 25)
-    assert resident.state.params["w"].tobytes() == streamed.state.params["w"].tobytes()
+def test_a_signal_that_ends_the_processes_that_read_ends_the_run_politely(tmp_path):
+    class Reading(Plain):
+        def __iter__(self):
+            yield from itertools.islice(self.numbers(), 9)
+            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, to all of them
+            raise RuntimeError("a worker exited unexpectedly")
 
-
-def test_other_batches_under_an_old_run_are_refused_with_both_named(tmp_path):
-    trained([batch(number) for number in range(9)], 5, tmp_path)
-    backwards = [batch(number) for number in reversed(range(9))]
-    first = "made with data an iterable whose first batches are .*, and now it is an iterable"
-    with pytest.raises(CheckpointError, match=first):
-        trained(backwards, 10, tmp_path)
-    larger = [{"index": np.array([number, number])} for number in range(9)]
-    with pytest.raises(CheckpointError, match=r"index int32\[1\], and now it is index int32\[2\]"):
-        trained(larger, 10, tmp_path)
+    source = IterableBatches(Reading(), identity="reading")
+    with pytest.raises(Stopped) as stopped:
+        trained(source, COUNT, tmp_path, chunk_steps=2, signals=True)
+    assert 0 < stopped.value.step < 10
+    assert trained(IterableBatches(Plain(), identity="reading"), COUNT, tmp_path).step == COUNT
 
 
 def test_what_is_trained_on_is_not_evaluated_where_it_keeps_its_position():

@@ -10,6 +10,7 @@ import inspect
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -169,15 +170,18 @@ class GrainReader:
 
 
 def _begin_worker(worker: int, count: int) -> None:
-    """Lets a process that reads use no accelerator, and end with the process that started it.
+    """Lets a process that reads use no accelerator, and end when the process that started it does.
 
     When it uses JAX it else takes memory of the accelerator
     (https://github.com/google/grain/issues/1199), and it waits for ever when its parent was killed.
+    A signal to all of them, as Ctrl-C is, would end it before the run has saved.
     """
     import jax
 
     del worker, count
     jax.config.update("jax_platforms", "cpu")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
