@@ -60,6 +60,20 @@ def test_large_images_are_decoded_and_encoded_few_at_a_time(tiny_vae, monkeypatc
     assert together == [2, 2, 2, 1] * 2
 
 
+def test_the_sampler_of_a_run_that_has_none_is_fitted_to_some_of_many_images(tiny_vae, monkeypatch):
+    encoded = []
+
+    def encode(trained, images, labels):
+        encoded.append(len(images))
+        return np.random.default_rng(0).normal(size=(len(images), 2)), None
+
+    monkeypatch.setattr(vae.TrainedVAE, "encode", encode)
+    monkeypatch.setattr(vae_trained, "SAMPLER_OF", 20)
+    further = dataclasses.replace(tiny_vae, step=tiny_vae.step + 1).with_sampler()
+    assert further.mixtures is not None
+    assert encoded == [20]
+
+
 def test_images_on_the_disk_train_and_measure_as_those_in_memory(
     tiny_vae, tiny_config, tmp_path, monkeypatch
 ):

@@ -18,8 +18,8 @@ from loopax.recipes.images.config import ImageSource
 
 FEWEST_TO_CHOOSE_BY = 10
 """Images below which a difference between two checkpoints is chance."""
-NUMBERS_AT_ONCE, NUMBERS_LIMIT = 2**24, 2**27
-"""Of float32, in a portion and in all that is chosen: 64 and 512 MiB."""
+NUMBERS_AT_ONCE, NUMBERS_LIMIT = 2**23, 2**27
+"""Of float32, in a portion and in all that is chosen: 32 and 512 MiB."""
 
 
 def data_of(config: ImageSource) -> Splits:

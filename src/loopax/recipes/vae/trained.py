@@ -20,7 +20,7 @@ from loopax.data import Splits
 from loopax.deadline import check_time
 from loopax.errors import ConfigError, LoopaxError
 from loopax.models.vae import VAE
-from loopax.recipes.images import TrainedOnImages, as_floats, at_once
+from loopax.recipes.images import TrainedOnImages, as_floats, at_once, some_of
 from loopax.recipes.vae.config import NAME, VAEConfig
 from loopax.recipes.vae.problem import Problem
 from loopax.recipes.vae.samplers import FEWEST, Mixtures, fit_mixtures
@@ -31,6 +31,8 @@ from loopax.weights import read_weights, save_weights
 SAMPLE_SEED = 1
 PORTION = 1000
 """Images that are encoded or decoded at once, at most."""
+SAMPLER_OF = 100_000
+"""Training images, at most, whose latents the sampler is fitted to."""
 SAMPLER_FILE = "sampler.safetensors"
 
 Images = Float[np.ndarray, "n height width channels"]
@@ -165,8 +167,9 @@ class TrainedVAE(TrainedOnImages):
         train = self.data.train
         if len(train) < FEWEST:
             return None
-        labels = train.columns["label"]
-        mean, _ = self.encode(train.columns["image"], labels)
+        chosen = some_of(train.columns["image"], SAMPLER_OF)
+        images, labels = (train.columns[name][chosen] for name in ("image", "label"))
+        mean, _ = self.encode(images, labels)
         count, seed = self.config.mixture_components, self.config.seed
         return fit_mixtures(mean, labels, len(self.class_names), count, seed=seed)
 
