@@ -17,7 +17,6 @@ import jax
 
 from loopax import processes
 from loopax.compute.losses import LossFn
-from loopax.compute.step import OwnStep
 from loopax.diagnose.frozen import warn_of_frozen_gradients
 from loopax.diagnose.replay import Replay
 from loopax.errors import ConfigError, LoopaxError, NonFiniteError, Stopped
@@ -187,17 +186,11 @@ def opened(settings: Settings) -> Iterator[Run]:
     """The run that these settings make or continue; iterating over it trains."""
     attempt = Attempt(settings)
     run, stop = attempt.run, attempt.stop
-    trained_by = settings.loss_fn
-    look = (
-        trained_by.check
-        if isinstance(trained_by, OwnStep)
-        else functools.partial(warn_of_frozen_gradients, trained_by)
-    )
     try:
         with attempt:
             try:
                 try:
-                    with closing(trained(attempt, look)) as run.chunks:
+                    with closing(trained(attempt, warn_of_frozen_gradients)) as run.chunks:
                         yield run
                 except BaseException as error:
                     attempt.leave(error)

@@ -66,22 +66,43 @@ def contents(program: Program) -> Iterator[bytes]:
         yield np.asarray(jax.random.key_data(constant) if is_key else constant).tobytes()
 
 
-def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which is called once for all traces that use it with arguments of one form.
+def traced(
+    function: Callable[..., Any], *args: Any, change: Callable[[Program], Program] = lambda it: it
+) -> tuple[Callable[..., Any], Any]:
+    """`function` for arguments of this form, which calls it no more, and the form of its results.
 
-    A large one takes seconds, and JAX keeps what it has traced. Where compilation is disabled it is
-    what it was.
+    A large one takes seconds to trace. Where compilation is disabled it is what it was: whoever
+    does that wants to see the numbers of each operation.
+
+    Args:
+        function: is traced here; JAX keeps what it has traced.
+        args: arrays, or what has their form.
+        change: is given its program, and gives the one that is executed instead.
     """
+    if _is_disabled():
+        return function, jax.eval_shape(function, *args)
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    program = change(program)
 
     def called(*args: Any) -> Any:
-        # JAX makes its flags at run time, so that no checker of types knows them.
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-            return function(*args)
-        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         leaves = as_function(program)(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
+    return called, shapes
+
+
+def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which is called once for all traces that use it with arguments of one form."""
+
+    def called(*args: Any) -> Any:
+        return function(*args) if _is_disabled() else traced(function, *args)[0](*args)
+
     return called
+
+
+def _is_disabled() -> bool:
+    # JAX makes its flags at run time, so that no checker of types knows them.
+    return bool(jax.config.jax_disable_jit)  # type: ignore[attr-defined]
 
 
 def evaluate(

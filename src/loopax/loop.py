@@ -23,10 +23,12 @@ import jax
 
 from loopax import processes
 from loopax.batches.loader import Loader
+from loopax.compute.losses import LossFn
 from loopax.compute.memory import explaining_memory
 from loopax.compute.program import TrainProgram, guarding_transfers
 from loopax.compute.rows import Rows
 from loopax.compute.state import TrainState
+from loopax.compute.step import OwnStep
 from loopax.randomness import key_words
 from loopax.run.attempt import Attempt
 from loopax.run.chunks import Chunk
@@ -40,8 +42,8 @@ from loopax.run.turns import Plan
 
 CHUNK_STEPS_LIMIT = 1000
 
-Look = Callable[[TrainState, Any], None]
-"""Is shown the state and the form of the first batch, before the first step."""
+Look = Callable[[LossFn, TrainState, Any], None]
+"""Is shown the loss, the state and the form of the first batch, when a first step was made."""
 
 
 def trained(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
@@ -116,9 +118,9 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
                         if attempt.stop.received is None or processes.count() > 1:
                             raise
                         break
-                if step == first:
+                if step == first and isinstance(loss_fn, OwnStep):
                     with account.section("setup"):
-                        look(state, train.batch(state, items))
+                        loss_fn.check(state, train.batch(state, items))
                 with account.section("compute"), guarding_transfers():
                     norms = train.probe(state, items) if plan.is_probed(step) else None
                     state, rows = train(state, items)
@@ -147,9 +149,12 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
             with account.section("hooks"):
                 yield attempt.given
             attempt.given = None
-            # Not before whoever looks at the first step has seen it: both would share the cores.
-            if start == first and plan.has_probe_after(start):
-                train.prepare_probe(state, items)
+            # Not before whoever looks at the first step has seen it: that would wait for all this.
+            if start == first:
+                if plan.has_probe_after(start):
+                    train.prepare_probe(state, items)
+                if not isinstance(loss_fn, OwnStep):
+                    look(loss_fn, state, train.batch(state, items))
 
 
 def _planned(

@@ -109,12 +109,10 @@ class Placement:
         stays as it lies.
         """
         if self.mesh is None or Placement.of(state).mesh is not None:
-            return jax.tree.map(lambda leaf: jnp.copy(_on_default_device(leaf)), state)
+            return _copied(jax.tree.map(_on_default_device, state))
         if hasattr(state, "placement"):
             state = dataclasses.replace(state, placement=self)
-        return jax.tree.map(
-            lambda leaf, sharding: _spread(jnp.copy(leaf), sharding), state, self.shardings(state)
-        )
+        return jax.tree.map(_spread, _copied(state), self.shardings(state))
 
     def shardings(self, state: PyTree) -> PyTree:
         """How each array of a state is spread over the mesh; of it only shapes count.
@@ -321,10 +319,15 @@ def gather(tree: T) -> T:
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
 
-def put_like(array: np.ndarray, leaf: jax.Array) -> jax.Array:
-    """An array that lies as `leaf` does, with memory of its own."""
+def put(array: Any, sharding: Any = None) -> jax.Array:
+    """An array of the host on a device, with memory of its own; `jnp.asarray` compiles for that."""
     # Without the copy the result may be the same memory, also with `may_alias=False`.
-    return jax.device_put(array.copy(), leaf.sharding if leaf.committed else None)
+    return jax.device_put(np.array(array), sharding)
+
+
+def put_like(array: np.ndarray, leaf: jax.Array) -> jax.Array:
+    """An array that lies as `leaf` does."""
+    return put(array, leaf.sharding if leaf.committed else None)
 
 
 def to_host(state: T) -> T:
@@ -332,11 +335,16 @@ def to_host(state: T) -> T:
 
     On the devices where JAX is to use no CPU, or several processes hold it.
     """
-    leaves, structure = jax.tree.flatten(state)
-    copy: T = jax.tree.unflatten(structure, _copies(leaves))
+    copy = _copied(state)
     if jax.default_backend() != "cpu" and processes.count() == 1:
         with suppress(RuntimeError):
             copy = jax.device_put(copy, jax.local_devices(backend="cpu")[0])
+    return copy
+
+
+def _copied(state: T) -> T:
+    leaves, structure = jax.tree.flatten(state)
+    copy: T = jax.tree.unflatten(structure, _copies(leaves))
     return copy
 
 

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import loopax
+from loopax import jaxprs
 from loopax.compute.convolution import with_ordered_convolutions
 from loopax.data import Dataset
 from loopax.placement import ONE
@@ -80,7 +81,7 @@ def test_every_convolution_is_in_order_and_gives_what_it_gave(function):
     x = jax.random.normal(jax.random.key(0), (4, 6, 5, 2))
     kernel = 0.1 * jax.random.normal(jax.random.key(1), (3, 3, 2, 2))
     assert any(NHWC not in order for order in orders(function, x, kernel))
-    ordered = with_ordered_convolutions(function)
+    ordered, _ = jaxprs.traced(function, x, kernel, change=with_ordered_convolutions)
     found = orders(ordered, x, kernel)
     assert found
     assert all(NHWC in order for order in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key
 
+from loopax.compiled import executed
 from loopax.compute.libraries import library_of
 from loopax.compute.libraries.base import FUNCTIONS, Parts
 from loopax.compute.updates import SlowParams, settled, states_of, with_slow_params
@@ -28,6 +30,7 @@ from loopax.paths import (
     partition,
     path_mask,
 )
+from loopax.placement import Placement
 
 
 @runtime_checkable
@@ -140,17 +143,29 @@ def started(
     Raises:
         ConfigError: it wants what no step can give it.
     """
-    opt_state = tx.init(params)
+    opt_state = _first_state(tx, params)
     # Optax has it since 0.2.7.
     if hasattr(optax, "MonitorState") and any(states_of(opt_state, optax.MonitorState)):
         tx = settled(tx)
-        opt_state = tx.init(params)
+        opt_state = _first_state(tx, params)
     _check_gets_what_it_wants(opt_state)
     if can_be_weighed(tx, opt_state):
         return weighed(tx), opened(opt_state, params)
     if any(states_of(opt_state, optax.LookaheadState)):
         return with_slow_params(tx), SlowParams(params, opt_state)
     return tx, opt_state
+
+
+def _first_state(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """`tx.init(params)` as one program, where JAX would compile one for each shape in it."""
+
+    def init(params: PyTree) -> PyTree:
+        return tx.init(params)
+
+    if Placement.of(params).mesh is None:  # on which zeros lie as what they are like
+        with suppress(Exception):  # It may look at numbers, or keep what is no array.
+            return executed(init, params)
+    return tx.init(params)
 
 
 def _check_gets_what_it_wants(opt_state: PyTree) -> None:

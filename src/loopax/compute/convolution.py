@@ -8,7 +8,7 @@ step's convolutions are put in order before they are compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,25 +17,12 @@ import jax.numpy as jnp
 from loopax import jaxprs
 
 
-def with_ordered_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with every convolution, also in its inner loops and calls, in the order NHWC.
+def with_ordered_convolutions(program: jaxprs.Program) -> jaxprs.Program:
+    """A program with every convolution, also in its inner loops and calls, in the order NHWC.
 
-    On other devices, and where compilation is disabled, it computes as it did.
+    On other devices it stays as it is.
     """
-
-    def ordered(*args: Any) -> Any:
-        # Whoever disables compilation wants to see the numbers of each operation. JAX makes its
-        # flags at run time, so that no checker of types knows them.
-        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-            return function(*args)
-        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        if jax.default_backend() == "cpu" and _has_work(program):
-            program = _ordered(program)
-        # Not the function again: a large one takes seconds to trace.
-        leaves = jaxprs.as_function(program)(*jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-    return ordered
+    return _ordered(program) if jax.default_backend() == "cpu" and _has_work(program) else program
 
 
 def _has_work(program: Any) -> bool:

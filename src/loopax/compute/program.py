@@ -9,6 +9,7 @@ on where the data lies.
 
 from __future__ import annotations
 
+import functools
 import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Int32
 
+from loopax import jaxprs
 from loopax.account import Account
 from loopax.batches.base import Batches, Items
 from loopax.compiled import Program, described, is_debugging
@@ -67,7 +69,7 @@ class TrainProgram:
             gradient = gradient_of(loss_fn)
             step = updating(loss_fn, gradient)
             self._probe_step = probe_step(loss_fn, gradient)
-        self._step = with_ordered_convolutions(skipping(step) if skip else step)
+        self._step = skipping(step) if skip else step
         self._program = Program("train", self._chunk, account, donates=True)
         self._probe = Program("probe", self._norms, account)
 
@@ -136,16 +138,17 @@ class TrainProgram:
             examples = self._batches.gather(resident, _item(stacked, index))
             return self._placement.spread(examples)
 
-        def step(state: TrainState, examples: PyTree) -> tuple[TrainState, Metrics]:
-            return self._step(state, self._batches.prepare(examples, Rngs(state.key, state.step)))
+        def prepared(state: TrainState, examples: PyTree) -> PyTree:
+            return self._batches.prepare(examples, Rngs(state.key, state.step))
 
         first = gathered(jnp.int32(0))
-        after, metrics = jax.eval_shape(step, state, first)
+        batch = jax.eval_shape(prepared, state, first)
+        step, (after, metrics) = _traced(self._step, state, batch)
         _check_unchanged(state, after)
 
         def body(carry: Any) -> Any:
             index, _, state, examples, rows = carry
-            state, metrics = step(state, examples)
+            state, metrics = step(state, prepared(state, examples))
             good = self._skip | jnp.isfinite(metrics.get("loss", 0.0))
             return index + 1, good, state, gathered(index + 1), rows.with_row(index, metrics)
 
@@ -170,7 +173,7 @@ class EvalProgram:
     ) -> None:
         self._batches, self._placement = batches, placement
         self._resident = batches.resident(placement)
-        self._step = with_ordered_convolutions(eval_step(loss_fn))
+        self._step = eval_step(loss_fn)
         self._program = Program("evaluate", self._chunk, account)
 
     def __call__(
@@ -190,22 +193,26 @@ class EvalProgram:
         count: Int32[Array, ""],
         first: Int32[Array, ""],
     ) -> tuple[Rows, Sums]:
-        def one(index: Int32[Array, ""]) -> Metrics:
+        def batch(index: Int32[Array, ""]) -> PyTree:
             rngs = evaluation_rngs(state, first + index)
             examples = self._batches.gather(resident, _item(stacked, index))
-            batch = self._batches.prepare(self._placement.spread(examples), rngs)
-            return self._step(state, batch, first + index)
+            return self._batches.prepare(self._placement.spread(examples), rngs)
+
+        zero = jnp.int32(0)
+        step, metrics = _traced(self._step, state, jax.eval_shape(batch, zero), zero)
 
         def body(index: Int32[Array, ""], measured: tuple[Rows, Sums]) -> tuple[Rows, Sums]:
             rows, sums = measured
-            metrics = one(index)
+            metrics = step(state, batch(index), first + index)
             return rows.with_row(index, metrics), with_arrays(sums, metrics)
 
-        metrics = jax.eval_shape(one, jnp.int32(0))
         scalars = {name: value for name, value in metrics.items() if value.shape == ()}
         arrays = {name: value for name, value in metrics.items() if value.shape != ()}
         nothing = (Rows.empty(scalars, _capacity(stacked)), no_sums(arrays))
         return jax.lax.fori_loop(0, count, body, nothing)
+
+
+_traced = functools.partial(jaxprs.traced, change=with_ordered_convolutions)
 
 
 def _item(stacked: PyTree, index: Int32[Array, ""]) -> PyTree:

@@ -9,6 +9,7 @@ from typing import Any, Self, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from flax.training import train_state
@@ -49,7 +50,7 @@ from loopax.paths import (
     like,
     merge,
 )
-from loopax.placement import ONE, Placement
+from loopax.placement import ONE, Placement, put
 from loopax.randomness import Rngs
 
 
@@ -187,7 +188,7 @@ class TrainState(Node, kw_only=True):
         precision = Precision.of(compute_dtype, full_precision, params)
         transformation, opt_state = started(transformation, trainable)
         state = cls(
-            step=jnp.zeros((), jnp.int32),
+            step=put(np.int32(0)),
             trainable=trainable,
             frozen=rest,
             tx=transformation,
@@ -373,5 +374,5 @@ def from_flax(state: train_state.TrainState) -> TrainState:
 
 def strongly_typed(leaf: Any) -> Array:
     """A leaf whose type a compiled loop can carry: Python numbers promote, arrays do not."""
-    leaf = jnp.asarray(leaf)
+    leaf = put(leaf) if isinstance(leaf, np.ndarray | np.generic) else jnp.asarray(leaf)
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.astype(leaf.dtype)

@@ -4,7 +4,7 @@
 `optax.multi_transform` and `optax.set_to_zero` the compiler drops the backward pass of what is
 frozen only if nothing else in the chain looks at its gradients, as a global norm does, a check for
 finite numbers, or an accumulator. That shows in the structure of the update: it is told here
-before the first step, with what it costs.
+when the first step was made, with what it costs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Frozen(NamedTuple):
 
 
 def warn_of_frozen_gradients(loss_fn: LossFn, state: TrainState, batch: Batch) -> None:
-    """Warns, once before training, of frozen parameters whose gradients are computed all the same.
+    """Warns, once, of frozen parameters whose gradients are computed all the same.
 
     Args:
         loss_fn, state: what is trained.

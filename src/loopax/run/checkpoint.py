@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-import orbax.checkpoint as ocp
+from typing import TYPE_CHECKING, Any
 
 from loopax import digests, processes
 from loopax.compute.state import TrainState
@@ -35,6 +33,9 @@ from loopax.run.checkpoint_reader import (
 from loopax.run.fingerprint import fingerprint
 from loopax.run.retention import Checkpoints, Rank, ranking
 from loopax.run.serialization import reason_of
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 SAVING, DELETING = ".saving", ".deleting"
 _failed: list[ExitStack] = []

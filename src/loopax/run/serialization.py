@@ -17,14 +17,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from loopax import processes
 from loopax.errors import CheckpointError, ConfigError
 from loopax.paths import PyTree, differing, forms, merge, partition
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 # Orbax keeps parts of what it is doing in globals, and two calls at a time may mix them up. Only
 # what is done at once is locked: the background parts of several saves overlap.
@@ -79,6 +81,8 @@ def begin(path: Path, tree: PyTree, meta: Mapping[str, Any]) -> ocp.AsyncCheckpo
 
     Each has an Orbax of its own: one that failed keeps what else failed for the next one.
     """
+    import orbax.checkpoint as ocp
+
     # Limits of time go by the wall clock, which jumps when a machine sleeps, and would end the run:
     # there is one only where another process may be lost. With the folders made at once, nothing
     # waits for a signal with a limit that cannot be set either.
@@ -109,6 +113,8 @@ def read(path: Path) -> Any:
     Raises:
         CheckpointError: Orbax cannot read it.
     """
+    import orbax.checkpoint as ocp
+
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     form = jax.tree.map(
         lambda stored: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=here),
@@ -123,6 +129,8 @@ def restore(path: Path, form: PyTree) -> Any:
     Raises:
         CheckpointError: they are of another form, or Orbax cannot read it.
     """
+    import orbax.checkpoint as ocp
+
     stored, empty = _parted(form)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, stored)
     _check_fits(path, target)
@@ -130,6 +138,8 @@ def restore(path: Path, form: PyTree) -> Any:
 
 
 def _restored(path: Path, form: ocp.args.StandardRestore) -> Any:
+    import orbax.checkpoint as ocp
+
     try:
         with _ORBAX:
             return ocp.StandardCheckpointHandler().restore(path / "state", args=form)
@@ -146,6 +156,8 @@ def _check_fits(path: Path, target: PyTree) -> None:
 
 def _stored(path: Path) -> PyTree:
     """The shapes and types of a folder's arrays."""
+    import orbax.checkpoint as ocp
+
     try:
         with _ORBAX:
             stored = ocp.StandardCheckpointHandler().metadata(path / "state")
