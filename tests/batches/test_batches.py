@@ -1,6 +1,8 @@
 """Batches are a function of (seed, step), wherever they come from and however they are taken."""
 
 import itertools
+import os
+import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loopax
-from loopax.data import Batches, Dataset, IterableBatches, Splits, as_batches
+from loopax.data import Batches, Dataset, IterableBatches, Mapped, Splits, as_batches
 from loopax.errors import ConfigError, DataError
 from loopax.placement import ONE
 from loopax.randomness import Rngs
@@ -79,6 +81,23 @@ def test_each_epoch_is_another_permutation_and_a_function_of_the_seed():
     assert sequence(numbered(24).batches(4, resident=False), 30) == flat(epochs)
     assert sequence(batches, 6, seed=(0, 8)) != epochs[0]
     assert sequence(batches, 6, seed=(1, 7)) != epochs[0]
+
+
+def test_rows_on_the_disk_are_those_of_the_array_until_the_file_is_cut(tmp_path):
+    array = np.arange(60, dtype=np.int16).reshape(10, 3, 2)
+    np.save(tmp_path / "x.npy", array)
+    mapped = Mapped(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    copy = pickle.loads(pickle.dumps(mapped))
+    for index in (np.array([[3, 0], [9, 9]]), np.array([-1]), np.arange(10) > 6, slice(2, 5), 4):
+        for column in (mapped, copy):
+            np.testing.assert_array_equal(column[index], array[index])
+            np.testing.assert_array_equal(column.pick(np.array([8, 1]))[:], array[[8, 1]])
+    with pytest.raises(IndexError, match="index 10 is out of bounds"):
+        mapped[np.array([0, 10])]
+    os.truncate(tmp_path / "x.npy", (tmp_path / "x.npy").stat().st_size - 1)
+    assert mapped[np.array([8])].tolist() == array[8:9].tolist()
+    with pytest.raises(DataError, match=r"x\.npy: has become shorter; row 9 is missing"):
+        mapped[np.array([8, 9])]
 
 
 def test_without_shuffling_the_order_is_the_stored_one():

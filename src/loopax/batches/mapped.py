@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
+from loopax.errors import DataError
 from loopax.files import write_text
 
 BLOCK_BYTES = 2**26
@@ -23,6 +26,9 @@ class Mapped:
 
     It is indexed as a NumPy array is, along its first axis, and gives NumPy arrays; `pick` chooses
     among its rows and reads none. `numpy.asarray` reads them all.
+
+    Raises:
+        DataError: rows are asked for of a file that has become shorter.
 
     Args:
         array: what is mapped, `[examples, ...]`.
@@ -39,8 +45,10 @@ class Mapped:
         digests: UInt8[np.ndarray, "examples 16"] | None = None,
         folder: Path | None = None,
         rows: Int[np.ndarray, " rows"] | None = None,
+        file: _File | None = None,
     ) -> None:
         self.array, self.rows = array, rows
+        self._file = file or _File.of(array)
         self._identity, self._digests, self._folder = identity, digests, folder
         self.dtype, self.ndim = array.dtype, array.ndim
         self.shape = (len(array) if rows is None else len(rows), *array.shape[1:])
@@ -51,7 +59,9 @@ class Mapped:
         return int(self.shape[0])
 
     def __getitem__(self, chosen: Any) -> np.ndarray:
-        return np.asarray(self.array[chosen if self.rows is None else self.rows[chosen]])
+        rows = chosen if self.rows is None else self.rows[chosen]
+        found = None if self._file is None else self._file.read(rows)
+        return np.asarray(self.array[rows]) if found is None else found
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for block in blocks(self):
@@ -64,7 +74,8 @@ class Mapped:
     def pick(self, chosen: np.ndarray) -> Mapped:
         """The rows at these positions, or where a mask is true."""
         rows = np.arange(len(self)) if self.rows is None else self.rows
-        return Mapped(self.array, self._identity, self._digests, self._folder, rows[chosen])
+        about = self._identity, self._digests, self._folder
+        return Mapped(self.array, *about, rows[chosen], self._file)
 
     @property
     def identity(self) -> str:
@@ -94,6 +105,51 @@ class Mapped:
             write_text(file, found)
         except OSError:
             pass  # It is a convenience.
+        return found
+
+
+class _File:
+    """The file that an array is mapped from, to read single rows of.
+
+    A row that is read through the map maps 64 KiB around it, which then count as memory in use, and
+    what lies cold on the disk is read with 128 KiB around it: four times the work of the processor
+    with images of 12 KiB.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self._array, self._size = array, array[:1].nbytes
+        self._descriptor = os.open(array.filename, os.O_RDONLY)
+
+    @classmethod
+    def of(cls, array: Any) -> _File | None:
+        """None of what is mapped as a part, or to be written to, or whose file is gone."""
+        is_whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
+        if not (is_whole and array.mode == "r" and array.flags.c_contiguous and array.size):
+            return None
+        try:
+            return cls(array)
+        except OSError:
+            return None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # In another process the number would be that of another file.
+
+    def read(self, rows: Any) -> np.ndarray | None:
+        """The rows of these numbers; None where they are said in another way."""
+        array = self._array
+        is_plain = isinstance(rows, np.ndarray) and rows.dtype.kind in "iu" and rows.size
+        if not is_plain or rows.min() < 0 or rows.max() >= len(array):
+            return None
+        found = np.empty((*rows.shape, *array.shape[1:]), array.dtype)
+        content, size = found.reshape(-1).view(np.uint8).data, self._size
+        for place, row in enumerate(rows.ravel().tolist()):
+            part = content[place * size : (place + 1) * size]
+            if os.preadv(self._descriptor, [part], array.offset + row * size) != size:
+                raise DataError(f"{array.filename}: has become shorter; row {row:,} is missing")
         return found
 
 
