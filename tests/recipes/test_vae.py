@@ -60,7 +60,9 @@ def test_large_images_are_decoded_and_encoded_few_at_a_time(tiny_vae, monkeypatc
     assert together == [2, 2, 2, 1] * 2
 
 
-def test_the_sampler_of_a_run_that_has_none_is_fitted_to_some_of_many_images(tiny_vae, monkeypatch):
+def test_the_sampler_of_an_unfinished_run_is_fitted_once_and_to_some_of_many_images(
+    tiny_vae, monkeypatch, tmp_path
+):
     encoded = []
 
     def encode(trained, images, labels):
@@ -69,9 +71,11 @@ def test_the_sampler_of_a_run_that_has_none_is_fitted_to_some_of_many_images(tin
 
     monkeypatch.setattr(vae.TrainedVAE, "encode", encode)
     monkeypatch.setattr(vae_trained, "SAMPLER_OF", 20)
-    further = dataclasses.replace(tiny_vae, step=tiny_vae.step + 1).with_sampler()
-    assert further.mixtures is not None
-    assert encoded == [20]
+    unfinished = loopax.run.RunDir(tmp_path)
+    for step in (3, 3, 4):
+        at = dataclasses.replace(tiny_vae, dir=unfinished, step=step).with_sampler()
+        assert at.mixtures is not None
+    assert encoded == [20, 20], "that of another step is not used"
 
 
 def test_images_on_the_disk_train_and_measure_as_those_in_memory(

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from loopax.compute.state import TrainState
 from loopax.deadline import check_time
 from loopax.evaluation import Evaluation
 from loopax.evaluation import evaluate as evaluate_state
+from loopax.placement import put
 from loopax.recipe.problem import Problem, Say
 from loopax.report import Table
 from loopax.run.checkpoint import CheckpointStore
@@ -77,9 +77,7 @@ def params_at(run: RunDir, checkpoint: str | int, form: Any, say: Say) -> tuple[
     with CheckpointStore(run.checkpoints, say=say) as store:
         step = store.chosen(checkpoint)
         source = str(run.checkpoints / str(step))
-        return jax.tree.map(
-            jnp.asarray, with_weights(form, store.weights(step), source=source)
-        ), step
+        return jax.tree.map(put, with_weights(form, store.weights(step), source=source)), step
 
 
 def evaluate(trained: Trained) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import functools
 import sys
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int
 import loopax
 from loopax.data import Splits
 from loopax.deadline import check_time
-from loopax.errors import ConfigError, LoopaxError
+from loopax.errors import ConfigError, LoopaxError, StorageError
 from loopax.models.vae import VAE
 from loopax.recipes.images import TrainedOnImages, as_floats, at_once, some_of
 from loopax.recipes.vae.config import NAME, VAEConfig
@@ -171,13 +172,21 @@ class TrainedVAE(TrainedOnImages):
         images, labels = (train.columns[name][chosen] for name in ("image", "label"))
         mean, _ = self.encode(images, labels)
         count, seed = self.config.mixture_components, self.config.seed
-        return fit_mixtures(mean, labels, len(self.class_names), count, seed=seed)
+        fitted = fit_mixtures(mean, labels, len(self.class_names), count, seed=seed)
+        # A finished run has that of its best checkpoint, and keeps it.
+        if not (self.dir.path / loopax.recipe.RESULTS_FILE).exists():
+            with suppress(StorageError):  # It may be another's, to look at only.
+                self._keep(fitted)
+        return fitted
 
     def save_sampler(self) -> None:
         """Keeps what was fitted in the run directory."""
         if self.mixtures is not None:
-            arrays = {**self.mixtures.arrays(), "step": np.asarray(self.step, np.int64)}
-            save_weights(self.dir.path / SAMPLER_FILE, arrays)
+            self._keep(self.mixtures)
+
+    def _keep(self, mixtures: Mixtures) -> None:
+        arrays = {**mixtures.arrays(), "step": np.asarray(self.step, np.int64)}
+        save_weights(self.dir.path / SAMPLER_FILE, arrays)
 
     def _kept_mixtures(self) -> Mixtures | None:
         """Those in the run directory, if they were fitted to these parameters and are whole."""
