@@ -209,8 +209,7 @@ class Program:
             code = self._ahead[1].result()
         else:
             code = Code.of(self._function, args, self._name, donates=self._donates)
-        everywhere = Placement.of(args[0]).everywhere
-        if everywhere is not None and not everywhere.is_fully_addressable:
+        if Placement.of(args[0]).is_shared:
             # Gloo waits 30 s for the others where it is first used; one may compile for longer.
             processes.everyone(f"compiled {self._name}", "")
         self._codes.append((signature, code))

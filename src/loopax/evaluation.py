@@ -13,7 +13,7 @@ import numpy as np
 from loopax import jaxprs
 from loopax.account import Account
 from loopax.arguments import as_state, kind_of, whole
-from loopax.batches.base import Batches
+from loopax.batches.base import Batches, Items
 from loopax.batches.iterable import IterableBatches, as_batches
 from loopax.batches.stacks import on_device
 from loopax.compute.losses import Batch, LossFn
@@ -148,7 +148,7 @@ def evaluator(
     def measure(state: TrainState) -> Measures:
         nonlocal warned
         chunks, sums, first = [], list[Sums](), 0
-        for items in batches.once(EVAL_CAPACITY):
+        for items in _once(batches, placement):
             rows, added = program(
                 state, on_device(items, placement), placement.put(np.int32(first))
             )
@@ -178,6 +178,18 @@ def evaluator(
         return measures | totals(sums)
 
     return measure
+
+
+def _once(batches: Batches, placement: Placement) -> Iterator[Items]:
+    """One pass, of which all processes that hold the devices together have read the same."""
+    first, items = 0, Items(None, 0)
+    for items in batches.once(EVAL_CAPACITY):
+        if placement.is_shared:
+            items.check_same("evaluation batches", first, items.length)
+        first += items.length
+        yield items
+    if placement.is_shared and items.checksum is not None:
+        Items(None, 0, checksum=0).check_same("evaluation batches", first, 0)
 
 
 DROPOUT = (

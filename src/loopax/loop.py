@@ -118,6 +118,7 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
                         if attempt.stop.received is None or processes.count() > 1:
                             raise
                         break
+                    items.check_same("steps", step, count)
                 if step == first and isinstance(loss_fn, OwnStep):
                     with account.section("setup"):
                         loss_fn.check(state, train.batch(state, items))

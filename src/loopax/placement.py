@@ -81,6 +81,11 @@ class Placement:
         return None if self.mesh is None else self._sharding(PartitionSpec())
 
     @property
+    def is_shared(self) -> bool:
+        """Whether several processes hold these devices."""
+        return self.everywhere is not None and not self.everywhere.is_fully_addressable
+
+    @property
     def shares(self) -> int:
         """Into how many parts a batch is split."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[a] for a in self._batch_axes)

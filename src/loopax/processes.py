@@ -245,7 +245,9 @@ def _check_others() -> None:
     for key, line in client().key_value_dir_get(FAILED):
         process = int(key.rpartition("/")[2])
         if process != index():
-            raise ProcessError(f"process {process} ended: {line}")
+            # What another one has heard of a third names that.
+            is_told = line.startswith("process ")
+            raise ProcessError(line if is_told else f"process {process} ended: {line}")
 
 
 def _told(error: Exception) -> tuple[str, Sequence[Any], dict[str, Any]]:

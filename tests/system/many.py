@@ -53,11 +53,12 @@ def problem():
     return loopax.TrainState.create(model, data, optax.adam(1e-2), ema_decay=0.9), data
 
 
-def member(port, count, index, home, plan, refused=()):
+def member(port, count, index, home, plan, refused=(), last=()):
     """Trains the runs of a plan, each in a folder of its name to the step that it says.
 
     Before that come those that are to be refused: arguments of `fit` that differ by process. What
-    they are told is printed, a line of JSON each.
+    they are told is printed, a line of JSON each. After `last`, which one of them begins, nothing
+    more is asked of the others.
     """
     jax.config.update("jax_num_cpu_devices", 4 // count)
     # One process alone is connected too: XLA's own collectives sum in another order than gloo.
@@ -84,11 +85,16 @@ def member(port, count, index, home, plan, refused=()):
             },
         )
 
-    for arguments in refused:
+    def refuse(arguments):
         try:
-            trained("refused", 10, **{name: each[index] for name, each in arguments.items()})
+            trained("refused", 40, **{name: each[index] for name, each in arguments.items()})
         except LoopaxError as error:
             notes = getattr(error, "__notes__", ())
             print(json.dumps("; ".join([f"{type(error).__name__}: {error}", *notes])))
+
+    for arguments in refused:
+        refuse(arguments)
     for name, steps in plan:
         trained(name, steps)
+    for arguments in last:
+        refuse(arguments)

@@ -95,10 +95,15 @@ def as_arrays(batch: PyTree) -> PyTree:
         raise DataError("a batch is None; a batch without arrays is {}")
 
     def array(key_path: tuple[Any, ...], leaf: Any) -> np.ndarray | jax.Array:
-        if is_on_device(leaf):
-            return leaf
         path = leaf_path(key_path)
         name = f"the batch's {path!r}" if path else "the batch"
+        if is_on_device(leaf):
+            if not leaf.is_fully_addressable:
+                raise DataError(
+                    f"{name} lies on devices of several processes; give each process the whole "
+                    "batch, as NumPy arrays, of which its devices are given their share"
+                )
+            return leaf
         # A part of what is mapped from the disk is read here.
         return as_held(name, np.asarray(as_numbers(name, leaf)))
 

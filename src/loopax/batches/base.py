@@ -12,6 +12,8 @@ import abc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from loopax import processes
+from loopax.errors import DataError
 from loopax.paths import PyTree
 from loopax.placement import Placement
 
@@ -30,12 +32,36 @@ class Items(NamedTuple):
         position: where the source stands after them, in values that JSON can hold, for the
             checkpoint of this very step; None where seed and step say it.
         capacity: None where `n` is it.
+        checksum: of what an iterable gave, where several processes read it; else None.
     """
 
     stacked: PyTree
     length: Any
     position: Any = None
     capacity: int | None = None
+    checksum: int | None = None
+
+    def check_same(self, what: str, first: int, count: int) -> None:
+        """Makes sure that all processes have read the same, before any of them computes with it.
+
+        Args:
+            what: what these are, as in `steps 40 to 59`.
+            first: the number of the first one.
+            count: how many there are, which is `length` on the host.
+
+        Raises:
+            DataError: one has read something else than process 0.
+        """
+        if self.checksum is None:
+            return
+        (checksum, most), *others = processes.everyone("batches", (self.checksum, count))
+        for process, (other, length) in enumerate(others, 1):
+            if other != checksum:
+                raise DataError(
+                    f"process {process} has read other batches than process 0 for {what} "
+                    f"{first:,} to {first + max(most, length) - 1:,}; an iterable must give the "
+                    "same in all processes: the same files, order and seed"
+                )
 
 
 class Feed(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from loopax import processes
 from loopax.batches.arrays import as_arrays, owned
 from loopax.batches.base import CHUNK_LIMIT_BYTES, Batches, Feed, Items, affordable
 from loopax.batches.readers import Batch, Place, reader_of, state_methods
@@ -121,7 +123,7 @@ class _IterableFeed:
     def take(self, n: int) -> Items:
         first = batch = self._next()
         if first is None:
-            return Items(None, 0)
+            return _checked(Items(None, 0))
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(first[0]))
         capacity = affordable(self._capacity, size)
         stack, place = Stack(first[0], min(n, capacity), capacity), None
@@ -132,7 +134,7 @@ class _IterableFeed:
             batch = None if stack.is_full else self._next()
         if batch is not None:
             self._waiting.appendleft(batch)
-        return stack.items(place)
+        return _checked(stack.items(place))
 
     def read_ahead(self, most: float = math.inf) -> bool:
         """Reads one more batch before it is asked for; False where enough, or `most`, wait."""
@@ -221,6 +223,18 @@ def _identity_of(head: Sequence[PyTree]) -> dict[str, Any]:
         "data": f"an iterable whose first batches are {digest.hexdigest()[:16]}",
         "batch": told or "empty",
     }
+
+
+def _checked(items: Items) -> Items:
+    """With a checksum, where several processes read the same source, each by itself."""
+    if processes.count() == 1:
+        return items
+    checksum = 0
+    for leaf in jax.tree.leaves(items.stacked):
+        array = np.ascontiguousarray(leaf)
+        checksum = zlib.crc32(f"{array.dtype}{array.shape}".encode(), checksum)
+        checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
+    return items._replace(checksum=checksum)
 
 
 def _leaves(waiting: Batch | BaseException) -> list[Any]:
