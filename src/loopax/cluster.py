@@ -19,8 +19,10 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from loopax import processes as group
@@ -39,6 +41,13 @@ WITHOUT_END = 10**6
 """Seconds for which a process that is done waits for the others; one may still draw pictures."""
 AGAIN = "start all processes again, and the run goes on from its last checkpoint"
 IS_LOST = "is lost"
+HINTS = {
+    "SLURM_JOB_ID": "; in a job of SLURM start the program with srun",
+    "OMPI_COMM_WORLD_SIZE": "; of Open MPI 5 JAX is told nothing, so give it "
+    "$OMPI_COMM_WORLD_SIZE and $OMPI_COMM_WORLD_RANK",
+    "KUBERNETES_SERVICE_HOST": "; in Kubernetes install 'jax[k8s]', or give $JOB_COMPLETION_INDEX",
+}
+"""What to do where a variable shows a launcher, and yet it does not tell."""
 _ALIVE, _VERDICT = "loopax/alive/", "loopax/verdict"
 
 
@@ -71,25 +80,22 @@ def join(
     global _watch
     import jax
 
-    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
-        raise ConfigError(f"coordinator is {coordinator!r}; it must be host:port, as in node1:1234")
-    if process is not None and processes is not None and not 0 <= process < processes:
-        raise ConfigError(
-            f"process is {process}; of {processes} it must be one from 0 to {processes - 1}"
-        )
+    _check(coordinator, processes, process)
     waiting = [
         _later(min(10.0, patience / 2), _tell_of_waiting),
-        _later(patience, lambda: _end(f"{_place()} waited {patience:g} s in vain; {AGAIN}")),
+        _later(patience, lambda: _end(_in_vain(patience))),
     ]
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process,
-            initialization_timeout=int(patience) + 60,
-            shutdown_timeout_seconds=WITHOUT_END,
-        )
-    except (RuntimeError, TypeError, ValueError) as error:
+        with warnings.catch_warnings():  # of a client of Kubernetes, which nobody asked for
+            warnings.simplefilter("ignore")
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                initialization_timeout=int(patience) + 60,
+                shutdown_timeout_seconds=WITHOUT_END,
+            )
+    except Exception as error:  # whatever a launcher's variables, or its client, make of it
         raise ConfigError(_why_not(error)) from error
     finally:
         for timer in waiting:
@@ -98,17 +104,62 @@ def join(
     _watch.begin()
 
 
+def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Whether these can be, as far as this process can see.
+
+    Raises:
+        ConfigError: one of them cannot.
+    """
+    name = "coordinator"
+    if coordinator is None and (told := os.environ.get("JAX_COORDINATOR_ADDRESS")):
+        name, coordinator = "JAX_COORDINATOR_ADDRESS", told
+    port = 0
+    if coordinator is not None:
+        found = re.fullmatch(r".+:(\d{1,5})", coordinator)
+        port = int(found[1]) if found else 0
+        if not 0 < port < 2**16:
+            raise ConfigError(f"{name} is {coordinator!r}; it must be host:port, as in node1:1234")
+    if processes is not None and processes < 1:
+        raise ConfigError(f"processes is {processes}; it must be how many there are, 1 at least")
+    if process is not None and processes is not None and not 0 <= process < processes:
+        raise ConfigError(
+            f"process is {process}; of {processes} it must be one from 0 to {processes - 1}"
+        )
+    if process == 0 and port:
+        try:
+            # JAX would share it with another process 0, and one of the two be aborted.
+            socket.create_server(("", port)).close()
+        except OSError as error:
+            raise ConfigError(
+                f"{name} is {coordinator!r}, and port {port} is not free here: "
+                f"{os.strerror(error.errno or 0)}; each process has a number of its own, and each "
+                "run a port"
+            ) from error
+
+
 def _why_not(error: Exception) -> str:
     """In a line why processes could not be joined."""
-    said = str(error).splitlines()[0]
+    said = (str(error).splitlines() or [type(error).__name__])[0]
     if "before any JAX calls" in said or "only be called once" in said:
         return "JAX was used already; call loopax.cluster.join() first of all"
+    if isinstance(error, KeyError):
+        return f"the processes could not be joined: the launcher has not set {error.args[0]}"
     if "defined" in said:
+        hints = [hint for name, hint in HINTS.items() if name in os.environ]
         return (
             "no launcher tells which processes there are (SLURM, Open MPI, Kubernetes, "
             "Cloud TPU); give the coordinator as host:port, processes, and process from 0"
+            + "".join(hints[:1])
         )
     return f"the processes could not be joined: {said}"
+
+
+def _in_vain(patience: float) -> str:
+    return (
+        f"{_place()} waited {patience:g} s in vain for all {group.count()} to come to "
+        f"{group.coordinator()}; each must be started, with a number of its own, and reach that "
+        "host and port"
+    )
 
 
 def ended(error: BaseException) -> None:
@@ -131,15 +182,14 @@ class _Watch:
     def __init__(self) -> None:
         self.ended, self.status = "", ProcessError.exit_code
         self._client: Any = group.client()
-        self._is_leaving = False
+        self._is_leaving, self._beat = False, 0
         self._seen: dict[int, tuple[str, int]] = {}
 
     def begin(self) -> None:
         threads = [self._guard] if group.is_writer() else [self._listen, self._probe]
-        for target in threads:
+        for target in (*threads, self._speak_last):
             threading.Thread(target=target, name="loopax-watch", daemon=True).start()
-        if not group.is_writer():
-            _delay_aborts()
+        _delay_aborts()
         atexit.register(self._leave)
         sys.excepthook = _telling(sys.excepthook)
 
@@ -149,11 +199,11 @@ class _Watch:
 
     def _beats(self) -> Iterator[None]:
         """Shows a sign of life once a second, until this process has left the others."""
-        for beat in itertools.count():
+        for self._beat in itertools.count():
             if group.client() is None:
                 return
             # Of one that has ended the signs stay as they are.
-            sign = [self.ended or str(beat), socket.gethostname(), bool(self.ended)]
+            sign = [self.ended or str(self._beat), socket.gethostname(), bool(self.ended)]
             with suppress(Exception):  # what is wrong with process 0 is found by other means
                 key = f"{_ALIVE}{group.index()}"
                 self._client.key_value_set(key, json.dumps(sign), allow_overwrite=True)
@@ -209,6 +259,19 @@ class _Watch:
             if silent >= LOST * (10 if self._is_leaving else 1):
                 self._end(f"process 0 of {group.count()} on {host} {IS_LOST}")
 
+    def _speak_last(self) -> None:
+        """Ends this process before JAX aborts it, as it does where one of several starts anew.
+
+        What asks JAX's service hangs meanwhile. Who finds out first that process 0 is gone says so.
+        """
+        looks = 0
+        while group.client() is not None:
+            before = self._beat
+            time.sleep(1)
+            looks = looks + 1 if self._beat == before and _is_aborting() else 0
+            if looks > (0 if group.is_writer() else 3):
+                self._end(f"JAX has ended {_place()}, for the reason that it gives above")
+
     def _end(self, line: str) -> None:
         """With what this program has said itself, if it has ended by an error of its own.
 
@@ -246,6 +309,16 @@ def _delay_aborts() -> None:
     c = ctypes.CDLL(None)
     c.signal.argtypes = ctypes.c_int, ctypes.c_void_p
     c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
+
+
+def _is_aborting() -> bool:
+    """Whether a thread handles SIGABRT, which it alone has blocked meanwhile; only Linux tells."""
+    blocked = f"SigBlk:\t{1 << (signal.SIGABRT - 1):016x}"
+    found = False
+    for task in Path("/proc/self/task").glob("*/status"):
+        with suppress(OSError):  # the thread is gone
+            found |= blocked in task.read_text()
+    return found
 
 
 def _telling(hook: Callable[..., Any]) -> Callable[..., Any]:
