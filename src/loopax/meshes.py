@@ -101,8 +101,8 @@ def _made(sizes: Mapping[str, int]) -> Mesh:
     each, rest = divmod(wanted, processes.count())
     if rest:
         raise ConfigError(
-            f"mesh is {named}, {wanted} devices; {processes.count()} processes cannot have as many "
-            "of them each"
+            f"mesh is {named}, {wanted} devices; {processes.count()} processes cannot hold as many "
+            f"each; name a multiple of {processes.count()}, {len(devices)} at most"
         )
     return jax.make_mesh(
         tuple(sizes.values()),

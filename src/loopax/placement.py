@@ -128,6 +128,17 @@ class Placement:
         self._check_patterns(state)
         return map_with_path(lambda path, leaf: self._sharding(self._part(path, leaf)), state)
 
+    def left_whole(self, state: PyTree) -> dict[str, Array]:
+        """What is large enough for `fsdp`, and has no axis that it divides, by path."""
+        if self.mesh is None or self.mesh.shape.get("fsdp", 1) == 1:
+            return {}
+        leaves = ((leaf_path(p), x) for p, x in jax.tree_util.tree_leaves_with_path(state))
+        return {
+            path: leaf
+            for path, leaf in leaves
+            if leaf.size >= SMALLEST and self._part(path, leaf) == PartitionSpec()
+        }
+
     def spread(self, examples: T) -> T:
         """The examples of a batch, split over the devices; traced into the step."""
         if self.mesh is None:

@@ -174,6 +174,18 @@ def refused(mesh, batch_size):
     return ""
 
 
+def undivided(home):
+    """Trains what eight devices cannot divide: 45 x 45 numbers, on batches of 20 examples."""
+    state = loopax.TrainState.create(params={"w": np.ones((45, 45), np.float32)}, tx=optax.sgd(0.1))
+    batches = [{"x": np.ones((20, 45), np.float32)}] * 2
+
+    def loss_fn(params, batch, rngs):
+        return (batch["x"] @ params["w"]).mean()
+
+    for mesh in (None, "fsdp=4"):
+        loopax.fit(state, loss_fn, batches, steps=1, run_dir=home / f"undivided {mesh}", mesh=mesh)
+
+
 if __name__ == "__main__":
     compiled.hasten(True)
     home = Path(sys.argv[1])
@@ -192,6 +204,7 @@ if __name__ == "__main__":
     ]
     found["default"] = len(default.state.step.sharding.device_set)
     found["refused"] = [refused("data=2,fsdp=4", 20), refused("data=8", 4), refused("data=16", 16)]
+    undivided(home)
     found["divided"] = divided(home)
     found["sent"] = {mesh: sent(mesh) for mesh in ("data=1", "data=8", "fsdp=8")}
     print(json.dumps(found))

@@ -43,6 +43,15 @@ def test_the_device_that_jax_is_told_to_use_trains_alone(told):
     assert "alone: trains on data=1; 7 of 8 devices idle\n" in told["said"]
 
 
+def test_what_the_devices_cannot_divide_is_said(told):
+    """Batches that come ready-made, and an array without an axis to divide."""
+    assert "undivided None: trains on 4 devices, data=4; 4 of 8 devices idle\n" in told["said"]
+    assert (
+        "undivided fsdp=4: mesh is fsdp=4, and fsdp divides no axis of trainable/w (45, 45); each "
+        "device holds 100% of the state whole\n"
+    ) in told["said"]
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_same_mesh_gives_the_same_bits(told, mesh):
     """Whatever the length of the chunks, interrupted or not, and executed again."""

@@ -88,6 +88,16 @@ class IterableBatches(Batches):
         return {**self._told, "batches_per_epoch": self.steps_per_epoch}
 
     @property
+    def batch_size(self) -> int | None:
+        """Examples in the first batch, where several devices are to share them, and its leaves
+        have as many; otherwise None, and nothing is read."""
+        if len(processes.devices()) == 1:
+            return None
+        leaves = jax.tree.leaves(self.reader.head(HEAD)[:1])
+        sizes = {leaf.shape[0] for leaf in leaves if leaf.shape}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
     def keeps_position(self) -> bool:
         """Whether the source itself, and not its iterator, knows where it stands."""
         return state_methods(self.source) is not None

@@ -25,6 +25,7 @@ from loopax.compute.state import TrainState
 from loopax.compute.step import train_step
 from loopax.diagnose.collectives import Traffic, collectives
 from loopax.errors import ConfigError
+from loopax.paths import forms
 from loopax.placement import Placement, placement
 
 CAPACITY = 100
@@ -156,6 +157,7 @@ def estimate(
         )
     batches = as_batches(data)
     where = placement(mesh, getattr(batches, "batch_size", None), sharding, state)
+    processes.same({"mesh": where, "the state": forms(state), "the data": batches.content})
     train = TrainProgram(loss_fn, batches, Account(), where)
     feed = batches.feed([0], 0, CAPACITY)
     items = on_device(feed.take(1), where)

@@ -10,10 +10,12 @@ from typing import Any
 from loopax import processes
 from loopax.account import Account, summary, waiting
 from loopax.compute.accumulation import check_accumulation
+from loopax.compute.memory import nbytes
 from loopax.compute.soundness import check_sound, flags_of
 from loopax.environment import numerics, versions
 from loopax.errors import ConfigError
 from loopax.paths import forms
+from loopax.placement import Placement
 from loopax.randomness import key_words
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.chunks import Chunk
@@ -31,6 +33,9 @@ from loopax.run.settings import Settings
 from loopax.run.signals import PoliteStop
 from loopax.run.turns import Clock
 from loopax.run.writers import Guarded, Writer, name_of
+
+WHOLE_SHARE = 0.1
+"""Of a state that is to be divided; where more is left whole on each device, that is said."""
 
 
 class Attempt:
@@ -108,6 +113,8 @@ class Attempt:
             self.shown.say(f"{run.name}: continuing at step {run.step:,} of {settings.total:,}")
         if devices := settings.placement.told():
             self.shown.say(f"{run.name}: {devices}")
+        if whole := _left_whole(settings.placement, run.state):
+            tell(self.shown, f"{run.name}: {whole}")
         if unused is not None:
             tell(self.shown, unused)
         self.shown.begin(run.step)
@@ -236,6 +243,19 @@ def _check_together(run_dir: Any) -> None:
             f"run_dir is {run_dir}, and process 0 trains by itself while the others wait, of which "
             "nothing can be saved; leave run_dir out"
         )
+
+
+def _left_whole(placement: Placement, state: Any) -> str:
+    """What of a state each device holds whole although it is to be divided, where that is much."""
+    whole = placement.left_whole(state)
+    share = nbytes(whole) / max(1, nbytes(state))
+    if share < WHOLE_SHARE:
+        return ""
+    path = max(whole, key=lambda path: whole[path].nbytes)
+    return (
+        f"mesh is {placement}, and fsdp divides no axis of {path} {whole[path].shape}; each device "
+        f"holds {share:.0%} of the state whole"
+    )
 
 
 def _of_all(settings: Settings) -> dict[str, Any]:
