@@ -93,5 +93,5 @@ def test_a_source_that_blocks_for_ever_does_not_hold_the_run(monkeypatch):
     assert begun.wait(30)
     with pytest.warns(UserWarning, match="the data gave no batch"):
         loader.__exit__()
-    assert loader._worker.daemon, "nor the end of the process"
+    assert all(thread.daemon for thread in loader._threads), "nor the end of the process"
     never.set()

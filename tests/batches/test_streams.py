@@ -271,31 +271,37 @@ def test_the_loops_own_thread_reads_where_that_is_asked(threaded):
 
 
 def test_a_source_that_had_to_be_waited_for_is_read_ahead():
-    source, go_on = Plain(), threading.Event()
-
-    def slow():
-        for each in source.numbers():
-            if source.read == 2:
-                go_on.wait(30)
-            yield each
+    source = Plain()
+    gates = {2: threading.Event(), 10: threading.Event()}
 
     class Slow:
         def __iter__(self):
-            return slow()
+            for each in source.numbers():
+                if source.read in gates:
+                    gates[source.read].wait(30)
+                yield each
 
-    with Loader(IterableBatches(Slow(), identity="slow").feed((0, 7), 0, 8)) as loader:
-        loader.request(1)
-        loader.take()
-        loader.request(1)
-        threading.Timer(0.1, go_on.set).start()
-        loader.take()
-        until = time.monotonic() + 30
-        while source.read < 10 and time.monotonic() < until:
-            time.sleep(0.01)
-        assert source.read == 10, "two that were taken, and as many as a chunk may have"
-        loader.request(8)
+    def taken():
         items, count = loader.take()
-        assert items.stacked["batch"]["index"][:count].ravel().tolist() == list(range(2, 10))
+        return items.stacked["batch"]["index"][:count].ravel().tolist()
+
+    with Loader(IterableBatches(Slow(), identity="slow").feed((0, 7), 0, 8), steps=16) as loader:
+        loader.request(1)
+        loader.take()
+        loader.request(1)
+        threading.Timer(0.1, gates[2].set).start()
+        loader.take()
+        for first in (2, 5):
+            loader.request(3)
+            assert taken() == [first, first + 1, first + 2]
+            until = time.monotonic() + 30
+            while source.read < 10 and time.monotonic() < until:
+                time.sleep(0.01)
+        assert source.read == 10, "it waits, and what was read before is given all the same"
+        gates[10].set()
+        loader.request(8)
+        assert taken() == list(range(8, 16))
+    assert source.read == 16, "no more than there are steps"
 
 
 def test_an_error_of_what_was_read_ahead_comes_in_its_turn():
@@ -306,7 +312,7 @@ def test_an_error_of_what_was_read_ahead_comes_in_its_turn():
             raise OSError("gone")
 
     feed = IterableBatches(Broken(), identity="broken").feed((0, 7), 0, 8)
-    assert [feed.read_ahead() for _ in range(4)] == [True, True, False, False]
+    assert [feed.read_ahead() for _ in range(4)] == [True, True, True, False]
     assert feed.take(2).length == 2
     with pytest.raises(OSError, match="gone"):
         feed.take(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -129,6 +130,7 @@ class _IterableFeed:
     def __init__(self, batches: Iterator[Batch], capacity: int, reads_ahead: bool = False) -> None:
         self._batches, self._capacity, self._reads_ahead = batches, capacity, reads_ahead
         self._waiting: deque[Batch | BaseException] = deque()
+        self._count, self._is_reading, self._was_read = 0, False, threading.Condition()
 
     def take(self, n: int) -> Items:
         first = batch = self._next()
@@ -143,38 +145,57 @@ class _IterableFeed:
             place = batch[1]
             batch = None if stack.is_full else self._next()
         if batch is not None:
-            self._waiting.appendleft(batch)
+            with self._was_read:
+                self._waiting.appendleft(batch)
         return _checked(stack.items(place))
 
     def read_ahead(self, most: float = math.inf) -> bool:
-        """Reads one more batch before it is asked for; False where enough, or `most`, wait."""
-        held = sum(leaf.nbytes for each in self._waiting for leaf in _leaves(each))
-        if (
-            not self._reads_ahead
-            or len(self._waiting) >= min(most, self._capacity)
-            or held >= CHUNK_LIMIT_BYTES
-            or (self._waiting and isinstance(self._waiting[-1], BaseException))
-        ):
-            return False
+        """Reads one more batch before it is asked for, beside a thread that takes.
+
+        Returns:
+            False where enough wait, or `most` were read in all, or there is no other.
+        """
+        with self._was_read:
+            held = sum(leaf.nbytes for each in self._waiting for leaf in _leaves(each))
+            if (
+                not self._reads_ahead
+                or self._is_reading
+                or self._count >= most
+                or len(self._waiting) >= self._capacity
+                or held >= CHUNK_LIMIT_BYTES
+                or (self._waiting and isinstance(self._waiting[-1], BaseException))
+            ):
+                return False
+            self._is_reading = True
+        found: list[Batch | BaseException] = []
         try:
-            batch = self._read()
+            if (batch := self._read()) is not None:
+                found.append((owned(batch[0]), batch[1]))
         except BaseException as error:  # comes in its turn, when all before it were taken
-            self._waiting.append(error)
-            return False
-        if batch is not None:
-            self._waiting.append((owned(batch[0]), batch[1]))
-        return batch is not None
+            found.append(error)
+        with self._was_read:
+            self._is_reading = False
+            self._waiting += found
+            self._was_read.notify()
+        return bool(found)
 
     def _next(self) -> Batch | None:
-        if not self._waiting:
-            return self._read()
-        batch = self._waiting.popleft()
+        with self._was_read:
+            self._was_read.wait_for(lambda: self._waiting or not self._is_reading)
+            batch = self._waiting.popleft() if self._waiting else None
+            self._is_reading |= batch is None
         if isinstance(batch, BaseException):
             raise batch
-        return batch
+        if batch is not None:
+            return batch
+        try:
+            return self._read()
+        finally:
+            self._is_reading = False
 
     def _read(self) -> Batch | None:
         found = next(self._batches, None)
+        self._count += found is not None
         return None if found is None else (as_arrays(found[0]), found[1])
 
 
