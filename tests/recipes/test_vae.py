@@ -65,9 +65,9 @@ def test_the_sampler_of_an_unfinished_run_is_fitted_once_and_to_some_of_many_ima
 ):
     encoded = []
 
-    def encode(trained, images, labels):
-        encoded.append(len(images))
-        return np.random.default_rng(0).normal(size=(len(images), 2)), None
+    def encode(trained, images, labels, rows):
+        encoded.append(len(rows))
+        return np.random.default_rng(0).normal(size=(len(rows), 2)), None
 
     monkeypatch.setattr(vae.TrainedVAE, "encode", encode)
     monkeypatch.setattr(vae_trained, "SAMPLER_OF", 20)

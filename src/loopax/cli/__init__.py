@@ -15,6 +15,7 @@ from types import FrameType
 from loopax import __version__, cluster
 from loopax.cli import brought, checkup, data, past, results, training
 from loopax.errors import ConfigError, LoopaxError, StorageError, unknown
+from loopax.malloc import keep_freed_memory
 from loopax.recipe import SHIPPED
 from loopax.run.signals import POLITE
 
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def script() -> None:
     """The program `loopax`: a signal ends it at once, unless a training answers it."""
+    keep_freed_memory()
     for number in POLITE:
         if number == signal.SIGINT and _is_ended_by_ctrl_c(sys.argv[1:2]):
             continue

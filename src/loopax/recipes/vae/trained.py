@@ -32,8 +32,8 @@ from loopax.weights import read_weights, save_weights
 SAMPLE_SEED = 1
 PORTION = 1000
 """Images that are encoded or decoded at once, at most."""
-SAMPLER_OF = 100_000
-"""Training images, at most, whose latents the sampler is fitted to."""
+SAMPLER_OF = 60_000
+"""Training images, at most, whose latents the sampler is fitted to; all of MNIST."""
 SAMPLER_FILE = "sampler.safetensors"
 
 Images = Float[np.ndarray, "n height width channels"]
@@ -104,14 +104,20 @@ class TrainedVAE(TrainedOnImages):
         """The same, sampling from the prior."""
         return replace(self, find_mixtures=lambda: None)
 
-    def encode(self, images: np.ndarray, labels: Labels) -> tuple[Latents, Latents]:
-        """Mean and log-variance of the latent of each image, given as uint8 or in [0, 1]."""
+    def encode(
+        self, images: np.ndarray, labels: Labels, rows: Int[np.ndarray, " n"] | None = None
+    ) -> tuple[Latents, Latents]:
+        """Mean and log-variance of the latent of each image, given as uint8 or in [0, 1].
 
-        def encode(images: Any, labels: Any) -> Any:
+        Or only of those in some rows, which then need not fit into memory together.
+        """
+
+        def encode(rows: Any) -> Any:
             check_time()
-            return _encode(self.model, self.params, images, labels)
+            return _encode(self.model, self.params, images[rows], labels[rows])
 
-        mean, logvar = self._in_portions("encoding images", encode, images, labels)
+        rows = np.arange(len(images)) if rows is None else rows
+        mean, logvar = self._in_portions("encoding images", encode, rows)
         return mean, logvar
 
     def decode(self, latents: Latents, labels: Labels) -> Images:
@@ -168,11 +174,11 @@ class TrainedVAE(TrainedOnImages):
         train = self.data.train
         if len(train) < FEWEST:
             return None
-        chosen = some_of(train.columns["image"], SAMPLER_OF)
-        images, labels = (train.columns[name][chosen] for name in ("image", "label"))
-        mean, _ = self.encode(images, labels)
+        images, labels = train.columns["image"], train.columns["label"]
+        rows = some_of(labels, SAMPLER_OF)
+        mean, _ = self.encode(images, labels, rows)
         count, seed = self.config.mixture_components, self.config.seed
-        fitted = fit_mixtures(mean, labels, len(self.class_names), count, seed=seed)
+        fitted = fit_mixtures(mean, labels[rows], len(self.class_names), count, seed=seed)
         # A finished run has that of its best checkpoint, and keeps it.
         if not (self.dir.path / loopax.recipe.RESULTS_FILE).exists():
             with suppress(StorageError):  # It may be another's, to look at only.
