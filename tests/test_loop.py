@@ -443,10 +443,6 @@ def measures_the_parameters(run):
     return {"norm": optax.tree.norm(run.state.params)}
 
 
-def puts_another_state(run):
-    run.state = run.state.replace(params=jax.tree.map(jnp.zeros_like, run.state.params))
-
-
 def writes_into_the_parameters(run):
     layer = run.state.params["params"]["Dense_0"]
     layer["kernel"] = jnp.zeros_like(layer["kernel"])
@@ -460,7 +456,6 @@ def moves_the_step(run):
 MEDDLERS = (
     draws_random_numbers,
     measures_the_parameters,
-    puts_another_state,
     writes_into_the_parameters,
     moves_the_step,
 )
@@ -488,6 +483,24 @@ def test_what_a_hook_does_changes_no_bit_and_is_not_saved(
     half = fit(30, *(loopax.Hook(meddle, every) for meddle in MEDDLERS for every in (7, 10)))
     assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(half.state.params))
     assert bits(fit(60).state) == unobserved
+
+
+def test_another_state_in_the_place_of_the_run_s_is_refused(line_state, line_loss, dataset):
+    def reset(run):
+        run.state = run.state.replace(params=jax.tree.map(jnp.zeros_like, run.state.params))
+
+    data, options = dataset.batches(2), {"steps": 4, "log_every": 2, "chunk_steps": 2, **PLAIN}
+    message = "set run.state, which changes nothing of what is trained"
+    with pytest.raises(ConfigError, match=f"the hook reset {message}"):
+        loopax.fit(line_state(), line_loss, data, hooks=reset, **options)
+
+    def own_loop():
+        with loopax.training(line_state(), line_loss, data, **options) as run:
+            for _ in run:
+                reset(run)
+
+    with pytest.raises(ConfigError, match=f"the program {message}"):
+        own_loop()
 
 
 @pytest.mark.optimized

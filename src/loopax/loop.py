@@ -33,7 +33,7 @@ from loopax.randomness import key_words
 from loopax.run.attempt import Attempt
 from loopax.run.chunks import Chunk
 from loopax.run.display import tell
-from loopax.run.moments import Moment, calling, evaluations
+from loopax.run.moments import Moment, calling, check_not_set, evaluations
 from loopax.run.profiling import Profile
 from loopax.run.resumption import horizon, reason_to_stop
 from loopax.run.run import STOPPED
@@ -129,7 +129,8 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
             examples = functools.partial(train.examples, items)
             recorder.add(start, count, rows, norms, examples)
             # What others are shown is a tree of its own, so that no change to it reaches the loop.
-            run.step, run.state, run.measured = step, jax.tree.map(lambda leaf: leaf, state), {}
+            shown = jax.tree.map(lambda leaf: leaf, state)
+            run.step, run.state, run.measured = step, shown, {}
             run.position = items.position
             with account.section("data"):
                 loader.request(plan.length(step, turn.limit))
@@ -150,6 +151,7 @@ def _turns(attempt: Attempt, look: Look) -> Generator[Chunk, None, None]:
             with account.section("hooks"):
                 yield attempt.given
             attempt.given = None
+            check_not_set(run, shown, "the program")
             # Not before whoever looks at the first step has seen it: that would wait for all this.
             if start == first:
                 if plan.has_probe_after(start):

@@ -157,9 +157,12 @@ def test_a_best_that_would_never_come_is_refused(tmp_path, settings, message):
     assert all(row["step"] <= 10 for row in rows), "at the first evaluation at the latest"
 
 
-def test_the_highest_of_a_loss_that_was_not_named_is_refused():
-    with pytest.raises(ConfigError, match="mode is 'max', and best is 'auto'"):
-        loopax.Checkpoints(mode="max")
+def test_the_lowest_is_the_best_where_nothing_was_said():
+    assert loopax.Checkpoints(best="validation/error").mode == "min"
+    with pytest.raises(ConfigError, match="'v/F1'; say which is better: mode='max'"):
+        loopax.EarlyStopping("v/F1")
+    with pytest.raises(ConfigError, match="looks at 'loss'; name what is measured"):
+        loopax.EarlyStopping("loss")
 
 
 def test_a_best_on_test_data_and_one_that_is_nan_are_said_once(tmp_path, monkeypatch):
@@ -395,7 +398,13 @@ SETTINGS = {
     "every": ({"every": 0}, "checkpoints.every is 0"),
     "seconds": ({"seconds": -1}, "checkpoints.seconds is -1"),
     "keep": ({"keep": 0}, "checkpoints.keep is 0"),
-    "mode": ({"mode": "lowest"}, "checkpoints.mode is .*lowest"),
+    "mode": ({"mode": "lowest"}, "mode is 'lowest'; it must be 'min' or 'max'"),
+    "mode of no name": ({"mode": "max"}, "mode is 'max', and best is 'auto'"),
+    "mode of an accuracy": ({"best": "test/top1_accuracy"}, "top1_accuracy'; say which is better"),
+    "half a step": ({"every": 2.5}, "checkpoints.every is 2.5; it must be a whole number of at"),
+    "no number": ({"keep": None}, "checkpoints.keep is None"),
+    "text": ({"seconds": "30"}, "checkpoints.seconds is '30'; it must be a number of at least 0"),
+    "failure": ({"on_failure": "ask"}, "on_failure is 'ask'; it must be stop or go_on"),
 }
 
 

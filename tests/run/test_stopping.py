@@ -80,7 +80,7 @@ def test_a_reason_to_stop_of_a_step_that_was_not_saved_is_passed_over(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"hooks": EarlyStopping("test/accuracy")}, "'test/accuracy', and .*test/loss"),
+        ({"hooks": EarlyStopping("test/accuracy", 3, "max")}, "'test/accuracy', and .*test/loss"),
         ({"hooks": EarlyStopping("other/loss", every=5)}, "'other/loss', and no 'other'"),
         ({"hooks": EarlyStopping("test/loss"), "evaluation": None}, "how often that is measured"),
     ],

@@ -76,14 +76,17 @@ def calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
     """Calls a hook and logs the numbers that it returns.
 
     Raises:
-        ConfigError: it returned something else than numbers by name.
+        ConfigError: it returned something else than numbers by name, or set the state.
     """
+    called = f"the hook {getattr(hook.function, '__name__', kind_of(hook.function))}"
 
     def call() -> None:
         # A tree of its own: whatever the hook does to it, the run keeps what was trained.
-        shown = dataclasses.replace(run, state=jax.tree.map(lambda leaf: leaf, run.state))
+        state = jax.tree.map(lambda leaf: leaf, run.state)
+        shown = dataclasses.replace(run, state=state)
         values = hook.function(shown)
-        logged = {} if values is None else _logged(hook, values)
+        check_not_set(shown, state, called)
+        logged = {} if values is None else _logged(called, values)
         # A hook may look at a clock or a file, which differ between processes.
         logged, run.stopped = processes.agree("hook", (logged, shown.stopped))
         if logged:
@@ -93,9 +96,21 @@ def calling(hook: Hook, run: Run, recorder: Recorder) -> Callable[[], None]:
     return call
 
 
-def _logged(hook: Hook, values: Any) -> dict[str, float]:
+def check_not_set(run: Run, state: Any, called: str) -> None:
+    """Makes sure that nobody has put another state in the place of the one that was shown.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    if run.state is not state:
+        raise ConfigError(
+            f"{called} set run.state, which changes nothing of what is trained; give fit the "
+            "changed state, or change it in a step of one's own: fit(step=...)"
+        )
+
+
+def _logged(called: str, values: Any) -> dict[str, float]:
     """The numbers that a hook returned, by name."""
-    called = f"the hook {getattr(hook.function, '__name__', kind_of(hook.function))}"
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"{called} returned {_shown(values)}; return numbers by name, "

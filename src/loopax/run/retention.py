@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -10,6 +11,13 @@ from loopax.errors import ConfigError
 
 Rank = dict[str, Any]
 """`{"metric": "test/loss", "mode": "min", "value": 14.1}`; empty where nothing was measured."""
+
+Mode = Literal["min", "max"]
+MORE_IS_BETTER = {
+    *("acc", "accuracy", "auc", "auroc", "bleu", "correct", "dice", "f1", "iou", "precision"),
+    *("psnr", "r2", "recall", "reward", "score", "ssim"),
+}
+"""Words in the names of metrics whose best is hardly ever the lowest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +34,8 @@ class Checkpoints:
         best: the metric whose best step is kept too: `validation/accuracy` of an evaluation, or
             `hook/fid` of a hook. `auto` is the `loss` of the evaluation named `validation`, or
             else of the first one; None keeps no best.
-        mode: whether the best is the lowest or the highest: `max` for an accuracy.
+        mode: whether the best is the lowest (`min`, as for a loss) or the highest (`max`). It must
+            be given for a metric that is called like an accuracy or a score.
         on_failure: `stop` the run when a save fails, or `go_on` and save when it is due again.
             A run whose last save fails has failed in either case.
     """
@@ -35,25 +44,52 @@ class Checkpoints:
     seconds: float | None = 30.0
     keep: int = 2
     best: str | None = "auto"
-    mode: Literal["min", "max"] = "min"
+    mode: Mode | None = None
     on_failure: Literal["stop", "go_on"] = "stop"
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("seconds", 0), ("keep", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"checkpoints.{name} is {value}; it must be at least {least}")
-        for name, known in (("mode", ("min", "max")), ("on_failure", ("stop", "go_on"))):
-            if getattr(self, name) not in known:
+        for name, least, optional in (("every", 1, True), ("seconds", 0, True), ("keep", 1, False)):
+            value, kind = getattr(self, name), "a number" if name == "seconds" else "a whole number"
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is None and optional:
+                continue
+            if not is_number or not value >= least or (name != "seconds" and value % 1):
                 raise ConfigError(
-                    f"checkpoints.{name} is {getattr(self, name)!r}; it must be "
-                    f"{' or '.join(known)}"
+                    f"checkpoints.{name} is {value!r}; it must be {kind} of at least {least}"
                 )
+        if self.on_failure not in ("stop", "go_on"):
+            raise ConfigError(
+                f"checkpoints.on_failure is {self.on_failure!r}; it must be stop or go_on"
+            )
+        if not isinstance(self.best, str | None):
+            raise ConfigError(
+                f"checkpoints.best is {self.best!r}; name a metric, such as 'validation/loss'"
+            )
         if self.best == "auto" and self.mode == "max":
             raise ConfigError(
                 "checkpoints.mode is 'max', and best is 'auto', which is a loss; "
                 "name the metric to be highest: best='validation/accuracy'"
             )
+        object.__setattr__(self, "mode", direction("checkpoints.best", self.best, self.mode))
+
+
+def direction(what: str, metric: str | None, mode: Any) -> Mode:
+    """Which values of a metric are better: `mode`, or `min` where nothing was said.
+
+    Args:
+        what: the field that names the metric, for errors.
+
+    Raises:
+        ConfigError: it is neither of both, or left out for a metric that is called like a score.
+    """
+    if mode is None and {*re.split(r"[^a-z0-9]+", (metric or "").lower())} & MORE_IS_BETTER:
+        raise ConfigError(
+            f"{what} is {metric!r}; say which is better: mode='max', the highest, or mode='min', "
+            "the lowest"
+        )
+    if mode not in ("min", "max", None):
+        raise ConfigError(f"mode is {mode!r}; it must be 'min' or 'max'")
+    return mode or "min"
 
 
 def ranking(settings: Checkpoints, evaluations: Sequence[str], hooks: bool = False) -> Checkpoints:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from loopax.errors import ConfigError
 from loopax.jsonlines import values_of
+from loopax.run.retention import Mode, direction
 
 if TYPE_CHECKING:
     from loopax.run.run import Run
@@ -24,21 +25,28 @@ class EarlyStopping:
     Attributes:
         metric: what is looked at, as `Checkpoints.best` names it: `validation/accuracy`.
         patience: evaluations that a better one is waited for.
-        mode: whether the best is the lowest or the highest.
+        mode: whether the best is the lowest or the highest, as of `Checkpoints`.
         every: steps between two evaluations that count, by default those of `fit`'s evaluation; a
             run that once ended in between measured once more there.
     """
 
     metric: str
     patience: int = 3
-    mode: Literal["min", "max"] = "min"
+    mode: Mode | None = None
     every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ConfigError(f"patience is {self.patience}; it must be at least 1")
-        if self.mode not in ("min", "max"):
-            raise ConfigError(f"mode is {self.mode!r}; it must be 'min' or 'max'")
+        if not isinstance(self.metric, str) or not all(self.metric.rpartition("/")):
+            raise ConfigError(
+                f"EarlyStopping looks at {self.metric!r}; name what is measured and its metric, "
+                "such as 'validation/loss'"
+            )
+        if not isinstance(self.patience, int) or self.patience < 1:
+            raise ConfigError(
+                f"patience is {self.patience!r}; it must be a whole number of at least 1"
+            )
+        mode = direction("EarlyStopping's metric", self.metric, self.mode)
+        object.__setattr__(self, "mode", mode)
 
     def __call__(self, run: Run) -> None:
         source, _, name = self.metric.rpartition("/")
