@@ -216,6 +216,7 @@ def test_a_batch_weighs_its_examples_or_is_refused_where_its_leaves_disagree(oth
         ({"v": np.int64(2**40)}, "'v' is .*1099511627776"),
         ({"v": 1j}, "'v' is of type complex64; .* real"),
         ({1: 1.0}, "named 1; names are strings"),
+        ({"": 1.0}, "named ''; names are strings"),
         (
             {"weight": jnp.ones(3)},
             r"'weight' has shape \(3,\); the loss and its metrics are scalars",
@@ -236,6 +237,15 @@ def test_a_metric_that_cannot_be_logged_is_named_at_once(where, metrics, message
 
     with pytest.raises(ConfigError, match=message):
         measure()
+
+
+@pytest.mark.parametrize("name", ["step", "source", "learning_rate"])
+def test_what_measures_alone_returns_no_name_of_the_log_either(name):
+    def metrics(params, batch, rngs):
+        return {"loss": params["w"] ** 2, name: 1.0}
+
+    with pytest.raises(ConfigError, match=f"the loss returned '{name}', as the log calls"):
+        loopax.evaluate(new_state(), metrics, numbers(2))
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 3)])

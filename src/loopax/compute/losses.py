@@ -63,6 +63,7 @@ def call_loss(
     result = _result(loss_fn, args | ({"model_state": given} if has_model_state else {}))
     training = getattr(rngs, "training", True)
     if isinstance(result, Mapping) and not has_model_state and not training:
+        check_names((name for name in result if name != "loss"), "the loss")
         return {name: measured(name, value, training) for name, value in result.items()}, None
     parts = result if isinstance(result, tuple) else (result,)
     wanted = (3,) if has_model_state else (1, 2)

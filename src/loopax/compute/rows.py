@@ -29,10 +29,10 @@ def check_names(names: Iterable[Any], source: str) -> None:
     """Makes sure that values can be logged under these names.
 
     Raises:
-        ConfigError: one is no string, or the log's own; `source` is who returns them.
+        ConfigError: one is no string, empty, or the log's own; `source` is who returns them.
     """
     for name in names:
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             raise ConfigError(f"{source} returned a value named {name!r}; names are strings")
         if name in RESERVED or _is_rate(name):
             raise ConfigError(
