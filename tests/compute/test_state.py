@@ -162,17 +162,35 @@ WRONG = {
         r"tx is the class Optimizer, .*; make one",
     ),
     "a rate": ({"params": PARAMS, "tx": 0.1}, "tx is float, not an Optax transformation"),
+    "an optimiser that keeps a function": (
+        {
+            "params": PARAMS,
+            "tx": optax.GradientTransformation(lambda _: {"f": nn.relu}, lambda g, s, p: (g, s)),
+        },
+        "tx: the state of the optimiser: f is the function relu",
+    ),
+    "a group without an optimiser": (
+        {"params": PARAMS, "tx": optax.partition({"a": optax.sgd(1)}, lambda _: "b")},
+        "tx: it cannot begin with these parameters: .*labels: .'b'",
+    ),
+    "two iterates in a group": (
+        {
+            "params": PARAMS,
+            "tx": optax.partition({"a": optax.lookahead(optax.sgd(1), 2, 0.5)}, lambda _: "a"),
+        },
+        "tx: optax.lookahead inside of optax.masked or partition",
+    ),
     "a text as an example": (
         {"model": Compact(), "example": "image", "tx": optax.sgd(1)},
         "example is the text 'image'; it must be a dataset",
     ),
     "a text among parameters": (
         {"params": {**PARAMS, "name": "x"}, "tx": optax.sgd(1)},
-        "params: name is the text 'x'; parameters and what .* are arrays and numbers",
+        "params: name is the text 'x'; what a run keeps are arrays and numbers",
     ),
     "a function among parameters": (
         {"params": {"layer": {"activation": nn.relu}}, "tx": optax.sgd(1)},
-        "params: layer/activation is the function relu; parameters .* are arrays",
+        "params: layer/activation is the function relu; what a run keeps are arrays",
     ),
     "nothing to train": ({"params": {}, "tx": optax.sgd(1)}, "no parameters are left.*are none"),
     "everything frozen": (

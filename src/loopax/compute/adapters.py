@@ -141,9 +141,14 @@ def started(
     """A transformation as the step calls it, with its first state.
 
     Raises:
-        ConfigError: it wants what no step can give it.
+        ConfigError: it wants what no step can give it, or does not fit the parameters.
     """
-    opt_state = _first_state(tx, params)
+    try:
+        opt_state = _first_state(tx, params)
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"tx: it cannot begin with these parameters: {said[:300]}") from error
+    _check_arrays("tx: the state of the optimiser", opt_state)
     # Optax has it since 0.2.7.
     if hasattr(optax, "MonitorState") and any(states_of(opt_state, optax.MonitorState)):
         tx = settled(tx)
@@ -173,6 +178,12 @@ def _check_gets_what_it_wants(opt_state: PyTree) -> None:
         raise ConfigError(
             "tx: differentially_private_aggregate, which is in dpsgd, takes the gradient of each "
             "example, and that of a loss is the mean over its batch; write the step: fit(step=...)"
+        )
+    inner = (state for outer in states_of(opt_state, optax.MaskedState) for state in outer)
+    if any(any(states_of(state, optax.LookaheadState)) for state in inner):
+        raise ConfigError(
+            "tx: optax.lookahead inside of optax.masked or partition is given the parameters of "
+            "the others too; put it around the whole optimiser"
         )
     searches = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
     for outer, reason in (
@@ -302,8 +313,8 @@ def _check_arrays(name: str, tree: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not _is_parameter(leaf):
             raise ConfigError(
-                f"{name}: {leaf_path(path) or 'all of it'} is {_name(leaf)}; parameters and what "
-                "changes beside them are arrays and numbers"
+                f"{name}: {leaf_path(path) or 'all of it'} is {_name(leaf)}; what a run keeps are "
+                "arrays and numbers"
             )
 
 
