@@ -227,6 +227,21 @@ def test_another_number_of_steps_is_said_and_the_rate_that_jumps(
         train("quiet", 32, True, **QUIET)
 
 
+def test_a_rate_that_the_optimiser_s_state_keeps_is_said_to_be_kept(
+    line_state, line_loss, dataset, tmp_path
+):
+    def train(rate, steps):
+        tx = optax.inject_hyperparams(optax.adam)(learning_rate=rate, b1=lambda step: 0.9)
+        loopax.fit(
+            line_state(tx), line_loss, dataset.batches(2), steps=steps, run_dir=tmp_path, **QUIET
+        )
+
+    train(0.5, 2)
+    train(0.5, 4)
+    with pytest.warns(UserWarning, match="the learning_rate 0.5 of the checkpoint and not 0.25: "):
+        train(0.25, 6)
+
+
 def test_a_run_whose_length_is_a_setting_says_how_it_is_made_longer(train, tmp_path):
     train(config={"epochs": 1})
     with pytest.raises(ConfigError, match="made with epochs = 1, not 2; to make a run longer keep"):

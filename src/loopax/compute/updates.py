@@ -217,6 +217,19 @@ def typed(opt_state: PyTree) -> PyTree:
     return [typed(node) for node in opt_state] if isinstance(opt_state, list) else opt_state
 
 
+# --- Numbers that the state keeps ---------------------------------------------------------------
+
+
+def hyperparameters(opt_state: PyTree) -> list[tuple[str, float]]:
+    """The constants that `optax.inject_hyperparams` keeps in its state, with their names."""
+    return [
+        (name, float(value))
+        for state in states_of(opt_state, optax.InjectStatefulHyperparamsState)
+        for name, value in sorted(state.hyperparams.items())
+        if name not in state.hyperparams_states and jnp.shape(value) == ()
+    ]
+
+
 # --- Averages ---------------------------------------------------------------------------------
 
 

@@ -83,7 +83,7 @@ class Attempt:
                 processes.by_all("seen", run.dir.check_seen)
                 store = CheckpointStore(run.dir.checkpoints, settings.checkpoints, say)
                 self.store = opened.enter_context(store)
-            self._tail = restore(run, self.store, settings, say)
+            self._tail = restore(run, self.store, settings, self.shown)
             self.left = left_chunk(run, say)
             self._opened = opened.pop_all()
         return self

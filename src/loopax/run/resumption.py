@@ -10,12 +10,14 @@ import jax
 from loopax import processes
 from loopax.batches.base import Batches
 from loopax.compute.rows import LEARNING_RATE, Rows
+from loopax.compute.updates import hyperparameters
 from loopax.environment import changes, numerics
 from loopax.errors import CheckpointError, RunDirError
 from loopax.randomness import key_words
 from loopax.run.checkpoint import CheckpointStore
 from loopax.run.checkpoint_reader import REMAT, computing
 from loopax.run.chunks import Chunk
+from loopax.run.display import Display, tell
 from loopax.run.history import History
 from loopax.run.recorder import Tail
 from loopax.run.run import STOPPED, Run
@@ -30,13 +32,14 @@ Say = Callable[[str], None]
 T = TypeVar("T")
 
 
-def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Say) -> Tail:
+def restore(run: Run, store: CheckpointStore | None, settings: Settings, shown: Display) -> Tail:
     """Puts the newest checkpoint's state and rows into the run; returns its unlogged rows.
 
     Raises:
         CheckpointError: there were checkpoints and none is whole, or it was made with other data,
             batches or seed.
     """
+    say = shown.say
     run.state, run.step = settings.placement.put_state(settings.state), 0
     tail, logged = Tail(settings.log_every), 0
     if store is not None and (step := store.agreed()) is not None:
@@ -55,6 +58,12 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
         now = numerics(str(settings.placement))
         if before:
             before[REMAT], now[REMAT] = meta.get(REMAT), computing(run.state)[REMAT]
+        if kept := _kept_by_the_optimiser(settings.state, run.state):
+            tell(
+                shown,
+                f"{run.name}: goes on with {kept}: optax.inject_hyperparams keeps such numbers in "
+                "the state; for others begin a new run, or give a schedule",
+            )
         if changed := changes(before, now):
             say(
                 f"{run.name}: {'; '.join(changed)}; from here on, results may differ in the last "
@@ -69,6 +78,16 @@ def restore(run: Run, store: CheckpointStore | None, settings: Settings, say: Sa
             )
             run.history = History(run.history)  # the file is made anew, of whole lines
     return tail
+
+
+def _kept_by_the_optimiser(given: Any, restored: Any) -> str:
+    """The constants of the optimiser that are other ones in a checkpoint than now, in words."""
+    now, then = (hyperparameters(getattr(state, "opt_state", ())) for state in (given, restored))
+    return ", ".join(
+        f"the {name} {old:.4g} of the checkpoint and not {new:.4g}"
+        for (name, old), (_, new) in zip(then, now, strict=True)
+        if old != new
+    )
 
 
 def _check_same(
