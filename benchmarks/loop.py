@@ -36,7 +36,7 @@ class HostBatches:
     """Batches of NumPy arrays, an epoch a pass."""
 
     def __init__(self, task: Task) -> None:
-        self.task, (images, self.labels) = task, task.images()
+        self.task, (images, self.labels) = task, task.columns().values()
         self.images = images.reshape(-1, 28, 28, 1)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -84,6 +84,6 @@ def measure(folder: Path, batch: int, options: Options) -> None:
 if __name__ == "__main__":
     given = tyro.cli(Options, description=__doc__)
     with tempfile.TemporaryDirectory(prefix="loopax-benchmark-") as scratch:
-        prepare(Path(scratch))
+        prepare("article", Path(scratch))
         for size in given.batch:
             measure(Path(scratch), size, given)

@@ -112,7 +112,7 @@ def main(options: Options) -> None:
     if unknown := set(options.only) - known:
         raise SystemExit(f"--only {unknown.pop()}; there are {', '.join(sorted(known))}")
     with tempfile.TemporaryDirectory(prefix="loopax-quality-") as scratch:
-        prepare(Path(scratch))
+        prepare("article", Path(scratch))
         found = {"target": options.target, "rows": measured(options, Path(scratch))}
     print(page.quality(found))
     if options.json:

@@ -11,22 +11,23 @@ PACKAGES = {
     "loopax": ["-e", str(ROOT)],
     "article": ["-e", str(ROOT), "torch==2.13.0", "pillow"],
     "keras": ["keras>=3.15,<4", "jax", "numpy"],
-    "torch": ["torch==2.13.0", "numpy", "setuptools"],
-    "lightning": ["torch==2.13.0", "lightning>=2.5,<3", "numpy"],
+    "torch": ["torch==2.13.0", "numpy", "setuptools", "transformers>=5,<6"],
+    "lightning": ["torch==2.13.0", "lightning>=2.5,<3", "numpy", "transformers>=5,<6"],
 }
 """What `pip install` is given. PyTorch is pinned to a build for CPUs alone."""
-SHOWN = ("jax", "flax", "optax", "keras", "torch", "lightning", "loopax")
+SHOWN = ("jax", "flax", "optax", "keras", "torch", "transformers", "lightning", "loopax")
 
 
 def python_of(name: str, folder: Path) -> Path:
     """The Python of an environment, which is made where it is missing."""
     home = folder / name
     python = home / "bin" / "python"
-    if not (home / "complete").exists():
+    mark, packages = home / "complete", "\n".join(PACKAGES[name]).replace(str(ROOT), ".")
+    if not mark.exists() or mark.read_text() != packages:
         print(f"making the environment {name}")
         subprocess.run([sys.executable, "-m", "venv", home], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[name]], check=True)
-        (home / "complete").touch()
+        mark.write_text(packages)
     return python
 
 

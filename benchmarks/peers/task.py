@@ -1,35 +1,50 @@
-"""What every contestant trains: the article's class-conditional VAE on MNIST. NumPy alone.
+"""What every contestant trains. NumPy alone.
 
-All begin with the same values, see the same images, and are judged by the same function of the
-parameters they end with. What they draw at random (order, noise) is their own.
+All begin with the same values, see the same data, and are judged by the same function of the
+parameters they end with. What they draw at random (order, noise, dropout) is their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
+from benchmarks.peers.tasks import bert, vae
 
-LATENT, CLASSES, PIXELS = 32, 10, 784
-LAYERS = {
-    "enc0": (PIXELS, 256),
-    "enc1": (256, 128),
-    "enc2": (128, 64),
-    "code": (64, 2 * LATENT),
-    "latent": (LATENT, 64),
-    "label": (CLASSES, 64),
-    "dec0": (64, 128),
-    "dec1": (128, 256),
-    "dec2": (256, PIXELS),
-}
-"""Dense layers by name: what goes in, what comes out. A ReLU follows all but code, latent, label;
-the last two are added to each other before theirs."""
-LEARNING_RATE, WEIGHT_DECAY, KL_WEIGHT = 1e-4, 1e-4, 0.5
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-4
 """Of AdamW with the moments' decays 0.9 and 0.999 and epsilon 1e-8, as Optax has them."""
 
-Weights = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Of each layer its matrix `(in, out)` and its bias `(out,)`, float32."""
+Weights = dict[str, tuple[np.ndarray, ...]]
+"""Of each layer its arrays, float32: a kernel, as the task says, and a bias; the scale and the bias
+of a normalisation; an embedding."""
+
+
+class Kind(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        title: what it is called.
+        module: has its initial values, its data and its loss.
+        checked: steps after which losses are compared, by size of batch.
+        every: steps after which metrics are read, or that make a dispatch.
+    """
+
+    title: str
+    module: ModuleType
+    checked: Mapping[int, int]
+    every: int = 100
+
+
+KINDS = {
+    "article": Kind("the article's VAE", vae, {16: 3750, 64: 1900, 256: 900, 1024: 230}),
+    "conv": Kind("a VAE of convolutions", vae, {128: 200}, 20),
+    "bert-tiny": Kind("a BERT of 2 layers x 128", bert, {32: 300}, 20),
+    "bert-minilm": Kind("a BERT of 6 layers x 384 (MiniLM)", bert, {16: 60}, 5),
+}
 
 
 @dataclass(frozen=True)
@@ -38,70 +53,40 @@ class Task:
 
     Attributes:
         folder: holds the arrays.
-        batch: images in a step; the last of an epoch that would be smaller is dropped.
+        batch: examples in a step; the last of an epoch that would be smaller is dropped.
         steps: how many to make.
-        target: end after the first epoch by which the loss of the test images is this one or less.
+        target: end after the first epoch by which the loss of the test part is this one or less.
+        name: a key of `KINDS`.
     """
 
     folder: Path
     batch: int
     steps: int
     target: float | None = None
+    name: str = "article"
 
-    def images(self, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
-        """Images, uint8 `(n, 784)`, and labels, int32 `(n,)`."""
-        return tuple(np.load(self.folder / f"{part}_{name}.npy") for name in ("images", "labels"))
+    @property
+    def every(self) -> int:
+        """Steps after which metrics are read."""
+        return KINDS[self.name].every
+
+    def columns(self, part: str = "train") -> dict[str, np.ndarray]:
+        """The data, by name; the label comes last."""
+        with np.load(self.folder / f"{self.name}_{part}.npz") as arrays:
+            return dict(arrays)
 
     def weights(self) -> Weights:
         """The values that all begin with."""
-        rng = np.random.default_rng(0)
-        # As Flax initialises a dense layer: LeCun's normal distribution and zeros.
-        return {
-            name: (
-                (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32),
-                np.zeros(shape[1], np.float32),
-            )
-            for name, shape in LAYERS.items()
-        }
+        return KINDS[self.name].module.weights(self.name)
 
 
-def prepare(folder: Path) -> None:
-    """Leaves MNIST in a folder, as `Task.images` reads it."""
-    import loopax
-
-    data = loopax.data.mnist()
+def prepare(name: str, folder: Path) -> None:
+    """Leaves the data of a task in a folder, as `Task.columns` reads it."""
     for part in ("train", "test"):
-        columns = data.parts[part].columns
-        np.save(folder / f"{part}_images.npy", columns["image"].reshape(-1, PIXELS))
-        np.save(folder / f"{part}_labels.npy", columns["label"].astype(np.int32))
+        np.savez(folder / f"{name}_{part}.npz", **KINDS[name].module.data(name, part))
 
 
 def test_loss(weights: Weights, task: Task, *, noise: bool) -> float:
-    """The article's loss on the 10,000 test images, decoded from the mean of each latent.
-
-    Half the squared error, summed over pixels, and half the Kullback-Leibler divergence. With
-    `noise` each latent is drawn, as the article and loopax do where they evaluate.
-    """
-    images, labels = task.images("test")
-    image = images.astype(np.float32) / 255
-
-    def dense(name: str, x: np.ndarray) -> np.ndarray:
-        matrix, bias = weights[name]
-        return x @ matrix + bias
-
-    def relu(x: np.ndarray) -> np.ndarray:
-        return np.maximum(x, 0)
-
-    hidden = image
-    for name in ("enc0", "enc1", "enc2"):
-        hidden = relu(dense(name, hidden))
-    mean, logvar = np.split(dense("code", hidden), 2, axis=-1)
-    one_hot = np.eye(CLASSES, dtype=np.float32)[labels]
-    drawn = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
-    latent = mean + np.exp(0.5 * logvar) * drawn if noise else mean
-    hidden = relu(dense("latent", latent) + dense("label", one_hot))
-    for name in ("dec0", "dec1", "dec2"):
-        hidden = relu(dense(name, hidden))
-    mse = 0.5 * np.square(hidden - image).sum(-1).mean()
-    kl = 0.5 * (np.exp(logvar) + mean**2 - 1 - logvar).sum(-1).mean()
-    return float(mse + KL_WEIGHT * kl)
+    """The loss of the test part, of such weights."""
+    found = KINDS[task.name].module.loss(task.name, weights, task.columns("test"), noise=noise)
+    return float(found)

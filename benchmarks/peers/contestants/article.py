@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import torch
 from benchmarks.peers.contestants.base import Clock, contest
-from benchmarks.peers.contestants.linen import given, loss_fn, optimizer, taken
+from benchmarks.peers.contestants.linen import given, loss_of, optimizer, taken
 from benchmarks.peers.task import Task, Weights
 from flax.training.train_state import TrainState
 from PIL import Image
@@ -28,6 +28,9 @@ class Digits(torch.utils.data.Dataset):
         return tensor.to(torch.float32).div(255), int(self.labels[index])
 
 
+loss_fn = loss_of("article")
+
+
 @jax.jit
 def train_step(state, image, label, key):
     rngs = {"noise": jax.random.fold_in(key, state.step)}
@@ -37,7 +40,7 @@ def train_step(state, image, label, key):
 
 
 def train(task: Task, clock: Clock) -> Weights:
-    data = Digits(*task.images())
+    data = Digits(*task.columns().values())
     loader = torch.utils.data.DataLoader(data, task.batch, shuffle=True, drop_last=True)
     state = TrainState.create(apply_fn=None, params=given(task.weights()), tx=optimizer)
     key, step, totals = jax.random.key(0), 0, [0.0, 0.0, 0.0]

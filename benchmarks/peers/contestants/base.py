@@ -67,7 +67,7 @@ class Clock:
 
 
 Train = Callable[[Task, Clock], Weights]
-"""Trains, tells the clock about every hundred steps when their metrics are known, and returns what
+"""Trains, tells the clock each `task.every` steps when their metrics are known, and returns what
 it has come to."""
 
 
@@ -75,13 +75,14 @@ def contest(train: Train) -> None:
     """Reads the task from the command line, trains, and leaves figures and weights in files."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--task", required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--target", type=float)
     parser.add_argument("--started", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    task = Task(given.folder, given.batch, given.steps, given.target)
+    task = Task(given.folder, given.batch, given.steps, given.target, given.task)
     clock = Clock(task, given.started)
     try:
         weights = train(task, clock)

@@ -1,6 +1,7 @@
 """Keras on JAX: `compile` and `fit` on arrays in memory, with a CSV log and a checkpoint at each
 epoch, as `loopax.fit` has them too. `STEPS_PER_EXECUTION` is Keras' own option."""
 
+import math
 import os
 import tempfile
 
@@ -8,39 +9,48 @@ os.environ["KERAS_BACKEND"] = "jax"
 import keras
 import numpy as np
 from benchmarks.peers.contestants.base import Clock, contest
-from benchmarks.peers.task import (
-    KL_WEIGHT,
-    LAYERS,
-    LEARNING_RATE,
-    WEIGHT_DECAY,
-    Task,
-    Weights,
-)
+from benchmarks.peers.task import LEARNING_RATE, WEIGHT_DECAY, Task, Weights
+from benchmarks.peers.tasks.vae import KL_WEIGHT, LAYERS, SMALL
 from keras import ops
 
 
+def layer_of(name: str, shape: tuple[int, ...]) -> keras.Layer:
+    if len(shape) == 2:
+        plain = name in ("code", "latent", "label")
+        return keras.layers.Dense(shape[1], activation=None if plain else "relu")
+    conv, channels = (
+        (keras.layers.Conv2DTranspose, shape[2])
+        if name.startswith("dec")
+        else (keras.layers.Conv2D, shape[3])
+    )
+    return conv(channels, shape[:2], 2, padding="same", activation="relu")
+
+
 class VAE(keras.Model):
-    def __init__(self):
+    def __init__(self, task: str):
         super().__init__()
-        plain = ("code", "latent", "label")
-        self.parts = {
-            name: keras.layers.Dense(outputs, activation=None if name in plain else "relu")
-            for name, (_, outputs) in LAYERS.items()
-        }
+        self.parts = {name: layer_of(name, shape) for name, shape in LAYERS[task].items()}
+        self.convolves = task == "conv"
         self.seeds = keras.random.SeedGenerator(0)
         self.mse, self.kl = keras.metrics.Mean("mse"), keras.metrics.Mean("kl")
 
     def call(self, inputs):
-        hidden, label = inputs
-        for name in ("enc0", "enc1", "enc2"):
-            hidden = self.parts[name](hidden)
+        image, label = inputs
+        hidden = self.stack("enc", ops.reshape(image, (-1, 28, 28, 1)) if self.convolves else image)
+        if self.convolves:
+            hidden = ops.reshape(hidden, (-1, math.prod(SMALL)))
         mean, logvar = ops.split(self.parts["code"](hidden), 2, axis=-1)
         noise = keras.random.normal(ops.shape(mean), seed=self.seeds)
         latent = self.parts["latent"](mean + ops.exp(0.5 * logvar) * noise)
         hidden = ops.relu(latent + self.parts["label"](ops.one_hot(label, 10)))
-        for name in ("dec0", "dec1", "dec2"):
-            hidden = self.parts[name](hidden)
-        return hidden, mean, logvar
+        hidden = self.stack("dec", ops.reshape(hidden, (-1, *SMALL)) if self.convolves else hidden)
+        return ops.reshape(hidden, ops.shape(image)), mean, logvar
+
+    def stack(self, half, hidden):
+        for name, layer in self.parts.items():
+            if name.startswith(half):
+                hidden = layer(hidden)
+        return hidden
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         reconstruction, mean, logvar = y_pred
@@ -52,7 +62,7 @@ class VAE(keras.Model):
 
 
 class Ticks(keras.callbacks.Callback):
-    """Tells the clock each 100 steps, without making `fit` wait for the step."""
+    """Tells the clock each 100 steps or so, without making `fit` wait for the step."""
 
     async_safe = True
 
@@ -61,8 +71,8 @@ class Ticks(keras.callbacks.Callback):
         self.clock, self.before, self.told = clock, 0, 0
 
     def on_train_batch_end(self, batch, logs=None):
-        step = self.before + batch + 1
-        if step - self.told >= 100:
+        step = self.before + min(batch + 1, self.params["steps"])  # An execution may be cut.
+        if step - self.told >= self.clock.task.every:
             float(logs["loss"])
             self.clock(step)
             self.told = step
@@ -77,9 +87,9 @@ def taken(model: VAE) -> Weights:
 
 
 def train(task: Task, clock: Clock) -> Weights:
-    images, labels = task.images()
+    images, labels = task.columns().values()
     images = images.astype(np.float32) / 255
-    model = VAE()
+    model = VAE(task.name)
     optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=1e-8)
     spe = int(os.environ.get("STEPS_PER_EXECUTION", "1"))
     model.compile(optimizer, steps_per_execution=spe)

@@ -3,7 +3,7 @@
 import tempfile
 
 from benchmarks.peers.contestants.base import Clock, contest
-from benchmarks.peers.contestants.linen import given, loss_fn, optimizer, taken
+from benchmarks.peers.contestants.linen import given, loss_of, optimizer, taken
 from benchmarks.peers.task import Task, Weights
 
 import loopax
@@ -30,9 +30,10 @@ class Ticks:
 
 
 def batches_of(task: Task):
-    images, labels = task.images()
-    columns = {"image": images.reshape(-1, 28, 28, 1), "label": labels}
-    return loopax.data.Dataset(columns, name="MNIST").batches(task.batch)
+    columns = task.columns()
+    if "image" in columns:
+        columns["image"] = columns["image"].reshape(-1, 28, 28, 1)
+    return loopax.data.Dataset(columns, name=task.name).batches(task.batch)
 
 
 def train(task: Task, clock: Clock, data=None) -> Weights:
@@ -41,10 +42,11 @@ def train(task: Task, clock: Clock, data=None) -> Weights:
     with tempfile.TemporaryDirectory() as folder:
         run = loopax.fit(
             state,
-            loss_fn,
+            loss_of(task.name),
             batches_of(task) if data is None else data,
             steps=task.steps,
             run_dir=f"{folder}/run",
+            log_every=task.every,
             writers=[Ticks(clock)],
         )
     return taken(run.state.params)

@@ -11,13 +11,14 @@ import numpy as np
 import optax
 from benchmarks.peers.contestants.base import Clock, contest
 from benchmarks.peers.contestants.linen import optimizer
-from benchmarks.peers.task import KL_WEIGHT, LAYERS, Task, Weights
+from benchmarks.peers.task import Task, Weights
+from benchmarks.peers.tasks.vae import KL_WEIGHT, LAYERS
 from flax import nnx
 
 
 class VAE(nnx.Module):
     def __init__(self, weights: Weights, rngs: nnx.Rngs):
-        for name, (inputs, outputs) in LAYERS.items():
+        for name, (inputs, outputs) in LAYERS["article"].items():
             layer = nnx.Linear(inputs, outputs, rngs=rngs)
             layer.kernel[...], layer.bias[...] = map(jnp.asarray, weights[name])
             setattr(self, name, layer)
@@ -52,12 +53,12 @@ def train_step(model, optimizer, metrics, image, label):
 
 
 def taken(model: VAE) -> Weights:
-    layers = {name: getattr(model, name) for name in LAYERS}
+    layers = {name: getattr(model, name) for name in LAYERS["article"]}
     return {n: (np.asarray(x.kernel[...]), np.asarray(x.bias[...])) for n, x in layers.items()}
 
 
 def train(task: Task, clock: Clock) -> Weights:
-    images, labels = task.images()
+    images, labels = task.columns().values()
     model = VAE(task.weights(), nnx.Rngs(0))
     update = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
     metrics = nnx.MultiMetric(**{name: nnx.metrics.Average(name) for name in ("loss", "mse", "kl")})

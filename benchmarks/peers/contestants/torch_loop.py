@@ -5,36 +5,37 @@ import os
 
 import torch
 from benchmarks.peers.contestants.base import Clock, contest
-from benchmarks.peers.contestants.pytorch import VAE, losses, optimizer_of, taken
+from benchmarks.peers.contestants.pytorch import model_of, optimizer_of, taken, tensors_of
 from benchmarks.peers.task import Task, Weights
 
 
 def train(task: Task, clock: Clock) -> Weights:
     torch.manual_seed(0)
-    images, labels = map(torch.from_numpy, task.images())
-    labels = labels.long()
-    model = VAE(task.weights())
+    columns = tensors_of(task)
+    count = len(columns[0])
+    model, loss_fn = model_of(task)
     optimizer = optimizer_of(model)
-    loss_fn = torch.compile(losses) if os.environ.get("COMPILED") else losses
-    step, totals = 0, torch.zeros(3)
+    if os.environ.get("COMPILED"):
+        loss_fn = torch.compile(loss_fn)
+    step, totals = 0, 0
     while step < task.steps:
-        order = torch.randperm(len(labels))
-        for rows in order[: len(order) // task.batch * task.batch].view(-1, task.batch):
-            loss, mse, kl = loss_fn(model, images[rows], labels[rows])
+        order = torch.randperm(count)
+        for rows in order[: count // task.batch * task.batch].view(-1, task.batch):
+            metrics = loss_fn(model, *(column[rows] for column in columns))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            metrics["loss"].backward()
             optimizer.step()
-            totals += torch.stack((loss, mse, kl)).detach()
+            totals += torch.stack(list(metrics.values())).detach()
             step += 1
-            if step % 100 == 0:
-                (totals / 100).tolist()
-                totals.zero_()
+            if step % task.every == 0:
+                (totals / task.every).tolist()
+                totals = 0
                 clock(step)
             if step == task.steps:
                 break
-        clock.epoch(lambda: taken(model))
+        clock.epoch(lambda: taken(model, task))
     clock(step)
-    return taken(model)
+    return taken(model, task)
 
 
 if __name__ == "__main__":
