@@ -27,6 +27,7 @@ BATCH, EPOCHS = 16, 20
 """Of the article, and at most."""
 PRESETS = {
     "preset-wide": "loopax train vae --preset wide",
+    "preset-wide-64": "loopax train vae --preset wide --batch-size 64 --epochs 1",
     "preset-article": "loopax train vae --preset article",
 }
 PEERS = ("article", "keras-100", "keras", "torch-compile", "torch", "lightning", "nnx-cached")

@@ -181,7 +181,8 @@ def quality(found: Mapping[str, Any]) -> str:
     said = [
         f"## Until the test loss is {found['target']:g}",
         "",
-        "Whole processes, until the first epoch after which it is reached.",
+        "Whole processes, until the first epoch after which it is reached. Where a command gives "
+        "its size of batch and its length, these were chosen for this loss.",
         "",
         _line(("", "seconds, compiled before", "seconds, the first time", "loss")),
         _line(("---", "--:", "--:", "--:")),

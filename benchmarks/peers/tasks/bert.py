@@ -1,6 +1,6 @@
 """BERT classifiers of texts, with random weights: tiny, and of MiniLM's sizes.
 
-A class shows in some tokens of a text, and every fifth label is wrong, so that the loss of all
+Half of a text are tokens of its class, and every fifth label is wrong, so that the loss of all
 comes to rest at about 0.5 nats. Dropout is on.
 """
 
@@ -66,8 +66,8 @@ def data(name: str, part: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     label = rng.integers(0, CLASSES, count)
     ids = rng.integers(2000, 30_000, (count, LENGTH))
-    telling = rng.random(ids.shape) < 0.2
-    ids[telling] = (1000 + 20 * label[:, None] + rng.integers(0, 20, ids.shape))[telling]
+    telling = rng.random(ids.shape) < 0.5
+    ids[telling] = (1000 + 2 * label[:, None] + rng.integers(0, 2, ids.shape))[telling]
     ids[:, 0] = 101  # [CLS]
     length = rng.integers(LENGTH // 2, LENGTH + 1, count)
     ids[np.arange(LENGTH) >= length[:, None]] = 0
