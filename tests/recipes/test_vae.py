@@ -60,6 +60,17 @@ def test_large_images_are_decoded_and_encoded_few_at_a_time(tiny_vae, monkeypatc
     assert together == [2, 2, 2, 1] * 2
 
 
+def test_large_images_have_a_warm_up(tmp_path, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (24, 160, 160, 3), np.uint8)
+    np.savez(tmp_path / "large.npz", image=image, label=np.arange(24) % 2)
+    problem = vae.Problem.of(vae.VAEConfig(data=str(tmp_path / "large.npz"), network="conv"))
+    assert "large images, so 100 steps of warm-up" in problem.description
+    made = []
+    monkeypatch.setattr(loopax.TrainState, "create", lambda *args, **_: made.append(args[2]))
+    problem.state()
+    assert made[0].schedule.warmup_steps == 100
+
+
 def test_the_sampler_of_an_unfinished_run_is_fitted_once_and_to_some_of_many_images(
     tiny_vae, monkeypatch, tmp_path
 ):

@@ -25,6 +25,9 @@ EPOCHS, STEPS_AT_LEAST = 24, 4000
 BATCH, SMALLEST_BATCH = 128, 16
 BATCHES_AT_LEAST = 8
 """In a pass, where the size of batches is left to the data."""
+WARMUP = 100
+"""Steps, at most half of all, in which the learning rate grows from 0 where images are large: at
+256 x 256 a layer sums so many numbers that the first full steps of Adam end in inf."""
 SHARP, SMOOTH, FEW_IMAGES = 0.005, 0.2, 1000
 """Weights of the KL divergence beside half the squared error; the second one of few images."""
 PATIENCE = 6
@@ -92,8 +95,9 @@ class Problem(ImagesProblem):
         """What the data is, and how long it is trained on where that follows the data, in lines."""
         lines, train = [self.data.description], self.data.train
         usual = usual_batch(train)
-        if self.config.batch_size is None and self.batch_size == usual < BATCH:
-            lines.append(f"{train.name}: large images, so batches of {usual}")
+        if usual < BATCH:
+            size = f"batches of {usual} and " if self.batch_size == usual else ""
+            lines.append(f"{train.name}: large images, so {size}{self.warmup} steps of warm-up")
         if self.data.validation is None and self.config.validation:
             lines.append(
                 f"{train.name}: too few images to hold any out; nothing is chosen, and the latest "
@@ -136,6 +140,13 @@ class Problem(ImagesProblem):
         return PATIENCE if self.is_lengthened and chooses else None
 
     @property
+    def warmup(self) -> int:
+        """Steps in which the learning rate grows from 0."""
+        is_large = usual_batch(self.data.train) < BATCH
+        given = self.config.optimizer.schedule.warmup_steps
+        return given or (min(WARMUP, self.steps // 2) if is_large else 0)
+
+    @property
     def objective(self) -> Objective:
         """What is trained for, and measured."""
         warmup = self.config.kl_warmup_epochs * self.batches.steps_per_epoch
@@ -154,11 +165,12 @@ class Problem(ImagesProblem):
         Raises:
             LoopaxError: the weights to begin with cannot be used.
         """
-        config, train = self.config, self.data.train
+        config, train, optimizer = self.config, self.data.train, self.config.optimizer
+        schedule = replace(optimizer.schedule, warmup_steps=self.warmup)
         state = loopax.TrainState.create(
             self.model,
             train,
-            config.optimizer,
+            replace(optimizer, schedule=schedule),
             compute_dtype=config.compute_dtype,
             full_precision=("batch/image",) if config.compute_dtype else (),
             total_steps=self.steps,
