@@ -140,7 +140,7 @@ class _File:
 
     def read(self, rows: Any) -> np.ndarray | None:
         """The rows of these numbers; None where they are said in another way."""
-        array = self._array
+        array, rows = self._array, np.asarray(rows) if np.isscalar(rows) else rows
         is_plain = isinstance(rows, np.ndarray) and rows.dtype.kind in "iu" and rows.size
         if not is_plain or rows.min() < 0 or rows.max() >= len(array):
             return None
