@@ -155,6 +155,15 @@ def test_an_evaluation_in_which_nothing_weighs_anything_is_refused():
         loopax.evaluate(new_state(), loss, numbers(2, 2))
 
 
+def test_a_training_in_which_nothing_weighs_anything_says_so_once():
+    def weightless(params, batch, rngs):
+        return params["w"] ** 2, {"weight": 0}
+
+    with pytest.warns(UserWarning, match="the weight 0 for each of the 2 steps up to 2") as said:
+        loopax.fit(new_state(), weightless, numbers(2), steps=6, log_every=2, **QUIET)
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("weight", [-1, np.nan, np.inf])
 def test_a_weight_that_is_no_count_is_refused(weight):
     def loss(params, batch, rngs):

@@ -58,7 +58,10 @@ def recipe_of(run: str | Path) -> Recipe:
 
     name = RunDir.open(run).config.get("recipe")
     if not isinstance(name, str):
-        raise ConfigError(f"{run}: holds a run of a program; this works on runs of a recipe")
+        raise ConfigError(
+            f"{run}: holds a run of a program, and this works on runs of a recipe; the program, "
+            "started again, continues it, and has loopax.evaluate and loopax.diagnose.Replay"
+        )
     try:
         return find(name)
     except ConfigError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from loopax.account import Account
-from loopax.compute.rows import SKIPPED, Rows, means
+from loopax.compute.rows import SKIPPED, WEIGHT, Rows, means
 from loopax.errors import NonFiniteError
 from loopax.jsonlines import Row
 from loopax.paths import PyTree, leaf_path
@@ -81,7 +81,7 @@ class Recorder:
         self._pending: list[Pending] = []
         self._interval: list[dict[str, float]] = []
         self._read_at = self._seconds = 0.0
-        self._skipped, self._finished = 0, -1
+        self._skipped, self._finished, self._weightless = 0, -1, False
         account.device_is_busy = lambda: (
             bool(self._pending) and not self._pending[-1].rows.is_ready()
         )
@@ -187,6 +187,13 @@ class Recorder:
         rows, rate = self._interval, len(self._interval) / max(self._seconds, 1e-9)
         self._display.update(step, rate)
         values = {"steps": len(rows), **means(rows)}
+        if not self._weightless and not any(row.get(WEIGHT, 1) for row in rows):
+            self._weightless = True
+            self.warn(
+                f"the loss returned the weight 0 for each of the {len(rows)} steps up to "
+                f"{step:,}, so their means are of nothing; 'weight' says how many things a mean "
+                "is over: give a coefficient another name"
+            )
         if any(SKIPPED in row for row in rows):
             values["skipped_steps"] = sum(bool(row.get(SKIPPED)) for row in rows)
         self.log(step, "train", values)
