@@ -51,10 +51,16 @@ def sharing(batch_size: int | None) -> str:
     shares = math.gcd(devices, batch_size or devices)
     if shares % each:
         raise ConfigError(
-            f"a batch of {batch_size} cannot be shared evenly by {each} processes of "
-            f"{devices // each} devices; take a batch size that {devices} divides"
+            f"a batch of {batch_size} cannot be shared evenly by {devices} devices of {each} "
+            f"processes; take a batch size of {nearest(batch_size, devices)}"
         )
     return f"data={shares}"
+
+
+def nearest(batch_size: int | None, shares: int) -> str:
+    """The nearest batch sizes that can be shared, in words."""
+    below = (batch_size or 0) // shares * shares
+    return f"{below} or {below + shares}" if below else f"{shares}"
 
 
 def default_device() -> jax.Device | None:

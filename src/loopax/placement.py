@@ -28,6 +28,7 @@ from loopax.meshes import (
     checked_sharding,
     default_device,
     mesh_of,
+    nearest,
     sharing,
     text_of,
 )
@@ -290,11 +291,9 @@ def placement(
     made = mesh_of(mesh)
     where = Placement(made if made.size > 1 else None, checked_sharding(sharding, made))
     if batch_size is not None and batch_size % where.shares:
-        below = batch_size // where.shares * where.shares
-        near = f"{below} or {below + where.shares}" if below else f"{where.shares}"
         raise ConfigError(
             f"mesh is {where}, over which a batch of {batch_size} cannot be shared evenly; "
-            f"take a batch size of {near}"
+            f"take a batch size of {nearest(batch_size, where.shares)}"
         )
     return where
 

@@ -13,7 +13,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -123,14 +123,24 @@ def same(values: Mapping[str, Any]) -> None:
     """
     if count() == 1:
         return
-    first, *others = everyone("same", {name: str(value) for name, value in values.items()})
+    first, *others = everyone("same", dict(_flat(values)))
     for process, other in enumerate(others, 1):
-        for name in first:
-            if other[name] != first[name]:
+        for name in {**first, **other}:
+            one, two = first.get(name, "absent"), other.get(name, "absent")
+            if one != two:
                 raise ConfigError(
-                    f"{name} is {first[name]} in process 0 and {other[name]} in process {process}; "
-                    "start all processes with the same program, arguments and versions"
+                    f"{name} is {one} in process 0 and {two} in process {process}; start all "
+                    "processes with the same program, arguments and versions"
                 )
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Each value as a text, by a name like `config: seed`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}: ")
+        else:
+            yield f"{before}{name}", str(value)
 
 
 def by_one(name: str, action: Callable[[], T], patience: float = PATIENCE_SECONDS) -> T:

@@ -133,9 +133,7 @@ def test_processes_that_are_started_otherwise_are_refused_in_a_line(told, home):
 def test_processes_that_read_other_batches_under_one_name_are_refused(told):
     first, second = (lines[2] for lines in told["printed"][:2])
     assert first == second
-    assert first.startswith(
-        "ConfigError: the data is {'data': 'an iterable whose first batches are "
-    )
+    assert first.startswith("ConfigError: the data: data is an iterable whose first batches are ")
 
 
 def test_a_stream_that_becomes_another_one_is_refused_before_it_is_trained_on(told, home):
