@@ -30,3 +30,8 @@ def test_a_profile_holds_its_steps_and_changes_nothing(
 def test_what_is_no_pair_of_steps_is_refused(dataset, line_loss, line_state, wrong):
     with pytest.raises(ConfigError, match="such as '100:110'"):
         loopax.fit(line_state(), line_loss, dataset.batches(4), steps=9, profile=wrong)
+
+
+def test_that_nothing_was_traced_is_said(dataset, line_loss, line_state, capsys):
+    loopax.fit(line_state(), line_loss, dataset.batches(4), steps=2, profile="10:20")
+    assert "profile: no step from 10 to 20 was made" in capsys.readouterr().err

@@ -54,6 +54,7 @@ class Profile:
         self._run, self._say = run, say
         self.steps: tuple[int, ...] = steps or ()
         self._folder: Path | None = None
+        self._is_traced = False
 
     def __enter__(self) -> Profile:
         self.act()
@@ -61,6 +62,8 @@ class Profile:
 
     def __exit__(self, *_: object) -> None:
         self._end()
+        if self.steps and not self._is_traced:
+            self._say(f"profile: no step from {self.steps[0]:,} to {self.steps[1]:,} was made")
 
     def is_due(self, step: int, total: int, turn: Turn) -> bool:
         """Whether to begin or to end here."""
@@ -83,7 +86,7 @@ class Profile:
             jax.profiler.start_trace(folder)
         except RuntimeError as error:
             raise ConfigError(f"profile: {error}; end the other trace first") from error
-        self._folder = folder
+        self._folder, self._is_traced = folder, True
 
     def _end(self) -> None:
         if self._folder is not None:
