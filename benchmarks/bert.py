@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 
 import jax
@@ -35,6 +36,8 @@ from loopax.models.bert import BertConfig, BertForSequenceClassification
 
 CLASSES = 2
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
+_open: list[AbstractContextManager[loopax.Run]] = []
+"""Trainings that go on for as long as this process runs; one that is dropped ends."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def ours(options: Options, data: Dataset, *, frozen: bool) -> Callable[[], int]:
         progress=False,
     )
 
-    chunks = iter(training.__enter__())  # for as long as this process runs
+    chunks = iter(training.__enter__())
+    _open.append(training)
 
     def run() -> int:
         chunk = next(chunks)

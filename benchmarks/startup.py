@@ -203,11 +203,11 @@ def commands(repeats: int) -> None:
             def train(name: str, place: str, environment: dict[str, str]) -> Spent:
                 # Samples of the default preset wait for a mixture, which a finished run has.
                 words = ["-m", "loopax", "train", "vae", "--preset", "wide"]
-                words += ["--run-dir", f"{place}/{name}"]
+                words += ["--run-dir", f"{place}/{name}", "--log-every", "1"]
                 return seconds_of(words, environment, Path(place, name, "metrics.jsonl"))
 
             pair = train("first", place, environment), train("second", place, environment)
-            found.setdefault("train vae, to its first row", []).append(pair)
+            found.setdefault("train vae, to its first step", []).append(pair)
             quick = ["--importance-samples", "0"]  # without what takes minutes
             for words in (["sample", f"{place}/first"], ["evaluate", f"{place}/first", *quick]):
                 first, second = (
