@@ -1,9 +1,10 @@
-"""What large data costs: images from Parquet, a stream longer than memory, and many short texts.
+"""What large data costs: many images, large ones, a stream longer than memory, many short texts.
 
     python -m benchmarks.streams --what images --count 10000    # two starts of `loopax train vae`
     python -m benchmarks.streams --what stream --gib 1 --plot docs/pictures/stream-memory.png
     python -m benchmarks.streams --what texts --count 100000    # tokenised, and opened again
     python -m benchmarks.streams --what buckets                 # steps a dispatch on real lengths
+    python -m benchmarks.streams --what large --count 2000      # 256 x 256, from training to export
 
 All is generated (images of noise, texts of words by chance), but for the lengths of `buckets`,
 which are those of Rotten Tomatoes. Memory is what Linux calls resident, of the process alone;
@@ -115,6 +116,26 @@ def images(count: int, steps: int) -> None:
             process.kill()
             process.wait()
             print(f"{start} start: {steps} steps after {seconds:.1f} s, {memory.peak}")
+
+
+def large(count: int) -> None:
+    """One pass of `loopax train vae` over images of 256 x 256, measured, and what follows it."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        pixels = rng.integers(0, 256, (count, 8, 8, 3), np.uint8).repeat(32, 1).repeat(32, 2)
+        np.savez(folder / "images.npz", image=pixels, label=np.arange(count) % 10)
+        del pixels
+        train = ["train", "vae", "--data", str(folder / "images.npz"), "--preset", "conv"]
+        train += ["--epochs", "1", "--run-dir", str(folder / "run")]
+        environment = os.environ | {"LOOPAX_CACHE": str(folder / "cache")}
+        for words in (train, *([what, str(folder / "run")] for what in ("sample", "export"))):
+            begun = time.monotonic()
+            command = [sys.executable, "-m", "loopax", *words]
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+            with Memory(process.pid) as memory:
+                status = process.wait()
+            print(f"{words[0]}: status {status}, {time.monotonic() - begun:.0f} s, {memory.peak}")
 
 
 def stream(gib: float, plot: Path | None) -> None:
@@ -232,7 +253,7 @@ def buckets(batch: int = 32) -> None:
 
 
 def main(
-    what: Literal["images", "stream", "texts", "buckets"],
+    what: Literal["images", "stream", "texts", "buckets", "large"],
     count: int = 10_000,
     steps: int = 10,
     gib: float = 1.0,
@@ -244,6 +265,8 @@ def main(
         stream(gib, plot)
     elif what == "texts":
         texts(count)
+    elif what == "large":
+        large(count)
     else:
         buckets()
 
