@@ -19,7 +19,7 @@ def test_a_machine_on_which_all_is_well(tmp_path, capsys):
     ("needed", "place", "said"),
     [
         (["numpy>=99"], "runs", "and >=99 is needed; pip install -U loopax"),
-        (["numpy>=1"], "file/runs", "rate        none\n  wrong: a small run failed: "),
+        (["numpy>=1"], "file/runs", "/file is a file; name a directory\n"),
     ],
 )
 def test_what_would_stop_a_run_is_said_with_what_would_be_right(

@@ -161,7 +161,9 @@ def _disk(place: Path) -> Finding:
     existing = _existing(place)
     free = shutil.disk_usage(existing).free
     advice = ""
-    if not os.access(existing, os.W_OK):
+    if not existing.is_dir():
+        advice = f"{existing} is a file; name a directory"
+    elif not os.access(existing, os.W_OK):
         advice = f"{existing} cannot be written; name another directory"
     elif free < ENOUGH_BYTES:  # also of what is no disk, such as /proc
         advice = f"less than {binary(ENOUGH_BYTES)} are free; make room or name another directory"

@@ -51,7 +51,11 @@ def pairs(texts):
 
 
 @quick
-@given(tables, st.sampled_from([",", ";", "\t"]), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
+@given(
+    tables,
+    st.sampled_from([",", ";", "\t", "|"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
 def test_csv_is_read_as_it_was_written(scratch, rows, delimiter, encoding):
     path = written(scratch / "round.csv", delimited(rows, delimiter), encoding)
     texts = read_texts(path)

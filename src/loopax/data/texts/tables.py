@@ -37,7 +37,7 @@ _FORMATS = {
     **dict.fromkeys(ARRAY_RECORD, "ArrayRecord"),
 }
 _BINARY = ("Parquet", "Arrow", "ArrayRecord")
-_DELIMITERS = {",": "CSV", ";": "CSV with ;", "\t": "TSV"}
+_DELIMITERS = {",": "CSV", ";": "CSV with ;", "\t": "TSV", "|": "CSV with |"}
 _PARQUET_ROWS = 1024
 
 File = str | os.PathLike[str]
