@@ -157,7 +157,8 @@ def estimate(
         )
     batches = as_batches(data)
     where = placement(mesh, getattr(batches, "batch_size", None), sharding, state)
-    processes.same({"mesh": where, "the state": forms(state), "the data": batches.content})
+    if processes.count() > 1:
+        processes.same({"mesh": where, "the state": forms(state), "the data": batches.content})
     train = TrainProgram(loss_fn, batches, Account(), where)
     feed = batches.feed([0], 0, CAPACITY)
     items = on_device(feed.take(1), where)
