@@ -20,8 +20,8 @@ OURS, BASE = "loopax", "scan"
 NOISE = 0.03
 """Within such a part of each other two are level: runs of one contestant differ by more."""
 ABSENT = (
-    "Not among them: Kauldron 1.4.2 and pythae 0.1.2. pip, at idle priority on this machine while "
-    "it was busy, had not installed either after ten minutes; that says nothing of an idle one."
+    "Not among them: Kauldron 1.4.2 and pythae 0.1.2, which pip had not installed after ten "
+    "minutes each, beside other work."
 )
 Rows = Mapping[str, Mapping[str, Any]]
 """A row for each contestant: its samples and its loss, or why it has failed."""
